@@ -1,0 +1,123 @@
+"""Core attention in plain torch: the oracle of the kernels, and what the library runs on a CPU.
+
+The specification, for one row b of the batch and one query head h of KV group g = h // (H / G)::
+
+    slots  = index[b, :length[b]]                       # or index[b, g, :length[b]]
+    weight = softmax(scale * key[b, g, slots] @ query[b, h])
+    out[b, h]    = weight @ value[b, g, slots]          # zeros when length[b] = 0
+    scores[b, j] = mean over h of weight_h[j]           # per KV group when the index is per KV head
+
+float64 inputs are computed in float64 throughout, everything else in float32: a low-precision input is cast up after its slots were
+read, so nothing that is not selected is touched.
+"""
+
+import torch
+from torch import Tensor
+
+
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    index: Tensor | None,
+    length: Tensor | None,
+    scale: float,
+    columns: tuple[int, int] | None,
+) -> tuple[Tensor, Tensor | None]:
+    """Attend with one query per row to the slots in `index` (paper: section 4.3, Figure 8).
+
+    Arguments are those of `avl.kernels.core_attention`, already validated, with these fixed forms:
+
+    - `query` [B, H, D]; `key`, `value` [B, G, L, D], any strides; `index` [B, n], [B, G, n] or None; `length` [B] or None.
+    - `columns`: the range of index columns whose scores are wanted, or None for no scores.
+
+    Returns `out` [B, H, D] in the dtype of `query`, and scores [B, W] (or [B, G, W]) in float32 (float64 for float64 inputs).
+    """
+    batch, heads, size = query.shape
+    groups, slots = key.shape[1], key.shape[2]
+    width = slots if index is None else index.shape[-1]
+    count = width
+    valid = None
+    if length is not None:
+        if batch == 1 and length.device.type == "cpu":
+            # a slice reads less and costs less than a mask; on a GPU it would be a host synchronisation
+            count = min(max(int(length), 0), width)
+            if count == 0:
+                return _nothing(query, groups, index, columns)
+            if count < width and index is not None:
+                index = index[..., :count]
+        else:
+            valid = torch.arange(width, device=query.device) < length.unsqueeze(1)  # [B, n]
+            if index is not None:
+                # entries behind `length` may be anything, out of range too: read slot 0 there and mask what comes back
+                index = index.masked_fill(~(valid if index.dim() == 2 else valid.unsqueeze(1)), 0)
+
+    k = _read(key, index, count)  # [B·G, n, D]
+    v = _read(value, index, count)
+    q = query.reshape(batch * groups, heads // groups, size)
+    if q.dtype != torch.float32 and q.dtype != torch.float64:
+        q, k, v = q.float(), k.float(), v.float()
+
+    logits = torch.baddbmm(q.new_empty(()), q, k.transpose(1, 2), beta=0, alpha=scale)  # [B·G, H/G, n]
+    if valid is None:
+        weights = logits.softmax(-1)
+    else:
+        gone = ~valid
+        blank = gone.view(batch, 1, 1, count)
+        logits = logits.view(batch, groups, -1, count).masked_fill(blank, -torch.inf)
+        # the second mask is for rows of length 0, whose softmax is NaN; the third keeps a NaN in an unread slot out of 0 · NaN
+        weights = logits.softmax(-1).masked_fill(blank, 0).view(batch * groups, -1, count)
+        v = v.reshape(batch, groups, count, size).masked_fill(blank.view(batch, 1, count, 1), 0).view(-1, count, size)
+    out = torch.bmm(weights, v).view(batch, heads, size)
+    if out.dtype != query.dtype:
+        out = out.to(query.dtype)
+    if columns is None:
+        return out, None
+
+    start, stop = columns
+    if index is not None and index.dim() == 3:
+        weights = weights.view(batch, groups, -1, count)
+    else:
+        weights = weights.view(batch, heads, count)
+    if stop - start != count:
+        weights = weights[..., start : min(stop, count)]
+    scores = weights.mean(-2)
+    missing = stop - start - scores.shape[-1]
+    if missing:  # columns behind `length` were sliced away: they have weight 0
+        scores = torch.nn.functional.pad(scores, (0, missing))
+    return out, scores
+
+
+def _read(storage: Tensor, index: Tensor | None, count: int) -> Tensor:
+    """The selected rows of `storage` [B, G, L, D] as [B·G, count, D]; the only place that reads K and V."""
+    batch, groups, _, size = storage.shape
+    if index is None:
+        if batch == 1:
+            return storage[0, :, :count]
+        return storage[:, :, :count].reshape(batch * groups, count, size)
+    if batch == 1 and index.dim() == 2:
+        # rows of the outer dimension are what index_select copies fastest, whichever of the two layouts the cache has
+        if storage.stride(1) > storage.stride(2):
+            return storage[0].index_select(1, index[0])
+        return storage[0].transpose(0, 1).index_select(0, index[0]).transpose(0, 1)
+    index = (index.unsqueeze(1) if index.dim() == 2 else index).long()  # [B, 1 or G, n]
+    device = storage.device
+    row = torch.arange(batch, device=device).view(batch, 1, 1)
+    group = torch.arange(groups, device=device).view(1, groups, 1)
+    strides = storage.stride()
+    if strides[3] == 1 and all(stride % size == 0 for stride in strides[:3]):
+        # every [D] vector starts at a multiple of D: see the storage as one matrix of vectors, ten times faster than the general case
+        rows = 1 + sum((length - 1) * stride for length, stride in zip(storage.shape[:3], strides[:3], strict=True)) // size
+        flat = row * (strides[0] // size) + group * (strides[1] // size) + index * (strides[2] // size)
+        return storage.as_strided((rows, size), (size, 1)).index_select(0, flat.view(-1)).view(batch * groups, count, size)
+    return storage[row, group, index].view(batch * groups, count, size)
+
+
+def _nothing(query: Tensor, groups: int, index: Tensor | None, columns: tuple[int, int] | None) -> tuple[Tensor, Tensor | None]:
+    """The result of a batch of one row that reads no slot at all: zeros."""
+    out = torch.zeros_like(query)
+    if columns is None:
+        return out, None
+    dtype = torch.float64 if query.dtype == torch.float64 else torch.float32
+    lead = (1, groups) if index is not None and index.dim() == 3 else (1,)
+    return out, torch.zeros(*lead, columns[1] - columns[0], dtype=dtype, device=query.device)
