@@ -87,12 +87,8 @@ def core_attention(
         columns = (0, key.shape[2] if index is None else index.shape[-1])
     else:
         columns = scores
-    if impl == "auto" and not q.is_cuda:
-        attend = _attend_reference
-    elif resolve_impl(q.device, impl, dtype=q.dtype, head_size=q.shape[-1]) == "reference":
-        attend = _attend_reference
-    else:
-        attend = _triton_core().attend
+    chosen = resolve_impl(q.device, impl, dtype=q.dtype, head_size=q.shape[-1])
+    attend = _attend_reference if chosen == "reference" else _triton_core().attend
     out, weights = attend(q, key, value, index, length, scale, columns)
     return (out.unsqueeze(2) if four else out), weights
 
@@ -110,10 +106,10 @@ def resolve_impl(
         TypeError: impl="triton" with an unsupported dtype.
         RuntimeError: impl="triton" where Triton is absent, or on a device it cannot run on.
     """
-    if impl == "reference":
+    kind = device.type if isinstance(device, torch.device) else torch.device(device).type
+    if impl == "reference" or (impl == "auto" and kind == "cpu"):
         return "reference"
     supported = (dtype is None or dtype in TRITON_DTYPES) and (head_size is None or head_size <= TRITON_MAX_HEAD_SIZE)
-    kind = torch.device(device).type
     if impl == "auto":
         return "triton" if kind == "cuda" and supported and _triton_error() is None else "reference"
     if impl != "triton":

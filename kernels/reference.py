@@ -52,12 +52,13 @@ def attend(
                 # entries behind `length` may be anything, out of range too: read slot 0 there and mask what comes back
                 index = index.masked_fill(~(valid if index.dim() == 2 else valid.unsqueeze(1)), 0)
 
+    q = query.reshape(batch * groups, heads // groups, size)
     k = _read(key, index, count)  # [B·G, n, D]
     v = _read(value, index, count)
-    q = query.reshape(batch * groups, heads // groups, size)
-    if q.dtype != torch.float32 and q.dtype != torch.float64:
+    if q.dtype.itemsize < 4:
         q, k, v = q.float(), k.float(), v.float()
 
+    # beta=0: the first argument only gives a dtype; alpha saves a pass over the logits
     logits = torch.baddbmm(q.new_empty(()), q, k.transpose(1, 2), beta=0, alpha=scale)  # [B·G, H/G, n]
     if valid is None:
         weights = logits.softmax(-1)
@@ -76,14 +77,11 @@ def attend(
 
     start, stop = columns
     if index is not None and index.dim() == 3:
-        weights = weights.view(batch, groups, -1, count)
+        scores = weights.view(batch, groups, -1, count)[..., start:stop].mean(2)
     else:
-        weights = weights.view(batch, heads, count)
-    if stop - start != count:
-        weights = weights[..., start : min(stop, count)]
-    scores = weights.mean(-2)
+        scores = weights.view(batch, heads, count)[..., start:stop].mean(1)
     missing = stop - start - scores.shape[-1]
-    if missing:  # columns behind `length` were sliced away: they have weight 0
+    if missing:  # columns behind `length` were sliced away: their weight is 0
         scores = torch.nn.functional.pad(scores, (0, missing))
     return out, scores
 
@@ -91,26 +89,27 @@ def attend(
 def _read(storage: Tensor, index: Tensor | None, count: int) -> Tensor:
     """The selected rows of `storage` [B, G, L, D] as [B·G, count, D]; the only place that reads K and V."""
     batch, groups, _, size = storage.shape
+    if batch == 1 and (index is None or index.dim() == 2):
+        row = storage[0]
+        if index is None:
+            return row[:, :count]
+        if row.stride(0) > row.stride(1):
+            return row.index_select(1, index[0])
+        # token-major: index_select is fastest when the selected dimension is the outer one
+        return row.transpose(0, 1).index_select(0, index[0]).transpose(0, 1)
     if index is None:
-        if batch == 1:
-            return storage[0, :, :count]
         return storage[:, :, :count].reshape(batch * groups, count, size)
-    if batch == 1 and index.dim() == 2:
-        # rows of the outer dimension are what index_select copies fastest, whichever of the two layouts the cache has
-        if storage.stride(1) > storage.stride(2):
-            return storage[0].index_select(1, index[0])
-        return storage[0].transpose(0, 1).index_select(0, index[0]).transpose(0, 1)
     index = (index.unsqueeze(1) if index.dim() == 2 else index).long()  # [B, 1 or G, n]
     device = storage.device
-    row = torch.arange(batch, device=device).view(batch, 1, 1)
-    group = torch.arange(groups, device=device).view(1, groups, 1)
+    b = torch.arange(batch, device=device).view(batch, 1, 1)
+    g = torch.arange(groups, device=device).view(1, groups, 1)
     strides = storage.stride()
     if strides[3] == 1 and all(stride % size == 0 for stride in strides[:3]):
         # every [D] vector starts at a multiple of D: see the storage as one matrix of vectors, ten times faster than the general case
         rows = 1 + sum((length - 1) * stride for length, stride in zip(storage.shape[:3], strides[:3], strict=True)) // size
-        flat = row * (strides[0] // size) + group * (strides[1] // size) + index * (strides[2] // size)
+        flat = b * (strides[0] // size) + g * (strides[1] // size) + index * (strides[2] // size)
         return storage.as_strided((rows, size), (size, 1)).index_select(0, flat.view(-1)).view(batch * groups, count, size)
-    return storage[row, group, index].view(batch * groups, count, size)
+    return storage[b, g, index].view(batch * groups, count, size)
 
 
 def _nothing(query: Tensor, groups: int, index: Tensor | None, columns: tuple[int, int] | None) -> tuple[Tensor, Tensor | None]:
