@@ -1,0 +1,410 @@
+"""The executable specification of A-VL and of the policies it is compared with, for one row: plain torch, float64, nothing evicted.
+
+The oracle keeps the key and value of every token of the sequence in every layer for ever, and simulates a policy by what it masks::
+
+    prompt, layer by layer                              layer 0, 1, 2, …
+        before layer 2, P:  image tokens outside the best P % of layer 1's scores stop being queries and keys
+        x        <- layer(x)                            exact causal attention over what is alive
+        score    <- last prompt token's attention       mean over query heads
+        A        <- column sums of that mean            text accumulates, every prompt query counts
+        stored   <- text, and the best S % of N image tokens by score
+        core     <- the best C % of N
+        stored   <- less the text with the smallest A until W are left     (T)
+    decode step t = 1, 2, …
+        visible  <- stored text + the new token + (update step: stored image tokens; core step: core)
+        x        <- layer(x, -inf outside visible)
+        A        += score
+        core     <- the best C % of N by score          update step only; read from step t + 1 on
+        stored   <- less one text entry if more than W
+
+"The best" always means: the largest score, of equal scores the lower position. Positions count from the row's first real token (padding
+is cut off before anything runs). Image features are taken from the model itself, in its own precision: the vision tower is not the subject.
+
+With ``dtype=float64`` this is the measuring stick. The same code in the model's own dtype is the allowance a test grants (style: the
+error of a plain implementation in that precision). ``imposed`` replaces every choice by the given sets, so that logits can be compared
+in precisions so low that two scores may change places.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Any
+
+import torch
+from torch import Tensor
+
+INF = float("inf")
+
+
+def share(percent: float, n: int) -> int:
+    """ceil(percent * n / 100) without rounding: the percentage is taken as the decimal number that was written."""
+    exact = Fraction(str(percent)) * n / 100
+    return -(-exact.numerator // exact.denominator)
+
+
+def best(score: Tensor, among: Sequence[int], count: int) -> list[int]:
+    """The ``count`` positions of ``among`` with the largest score, of equal scores the lower position; sorted by position."""
+    return sorted(sorted(among, key=lambda j: (-float(score[j]), j))[:count])
+
+
+# ---------------------------------------------------------------------------------------------------------------- input and output
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a batch without its padding: embeddings ``[L, D]`` in the model's dtype, and which positions hold an image feature."""
+
+    embeds: Tensor
+    is_image: Tensor
+
+    @property
+    def length(self) -> int:
+        return len(self.is_image)
+
+    @property
+    def image(self) -> list[int]:
+        return self.is_image.nonzero().flatten().tolist()
+
+    @property
+    def n_image(self) -> int:
+        return len(self.image)
+
+    @property
+    def n_text(self) -> int:
+        return self.length - self.n_image
+
+
+def rows(model: Any, inputs: Any) -> list[Row]:
+    """The rows of a processor's output, embedded by the model."""
+    ids, mask = inputs["input_ids"], inputs["attention_mask"].bool()
+    pictures = {key: inputs[key] for key in ("pixel_values", "image_sizes") if key in inputs}
+    with torch.no_grad():
+        features = torch.cat(list(model.get_image_features(**pictures).pooler_output), dim=0)
+        embeds = model.get_input_embeddings()(ids)
+    is_image = ids == model.config.image_token_id
+    embeds = embeds.masked_scatter(is_image[..., None], features.to(embeds.dtype))
+    return [Row(embeds[b][mask[b]], is_image[b][mask[b]]) for b in range(len(ids))]
+
+
+@dataclass(frozen=True)
+class Sets:
+    """One layer after a step. ``stored``, ``core``: image-token indices 0..N-1 (core: what the next core step reads). ``text``: positions.
+
+    Where heads differ (H2O) the sets are unions; the counts are means over the KV heads. ``n_read``: entries this step attended to, the
+    new token included, before eviction; None after prefill.
+    """
+
+    stored: list[int]
+    core: list[int]
+    text: list[int]
+    n_stored: float
+    n_read: float | None
+
+
+@dataclass
+class Run:
+    """``logits[t]`` chose token t; ``tokens[t]`` is fed at step t + 1 (the last one never is); ``sets[t][layer]``, t = 0: prefill."""
+
+    logits: list[Tensor] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)
+    sets: list[list[Sets]] = field(default_factory=list)
+
+
+@dataclass
+class Layer:
+    """Key and value ``[G, L, head_dim]`` of every token so far; what a step may see of them; the accumulated scores."""
+
+    key: Tensor
+    value: Tensor
+    stored: Tensor  # [G, L] bool
+    core: Tensor  # [L] bool, image tokens only
+    mass: Tensor  # [G, L] accumulated scores (all rows alike where the policy takes the mean over all heads)
+
+
+# ---------------------------------------------------------------------------------------------------------------- the policies
+
+
+class Full:
+    """Nothing is evicted, everything is read. The other policies override what they change."""
+
+    per_head = False
+    """Scores are means over all query heads (False), or over the query heads of each KV head (True)."""
+
+    def prune(self, layer: int, scores: list[Tensor], alive: list[int], row: Row) -> list[int]:
+        """Positions that enter ``layer``; ``scores``: the last prompt token's, of the layers before."""
+        return alive
+
+    def keep(self, layer: Layer, score: Tensor, alive: list[int], row: Row, limit: int) -> None:
+        """After the prompt went through one layer."""
+
+    def reads_core(self, t: int) -> bool:
+        """Whether decode step t reads core only."""
+        return False
+
+    def observe(self, layer: Layer, score: Tensor, t: int, row: Row, limit: int) -> None:
+        """After decode step t of one layer; ``layer.mass`` already includes this step."""
+
+
+class AVL(Full):
+    def __init__(self, S: float, C: float | None = None, K: int = 3, P: float | None = None, T: float | None = None, update: str = "every"):
+        self.S, self.C, self.K, self.P, self.T, self.update = S, C, K, P, T, update
+
+    def prune(self, layer: int, scores: list[Tensor], alive: list[int], row: Row) -> list[int]:
+        if layer != 2 or self.P is None:
+            return alive
+        retained = best(scores[1], row.image, share(self.P, row.n_image))
+        return [j for j in alive if not row.is_image[j] or j in retained]
+
+    def keep(self, layer: Layer, score: Tensor, alive: list[int], row: Row, limit: int) -> None:
+        held = [j for j in alive if row.is_image[j]]
+        secondary = best(score, held, share(self.S, row.n_image))
+        for j in held:
+            if j not in secondary:
+                layer.stored[:, j] = False
+        self._choose_core(layer, score, row)
+        self._evict_text(layer, row, limit)
+
+    def reads_core(self, t: int) -> bool:
+        if self.C is None:
+            return False
+        return t % (self.K if self.update == "every" else self.K + 1) != 0
+
+    def observe(self, layer: Layer, score: Tensor, t: int, row: Row, limit: int) -> None:
+        if not self.reads_core(t):
+            self._choose_core(layer, score, row)
+        self._evict_text(layer, row, limit)
+
+    def _choose_core(self, layer: Layer, score: Tensor, row: Row) -> None:
+        secondary = [j for j in row.image if layer.stored[0, j]]
+        count = len(secondary) if self.C is None else share(self.C, row.n_image)
+        layer.core[:] = False
+        layer.core[best(score, secondary, count)] = True
+
+    def _evict_text(self, layer: Layer, row: Row, limit: int) -> None:
+        if self.T is None:
+            return
+        window = share(self.T, row.n_text + limit)
+        recent = (window + 1) // 2
+        text = [j for j in layer.stored[0].nonzero().flatten().tolist() if j >= row.length or not row.is_image[j]]
+        while len(text) > window:
+            victim = min(text[:-recent], key=lambda j: (float(layer.mass[0, j]), j))
+            text.remove(victim)
+            layer.stored[:, victim] = False
+
+
+class FastV(Full):
+    def __init__(self, layer: int = 2, keep: float = 50):
+        self.layer, self.share = layer, keep
+
+    def prune(self, layer: int, scores: list[Tensor], alive: list[int], row: Row) -> list[int]:
+        if layer != self.layer:
+            return alive
+        retained = best(scores[layer - 1], row.image, share(self.share, row.n_image))
+        return [j for j in alive if not row.is_image[j] or j in retained]
+
+
+class StreamingLLM(Full):
+    def __init__(self, keep: float = 50, sinks: int = 4):
+        self.share, self.sinks = keep, sinks
+
+    def keep(self, layer: Layer, score: Tensor, alive: list[int], row: Row, limit: int) -> None:
+        self._slide(layer, row)
+
+    def observe(self, layer: Layer, score: Tensor, t: int, row: Row, limit: int) -> None:
+        self._slide(layer, row)
+
+    def _slide(self, layer: Layer, row: Row) -> None:
+        budget = share(self.share, row.length)
+        held = layer.stored[0].nonzero().flatten().tolist()
+        for victim in held[self.sinks : max(self.sinks, self.sinks + len(held) - budget)]:
+            layer.stored[:, victim] = False
+
+
+class H2O(Full):
+    per_head = True
+
+    def __init__(self, keep: float = 50, recent: float = 75):
+        self.share, self.recent = keep, recent
+
+    def keep(self, layer: Layer, score: Tensor, alive: list[int], row: Row, limit: int) -> None:
+        self._evict(layer, row)
+
+    def observe(self, layer: Layer, score: Tensor, t: int, row: Row, limit: int) -> None:
+        self._evict(layer, row)
+
+    def _evict(self, layer: Layer, row: Row) -> None:
+        budget = share(self.share, row.length)
+        recent = share(self.recent, budget)
+        for head, mass in zip(layer.stored, layer.mass, strict=True):
+            held = head.nonzero().flatten().tolist()
+            while len(held) > budget:
+                victim = min(held[: len(held) - recent], key=lambda j: (float(mass[j]), j))
+                held.remove(victim)
+                head[victim] = False
+
+
+# ---------------------------------------------------------------------------------------------------------------- the decoder
+
+
+class Decoder:
+    """The text model's layers, one row, in ``dtype``, from the model's own weights; softmax and normalisation never below float32."""
+
+    def __init__(self, model: Any, dtype: torch.dtype):
+        self.text = model.model.language_model
+        self.head = model.lm_head.weight
+        self.embedding = model.get_input_embeddings().weight
+        self.dtype = dtype
+        self.wide = torch.float64 if dtype == torch.float64 else torch.float32
+
+    def linear(self, x: Tensor, module: Any) -> Tensor:
+        bias = None if module.bias is None else module.bias.to(self.dtype)
+        return torch.nn.functional.linear(x, module.weight.to(self.dtype), bias)
+
+    def norm(self, x: Tensor, module: Any) -> Tensor:
+        wide = x.to(self.wide)
+        wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + module.variance_epsilon)
+        return module.weight.to(self.dtype) * wide.to(self.dtype)
+
+    def rotate(self, x: Tensor, positions: Tensor) -> Tensor:
+        """RoPE of ``x [heads, T, head_dim]``: pairs (i, i + head_dim / 2) turn by position * frequency i."""
+        rotary = self.text.rotary_emb
+        angle = positions.to(self.wide)[:, None] * rotary.inv_freq.to(self.wide)
+        cos, sin = ((f * rotary.attention_scaling).to(self.dtype) for f in (angle.cos(), angle.sin()))
+        first, second = x.chunk(2, dim=-1)
+        return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+
+    def project(self, x: Tensor, block: Any, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Query ``[H, T, head_dim]``, key and value ``[G, T, head_dim]`` after RoPE."""
+        attention = block.self_attn
+        h = self.norm(x, block.input_layernorm)
+        q, k, v = (
+            self.linear(h, projection).unflatten(-1, (-1, attention.head_dim)).transpose(0, 1)
+            for projection in (attention.q_proj, attention.k_proj, attention.v_proj)
+        )
+        return self.rotate(q, positions), self.rotate(k, positions), v
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, visible: Tensor) -> tuple[Tensor, Tensor]:
+        """Explicit softmax. ``visible [G, T, L]``. Returns the output ``[T, H * head_dim]`` and the weights ``[H, T, L]``."""
+        group = len(query) // len(key)
+        logits = query @ key.repeat_interleave(group, 0).mT * query.shape[-1] ** -0.5
+        logits = logits.to(self.wide).masked_fill(~visible.repeat_interleave(group, 0), -INF)
+        weights = torch.softmax(logits, dim=-1)
+        out = weights.to(self.dtype) @ value.repeat_interleave(group, 0)
+        return out.transpose(0, 1).flatten(1), weights
+
+    def finish(self, x: Tensor, attended: Tensor, block: Any) -> Tensor:
+        """What follows attention in a block: output projection, MLP, both residual."""
+        x = x + self.linear(attended, block.self_attn.o_proj)
+        h, mlp = self.norm(x, block.post_attention_layernorm), block.mlp
+        return x + self.linear(torch.nn.functional.silu(self.linear(h, mlp.gate_proj)) * self.linear(h, mlp.up_proj), mlp.down_proj)
+
+    def logits(self, x: Tensor) -> Tensor:
+        return self.norm(x, self.text.norm) @ self.head.to(self.dtype).T
+
+
+def _mean(weights: Tensor, kv_heads: int, per_head: bool) -> Tensor:
+    """Weights ``[H, T, L]`` -> scores ``[G, T, L]``: mean over the query heads of each KV head, or over all (then G equal rows)."""
+    if per_head:
+        return weights.unflatten(0, (kv_heads, -1)).mean(1)
+    return weights.mean(0, keepdim=True).expand(kv_heads, -1, -1)
+
+
+@torch.no_grad()
+def run(
+    model: Any,
+    row: Row,
+    policy: Full,
+    limit: int,
+    feed: Iterable[int] | None = None,
+    dtype: torch.dtype = torch.float64,
+    imposed: list[list[Sets]] | None = None,
+) -> Run:
+    """Generate ``limit`` tokens: greedy, or feeding the tokens of ``feed`` whatever the logits say.
+
+    ``imposed[t][layer]`` (``stored``, ``core`` and ``text`` are used) takes the place of the policy's choices; ``policy`` still says which
+    steps read core only. With P or FastV it needs a layer that stores all it was given (S >= P): what left the hidden states is read off it.
+    """
+    decoder, record = Decoder(model, dtype), Run()
+    image = torch.tensor(row.image)
+    layers: list[Layer] = []
+    fed = None if feed is None else list(feed)
+
+    def impose(t: int, index: int) -> None:
+        if imposed is None:
+            return
+        sets, layer = imposed[t][index], layers[index]
+        layer.stored[:] = False
+        layer.stored[:, image[sets.stored]] = True
+        layer.stored[:, sets.text] = True
+        layer.core[:] = False
+        layer.core[image[sets.core]] = True
+
+    def snapshot(index: int, n_read: float | None) -> Sets:
+        layer = layers[index]
+        union = layer.stored.any(0)
+        text = [j for j in union.nonzero().flatten().tolist() if j >= row.length or not row.is_image[j]]
+        stored = union[image].nonzero().flatten().tolist()
+        core = layer.core[image].nonzero().flatten().tolist()
+        return Sets(stored, core, text, int(layer.stored.sum()) / len(layer.stored), n_read)
+
+    def emit(x: Tensor, snapshots: list[Sets]) -> int:
+        record.logits.append(decoder.logits(x[-1]))
+        record.sets.append(snapshots)
+        t = len(record.tokens)
+        record.tokens.append(int(record.logits[-1].argmax()) if fed is None else fed[t])
+        return record.tokens[-1]
+
+    # the prompt
+    x, positions = row.embeds.to(dtype), torch.arange(row.length)
+    alive, scores, snapshots = positions.tolist(), [], []
+    for index, block in enumerate(decoder.text.layers):
+        if imposed is None:
+            alive = policy.prune(index, scores, alive, row)
+        elif index == 2 or index == getattr(policy, "layer", None):
+            alive = [j for j in alive if not row.is_image[j] or row.image.index(j) in imposed[0][index].stored]
+        is_alive = torch.zeros(row.length, dtype=torch.bool)
+        is_alive[alive] = True
+        query, key, value = decoder.project(x, block, positions)
+        causal = positions[:, None] >= positions[None, :]
+        visible = causal & (is_alive | torch.eye(row.length, dtype=torch.bool))  # a dead query sees itself; nobody sees a dead query
+        attended, weights = decoder.attend(query, key, value, visible.expand(len(key), -1, -1))
+        score = _mean(weights, len(key), policy.per_head)
+        mass = score[:, is_alive].sum(1) * is_alive
+        layers.append(Layer(key, value, is_alive.expand(len(key), -1).clone(), row.is_image & is_alive, mass))
+        scores.append(score[0, -1])
+        policy.keep(layers[index], score[0, -1], alive, row, limit)
+        layers[index].core &= layers[index].stored.any(0)
+        impose(0, index)
+        snapshots.append(snapshot(index, None))
+        x = decoder.finish(x, attended, block)
+    token = emit(x, snapshots)
+
+    # one token at a time
+    for t in range(1, limit):
+        position = torch.tensor([row.length + t - 1])
+        x = decoder.embedding[token].to(dtype)[None]
+        snapshots = []
+        for index, block in enumerate(decoder.text.layers):
+            layer = layers[index]
+            query, key, value = decoder.project(x, block, position)
+            heads = len(key)
+            layer.key, layer.value = torch.cat([layer.key, key], 1), torch.cat([layer.value, value], 1)
+            layer.stored = torch.cat([layer.stored, layer.stored.new_ones(heads, 1)], 1)
+            layer.core = torch.cat([layer.core, layer.core.new_zeros(1)])
+            layer.mass = torch.cat([layer.mass, layer.mass.new_zeros(heads, 1)], 1)
+            is_text = torch.ones(row.length + t, dtype=torch.bool)
+            is_text[image] = False
+            visible = layer.stored & (is_text | layer.core) if policy.reads_core(t) else layer.stored.clone()
+            attended, weights = decoder.attend(query, layer.key, layer.value, visible[:, None])
+            score = _mean(weights, heads, policy.per_head)[:, 0]
+            layer.mass += score
+            n_read = int(visible.sum()) / heads
+            policy.observe(layer, score[0], t, row, limit)
+            layer.core &= layer.stored.any(0)
+            impose(t, index)
+            snapshots.append(snapshot(index, n_read))
+            x = decoder.finish(x, attended, block)
+        token = emit(x, snapshots)
+    return record
