@@ -324,7 +324,7 @@ def run(
     """Generate ``limit`` tokens: greedy, or feeding the tokens of ``feed`` whatever the logits say.
 
     ``imposed[t][layer]`` (``stored``, ``core`` and ``text`` are used) takes the place of the policy's choices; ``policy`` still says which
-    steps read core only. With P or FastV it needs a layer that stores all it was given (S >= P): what left the hidden states is read off it.
+    steps read core only. With P or FastV the layer must store all it was given (S >= P): what left the hidden states is read off it.
     """
     decoder, record = Decoder(model, dtype), Run()
     image = torch.tensor(row.image)

@@ -100,7 +100,7 @@ def build_model(
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter_name, parameter in model.named_parameters():
-            if parameter.ndim >= 2 or parameter_name.endswith("image_newline"):
+            if parameter.ndim >= 2 or parameter_name.endswith(("class_embedding", "image_newline")):
                 parameter.normal_(0.0, 0.2, generator=generator)
         model.lm_head.weight[: len(SPECIAL)] = 0.0
     model.generation_config.eos_token_id = None
