@@ -1,0 +1,42 @@
+"""Adaptive attention (A-VL, arXiv 2409.14846) for LLaVA: store the useful image tokens, read the critical ones.
+
+Shape letters used everywhere: B rows of a batch, H query heads, G key-value heads, L positions or slots, D head size, N image tokens of one
+row (all its images together), W entries of the text window. Names load on first use; importing the package does nothing else.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from avl.attach import attach, detach
+    from avl.cache import make_cache
+    from avl.engine import race, stream
+    from avl.models import load
+    from avl.policies import AVL, H2O, PRESETS, FastV, Full, StreamingLLM
+
+_HOMES = {
+    "attach": "avl.attach",
+    "detach": "avl.attach",
+    "make_cache": "avl.cache",
+    "race": "avl.engine",
+    "stream": "avl.engine",
+    "load": "avl.models",
+    **dict.fromkeys(("AVL", "H2O", "PRESETS", "FastV", "Full", "StreamingLLM"), "avl.policies"),
+}
+
+__version__ = "0.1.0"
+__all__ = ["AVL", "H2O", "PRESETS", "FastV", "Full", "StreamingLLM", "attach", "detach", "load", "make_cache", "race", "stream"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'avl' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

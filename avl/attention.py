@@ -1,0 +1,161 @@
+"""The attention function registered with transformers: the model's own without our cache, adaptive attention with it.
+
+transformers hands an attention function the keys that ``cache.update`` returned. Ours carry a tag that leads to the layer's entries; keys
+without a tag go to the implementation that the model had before, so an attached model behaves as before.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface
+from transformers.masking_utils import AttentionMaskInterface
+
+from avl.cache import AdaptiveCache, AdaptiveLayer, Group, Part
+from avl.kernels import core_attention, resolve_impl
+from avl.scoring import accumulated_scores, last_query_scores
+
+PREFIX = "avl_"
+
+
+def register(before: str) -> str:
+    """Make adaptive attention known to transformers on top of the implementation ``before``; returns its name. Idempotent."""
+    name = PREFIX + before
+    if name not in AttentionInterface._global_mapping:
+        AttentionInterface.register(name, partial(_dispatch, before))
+        if before in AttentionMaskInterface._global_mapping:
+            AttentionMaskInterface.register(name, AttentionMaskInterface._global_mapping[before])
+    return name
+
+
+def decode_implementation(device: torch.device) -> str:
+    """Name of the attention that decode steps run on ``device``: "triton" or "reference"."""
+    return resolve_impl(device)
+
+
+def _dispatch(
+    before: str,
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    layer: AdaptiveLayer | None = getattr(key, "avl_layer", None)
+    if layer is None:
+        return _original(before, module)(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    out = attend_prompt(layer, query, key, value, scale) if layer.owner.t == 0 else attend_step(layer, query, scale)
+    layer.attended()
+    return out, None
+
+
+def _original(before: str, module: torch.nn.Module) -> Callable[..., tuple[torch.Tensor, torch.Tensor | None]]:
+    # "eager" is no entry of the interface: every modeling file has its own
+    eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+    return AttentionInterface().get_interface(before, eager)
+
+
+def attend_prompt(layer: AdaptiveLayer, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:
+    """Exact attention over the whole prompt by SDPA; beside it the scores the policy asks for; then the layer keeps what it stores.
+
+    Args:
+        query: ``[B, H, L, D]``; key, value: ``[B, G, L, D]``, after RoPE.
+
+    Returns:
+        ``[B, L, H, D]``.
+    """
+    cache, prompt = layer.owner, layer.owner.prompt
+    mask = prompt.mask(query.device)
+    grouped = query.shape[1] != key.shape[1]
+    out = scaled_dot_product_attention(
+        query, key, value, attn_mask=mask, scale=scale, is_causal=mask is None and query.shape[2] > 1, enable_gqa=grouped
+    )
+    valid = prompt.valid(query.device)
+    image_scores = accumulated = None
+    if _ranks_image(cache, layer.number):
+        scores = last_query_scores(query, key, scale, valid)
+        for columns in prompt.columns:
+            columns.to(query.device)
+        image_scores = [scores[columns.rows].gather(1, columns.image) for columns in prompt.columns]
+    prompt.scores = image_scores
+    kinds = {group.accumulate for group in cache.groups}
+    if kinds != {None}:
+        per_head = "kv" in kinds
+        sums = accumulated_scores(query, key, scale, valid, per_kv_head=per_head)
+        sums = sums if per_head else sums[:, None]
+        accumulated = []
+        for columns in prompt.columns:
+            columns.to(query.device)
+            accumulated.append(sums[columns.rows].gather(2, columns.window[:, None].expand(-1, sums.shape[1], -1)))
+    layer.commit(key, value, image_scores, accumulated)
+    return out.transpose(1, 2).contiguous()
+
+
+def _ranks_image(cache: AdaptiveCache, layer: int) -> bool:
+    """Whether anything is decided by this layer's scores of the image tokens; scoring what nobody asks for would cost time for nothing."""
+    policy = cache.policy
+    for group in cache.groups:
+        row = group.row
+        held = policy.image_counts(layer, row.n_image)
+        if policy.image_counts(layer + 1, row.n_image) < held:
+            return True
+        if policy.pins_image:
+            stored = policy.store(layer, row.n_image, row.n_text, cache.max_new_tokens).image
+            if stored < held or policy.select(layer, row.n_image) is not None:
+                return True
+    return False
+
+
+def attend_step(layer: AdaptiveLayer, query: torch.Tensor, scale: float) -> torch.Tensor:
+    """One decode step's attention over what the policy reads: all stored text and core, or all stored (paper, Fig. 6).
+
+    Args:
+        query: ``[B, H, 1, D]`` after RoPE; its key and value are stored already.
+
+    Returns:
+        ``[B, 1, H, D]``.
+    """
+    cache = layer.owner
+    if len(cache.groups) == 1:
+        return _attend_part(cache, cache.groups[0], layer.parts[0], query, scale).transpose(1, 2)
+    out = torch.empty_like(query)
+    for group, part in zip(cache.groups, layer.parts, strict=True):
+        out[group.rows] = _attend_part(cache, group, part, query[group.rows], scale)
+    return out.transpose(1, 2)
+
+
+def _attend_part(cache: AdaptiveCache, group: Group, part: Part, query: torch.Tensor, scale: float) -> torch.Tensor:
+    """Attention ``[b, H, 1, D]`` of one group; its scores go to the bank."""
+    bank = part.bank
+    assert bank is not None
+    keys, values = part.keys.transpose(1, 2), part.values.transpose(1, 2)
+    if part.index is not None and not cache.update_step:
+        core = part.index.shape[1] - group.capacity
+        part.read = core + group.count
+        wanted = (core, part.read) if part.accumulated is not None else False
+        out, scores = core_attention(query, keys, values, part.index[:, : part.read], scale=scale, scores=wanted, validate=False)
+        if part.accumulated is not None:
+            part.accumulated[:, 0, : group.count] += scores
+        return out
+    part.read = part.image + group.count
+    keys, values = keys[:, :, : part.read], values[:, :, : part.read]
+    if part.index is None and part.accumulated is None:
+        return scaled_dot_product_attention(query, keys, values, scale=scale, enable_gqa=query.shape[1] != keys.shape[1])
+    index = None
+    if group.accumulate == "kv":
+        index = torch.arange(part.read, device=query.device).expand(group.b, keys.shape[1], -1)
+    out, scores = core_attention(query, keys, values, index, scale=scale, scores=True, validate=False)
+    if bank.image_scores is not None:
+        bank.image_scores[part.place] = scores[..., : part.image]
+    if part.accumulated is not None:
+        window = scores[..., part.image :]
+        part.accumulated[..., : group.count] += window if group.accumulate == "kv" else window[:, None]
+    return out

@@ -1,0 +1,88 @@
+"""From queries and keys to scores: attention averaged over the query heads (Eq. 1), without ever building the [L, L] matrix.
+
+Shapes: B rows, H query heads, G key-value heads, L keys, D head size.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from avl.partition import share
+
+_CHUNK_ELEMENTS = 1 << 22  # logits of one query chunk: 16 MiB of float32
+
+
+def _weights(query: torch.Tensor, key: torch.Tensor, scale: float, visible: torch.Tensor | None) -> torch.Tensor:
+    """Attention weights ``[B, G, H / G, Q, L]`` in float32 (float64 stays) of queries ``[B, H, Q, D]`` over keys ``[B, G, L, D]``."""
+    b, h, q, d = query.shape
+    g = key.shape[1]
+    dtype = torch.promote_types(query.dtype, torch.float32)  # low-precision logits tie: the ranking would depend on position
+    grouped = (query.to(dtype) * scale).reshape(b, g, h // g * q, d)
+    logits = (grouped @ key.to(dtype).transpose(2, 3)).view(b, g, h // g, q, key.shape[2])
+    if visible is not None:
+        logits = logits.masked_fill(~visible, -torch.inf)
+    return logits.softmax(dim=-1)
+
+
+def last_query_scores(query: torch.Tensor, key: torch.Tensor, scale: float, valid: torch.Tensor | None = None) -> torch.Tensor:
+    """Scores ``[B, L]`` of the last prompt token over every key, heads averaged (Eq. 1).
+
+    Args:
+        query: ``[B, H, Q, D]`` after RoPE; the last of the Q scores. key: ``[B, G, L, D]``. scale: of the logits.
+        valid: bool ``[B, L]``, False for padding, which gets 0.
+    """
+    visible = None if valid is None else valid[:, None, None, None, :]
+    return _weights(query[:, :, -1:], key, scale, visible).mean(dim=(1, 2)).squeeze(1)
+
+
+def accumulated_scores(
+    query: torch.Tensor, key: torch.Tensor, scale: float, valid: torch.Tensor | None = None, per_kv_head: bool = False
+) -> torch.Tensor:
+    """``A[j] = sum over queries i >= j of score_i(j)`` for every prompt position j (H2O; paper, Adaptive Text Attention).
+
+    Args:
+        query: ``[B, H, L, D]``. key: ``[B, G, L, D]``. valid: bool ``[B, L]``, False for padding, which neither asks nor is scored.
+        per_kv_head: average over the query heads of each key-value head instead of over all heads.
+
+    Returns:
+        ``[B, L]``, or ``[B, G, L]`` per key-value head. Queries are taken in chunks, so memory grows with L, not L squared.
+    """
+    b, h, length, _ = query.shape
+    g = key.shape[1]
+    dtype = torch.promote_types(query.dtype, torch.float32)
+    key = key.to(dtype)
+    total = torch.zeros(b, g, length, dtype=dtype, device=query.device)
+    chunk = max(1, min(_CHUNK_ELEMENTS // (b * h * length), length // 4))
+    positions = torch.arange(length, device=query.device)
+    for start in range(0, length, chunk):
+        stop = min(start + chunk, length)
+        visible = positions[:stop] <= positions[start:stop, None]
+        if valid is not None:
+            # a padded query sees itself, so that its row stays finite; it is dropped from the sum below
+            own = positions[:stop] == positions[start:stop, None]
+            visible = (visible & valid[:, None, :stop] | own)[:, None, None]
+        weights = _weights(query[:, :, start:stop], key[:, :, :stop], scale, visible).mean(dim=2)
+        if valid is not None:
+            weights = weights * valid[:, None, start:stop, None]
+        total[:, :, :stop] += weights.sum(dim=2)
+    return total if per_kv_head else total.mean(dim=1)
+
+
+def top_share(scores: np.ndarray, mass: float = 0.8) -> float:
+    """Share of the tokens, the most attended first, that together receive ``mass`` of the attention (the paper's sparsity statistic)."""
+    ordered = np.sort(np.asarray(scores, dtype=np.float64))[::-1]
+    if ordered.size == 0 or ordered.sum() <= 0:
+        raise ValueError("top_share needs at least one positive score")
+    return float(np.searchsorted(np.cumsum(ordered), mass * ordered.sum() * (1 - 1e-12)) + 1) / ordered.size
+
+
+def ppci(first: np.ndarray, second: np.ndarray, p: float) -> float:
+    """p-percentile concordance index of two score vectors ``[N]``: shared part of their top p % (Eq. 2). In [0, 1]."""
+    if first.shape != second.shape or first.ndim != 1:
+        raise ValueError(f"ppci compares two score vectors of one length, not {first.shape} and {second.shape}")
+    count = share(p, first.size)
+    if not 0 < count <= first.size:
+        raise ValueError(f"p must be above 0 and at most 100, not {p!r}")
+    tops = [set(np.argsort(-scores, kind="stable")[:count].tolist()) for scores in (first, second)]
+    return len(tops[0] & tops[1]) / count

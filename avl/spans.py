@@ -1,0 +1,77 @@
+"""Where each modality stands in a prompt: the system, image and instruction spans of every row of a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Row:
+    """One prompt of a batch.
+
+    ``pad``: left padding tokens. ``length``: real tokens. ``image``: positions of the image tokens, counted from the first real token.
+    """
+
+    pad: int
+    length: int
+    image: tuple[int, ...]
+
+    @property
+    def n_image(self) -> int:
+        """N of the paper: image tokens of this row, all its images together."""
+        return len(self.image)
+
+    @property
+    def n_text(self) -> int:
+        """Prompt tokens that hold no image feature: system prompt, instruction, separators."""
+        return self.length - len(self.image)
+
+    @property
+    def text(self) -> tuple[int, ...]:
+        """Positions of the text tokens, counted from the first real token."""
+        image = set(self.image)
+        return tuple(position for position in range(self.length) if position not in image)
+
+    @property
+    def spans(self) -> tuple[tuple[str, int, int], ...]:
+        """Runs of one modality as (name, start, stop): "system" before the first image, "image", "instruction" after it (Fig. 2)."""
+        image, spans, start = set(self.image), [], 0
+        for position in range(1, self.length + 1):
+            if position == self.length or (position in image) != (start in image):
+                name = "image" if start in image else "instruction" if spans else "system"
+                spans.append((name, start, position))
+                start = position
+        return tuple(spans)
+
+
+def find_rows(input_ids: torch.Tensor, attention_mask: torch.Tensor | None, image_token_id: int) -> tuple[Row, ...]:
+    """Read the rows of a batch off its token ids.
+
+    Args:
+        input_ids: ``[B, L]`` token ids, image placeholders already expanded to one id per image feature.
+        attention_mask: ``[B, L]``, 0 for left padding, or None for no padding.
+        image_token_id: the id that stands for an image feature.
+
+    Raises:
+        ValueError: a row is padded on the right, is empty, or holds no image.
+    """
+    if input_ids.dim() != 2:
+        raise ValueError(f"input_ids must be [batch, length], not {list(input_ids.shape)}: pass the processor's output as it is")
+    ids = input_ids.tolist()
+    masks: Sequence[Sequence[int]] = attention_mask.tolist() if attention_mask is not None else [[1] * len(row) for row in ids]
+    if len(masks) != len(ids) or any(len(mask) != len(row) for mask, row in zip(masks, ids, strict=False)):
+        raise ValueError("attention_mask and input_ids differ in shape: pass the processor's output as it is")
+    rows = []
+    for number, (tokens, mask) in enumerate(zip(ids, masks, strict=True)):
+        length = sum(1 for bit in mask if bit)
+        pad = len(tokens) - length
+        if length == 0 or any(mask[:pad]) or not all(mask[pad:]):
+            raise ValueError(f"row {number} of the batch is not padded on the left: set processor.tokenizer.padding_side = 'left'")
+        image = tuple(position for position, token in enumerate(tokens[pad:]) if token == image_token_id)
+        if not image:
+            raise ValueError(f"row {number} of the batch has no image: put an image placeholder in its prompt and pass the image")
+        rows.append(Row(pad=pad, length=length, image=image))
+    return tuple(rows)
