@@ -1,0 +1,129 @@
+"""The door: what it refuses, in which words, and which implementation it chooses."""
+
+import pytest
+import torch
+from cases import Case, make
+
+import avl.kernels
+from avl.kernels import core_attention, resolve_impl
+
+ROWS = Case(2, 4, 2, 10, 5, 8)
+
+
+def arguments(**changes):
+    inputs = make(ROWS)
+    given = {"query": inputs.query, "key": inputs.key, "value": inputs.value, "index": inputs.index, "length": None}
+    return given | changes
+
+
+REFUSED = [
+    ("query", [1.0], TypeError, r"query is a list, but must be a torch\.Tensor"),
+    ("query", torch.zeros(2, 4, 3, 8), ValueError, r"query has shape \[2, 4, 3, 8\].*one query per row"),
+    ("query", torch.zeros(2, 3, 8), ValueError, r"query has 3 heads, but must have a multiple of the 2 KV heads"),
+    ("query", torch.zeros(2, 4, 8, dtype=torch.int64), TypeError, r"query has dtype torch\.int64"),
+    ("query", torch.zeros(2, 4, 8).half(), TypeError, r"key is torch\.float32 .* dtype of query, torch\.float16"),
+    ("query", torch.zeros(2, 0, 8), ValueError, r"no dimension of size 0"),
+    ("key", torch.zeros(3, 2, 10, 8), ValueError, r"key has shape \[3, 2, 10, 8\].*B=2 and D=8"),
+    ("key", None, TypeError, r"key is None"),
+    ("value", torch.zeros(2, 2, 9, 8), ValueError, r"value has shape \[2, 2, 9, 8\].*\[2, 2, 10, 8\]"),
+    ("value", torch.zeros(2, 2, 10, 8, device="meta"), ValueError, r"value on meta.*device of query, cpu"),
+    ("index", torch.zeros(2, 3, 5, dtype=torch.int64), ValueError, r"index has shape \[2, 3, 5\].*B=2 and G=2"),
+    ("index", torch.zeros(2, 0, dtype=torch.int64), ValueError, r"at least one column"),
+    ("index", torch.zeros(2, 5), TypeError, r"index has dtype torch\.float32, but must be int32 or int64"),
+    ("index", [[0]], TypeError, r"index is a list"),
+    ("length", torch.zeros(3, dtype=torch.int64), ValueError, r"length has shape \[3\].*B=2"),
+    ("length", torch.zeros(2), TypeError, r"length has dtype torch\.float32"),
+    ("length", 3, TypeError, r"length is a int"),
+    ("scores", (0, 6), ValueError, r"scores is \(0, 6\).*0 <= start <= stop <= n=5"),
+    ("scores", (3, 2), ValueError, r"scores is \(3, 2\)"),
+    ("scores", "yes", ValueError, r"scores is 'yes'"),
+    ("impl", "cuda", ValueError, r"impl is 'cuda', but must be one of 'auto', 'triton', 'reference'"),
+]
+
+
+@pytest.mark.parametrize(("name", "wrong", "error", "sentence"), REFUSED, ids=[f"{i}-{case[0]}" for i, case in enumerate(REFUSED)])
+def test_wrong_arguments_are_named(name: str, wrong: object, error: type[Exception], sentence: str) -> None:
+    with pytest.raises(error, match=sentence):
+        core_attention(**arguments(**{name: wrong}))
+
+
+def test_the_arguments_before_the_change_are_accepted() -> None:
+    core_attention(**arguments())
+
+
+@pytest.mark.parametrize(("entry", "length"), [(10, None), (-1, None), (99, [3, 5])])
+def test_index_values_are_checked_on_request(entry: int, length: list[int] | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = arguments(length=None if length is None else torch.tensor(length))
+    given["index"][1, 4] = entry
+    with pytest.raises(ValueError, match=rf"index\[1, 4\] is {entry}, but must be a slot from 0 to 9"):
+        core_attention(**given, check_index=True)
+    monkeypatch.setattr(avl.kernels, "debug", True)
+    with pytest.raises(ValueError, match=r"index\[1, 4\]"):
+        core_attention(**given)
+
+
+def test_garbage_behind_length_passes_the_check() -> None:
+    given = arguments(length=torch.tensor([5, 4]))
+    given["index"][1, 4] = 99
+    core_attention(**given, check_index=True)
+
+
+@pytest.mark.parametrize("length", [[6, 1], [-1, 1]])
+def test_lengths_are_checked_on_request(length: list[int]) -> None:
+    with pytest.raises(ValueError, match=r"length holds .*from 0 to n=5"):
+        core_attention(**arguments(length=torch.tensor(length)), check_index=True)
+
+
+@pytest.mark.parametrize("groups", [2, 4])
+def test_lengths_beyond_the_index_mean_all_of_it(groups: int, impl: str, device: torch.device) -> None:
+    inputs = make(Case(2, 4, groups, 10, 5, 8), device)
+    expected, _ = core_attention(*inputs.arguments(), impl=impl)
+    actual, _ = core_attention(*inputs.arguments()[:4], torch.tensor([7, 2**20], device=device), impl=impl)
+    torch.testing.assert_close(actual, expected)
+
+
+def test_unvalidated_is_the_same() -> None:
+    inputs = make(Case(2, 4, 2, 10, 5, 8, lengths=(5, 2)))
+    for checked, unchecked in zip(
+        core_attention(*inputs.arguments(), scores=True), core_attention(*inputs.arguments(), scores=True, validate=False), strict=True
+    ):
+        assert torch.equal(checked, unchecked)
+
+
+def test_auto_on_a_cpu_is_the_reference() -> None:
+    assert resolve_impl("cpu") == "reference"
+    assert resolve_impl(torch.device("cpu"), "reference") == "reference"
+    assert resolve_impl("cuda", "reference") == "reference"
+
+
+def test_auto_takes_triton_for_what_it_supports(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(avl.kernels, "_triton_error", lambda: None)
+    assert resolve_impl("cuda") == "triton"
+    assert resolve_impl("cuda", dtype=torch.bfloat16, head_size=256) == "triton"
+    assert resolve_impl("cuda", dtype=torch.float64) == "reference"
+    assert resolve_impl("cuda", dtype=torch.float16, head_size=257) == "reference"
+    monkeypatch.setattr(avl.kernels, "_triton_error", lambda: "ImportError: none")
+    assert resolve_impl("cuda") == "reference"
+
+
+def test_triton_by_name_never_falls_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(avl.kernels, "_triton_error", lambda: "ImportError: no module")
+    with pytest.raises(RuntimeError, match=r"Triton cannot be imported .*no module.*install triton"):
+        core_attention(**arguments(impl="triton"))
+    with pytest.raises(TypeError, match=r"impl='triton' does not support torch\.float64"):
+        resolve_impl("cuda", "triton", dtype=torch.float64)
+    with pytest.raises(ValueError, match="head sizes up to 256, not 320"):
+        resolve_impl("cuda", "triton", head_size=320)
+    monkeypatch.setattr(avl.kernels, "_triton_error", lambda: None)
+    with pytest.raises(RuntimeError, match="the tensors are on 'mps' and Triton needs 'cuda'"):
+        resolve_impl("mps", "triton")
+
+
+def test_no_function_of_the_door_is_named_like_a_file() -> None:
+    """Importing kernels/x.py would replace avl.kernels.x by the module."""
+    from pathlib import Path
+
+    files = {file.stem for file in Path(avl.kernels.__path__[0]).glob("*.py")}
+    assert {"reference", "triton_core"} <= files
+    assert not files & set(avl.kernels.__all__)
+    assert not (Path(avl.kernels.__path__[0]) / "__init__.py").exists()
