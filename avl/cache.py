@@ -27,6 +27,8 @@ from avl.spans import Row, find_rows
 FREE = 1 << 62
 """Order of a window slot that holds nothing (a power of two: torch passes padding values through a double)."""
 
+USED = "this cache holds another generation already: make a new one with avl.make_cache for every prompt"
+
 
 @dataclass
 class Group:
@@ -336,6 +338,7 @@ class AdaptiveCache(Cache):
         self._read = [0] * n_layers
         self._banks: list[Bank] = []
         self._entry_bytes = 0
+        self._passed = False
 
     def _alike(self) -> list[Group]:
         alike: dict[Row, list[int]] = {}
@@ -356,6 +359,17 @@ class AdaptiveCache(Cache):
     @property
     def batch_size(self) -> int:
         return len(self.rows)
+
+    @property
+    def _is_user_defined(self) -> bool:
+        """transformers' generate marks a cache that its caller passed, first of all; the one place to say that this one is used up."""
+        return self._passed
+
+    @_is_user_defined.setter
+    def _is_user_defined(self, value: bool) -> None:
+        if self.seen:
+            raise ValueError(USED)
+        self._passed = value
 
     def rows_of(self, states: torch.Tensor, group: Group) -> torch.Tensor:
         """The rows of ``states [B, ...]`` that belong to ``group``; no copy where that is all of them."""
@@ -390,7 +404,7 @@ class AdaptiveCache(Cache):
             self.seen = length
             return
         if length != 1 or not self._banks:
-            raise ValueError("this cache holds another generation already: make a new one with avl.make_cache for every prompt")
+            raise ValueError(USED)
         if self.t >= self.max_new_tokens:
             raise ValueError(f"this cache has room for {self.max_new_tokens} new tokens: make it with a larger max_new_tokens")
         self.t += 1

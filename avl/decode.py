@@ -1,0 +1,53 @@
+"""One decode step of our own loop, and the choice of the next token."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from avl.architectures import language_model
+from avl.cache import AdaptiveCache
+
+
+class Decoder:
+    """Runs the prompt and then one token at a time through an attached model, with one cache.
+
+    The loop over the layers is ours: transformers' own forward builds a mask and collects outputs at every step, which costs a small model
+    more than its attention. The layers, and so the numbers, are the model's.
+    """
+
+    def __init__(self, model: Any, cache: AdaptiveCache) -> None:
+        self._model = model
+        self._text = language_model(model)
+        self._cache = cache
+        self._positions: torch.Tensor | None = None
+
+    def prompt(self, inputs: dict[str, Any]) -> torch.Tensor:
+        """Prefill: logits ``[B, V]`` of the last prompt token."""
+        out = self._model(**inputs, past_key_values=self._cache, use_cache=True, logits_to_keep=1)
+        lengths = [row.length for row in self._cache.rows]
+        self._positions = torch.tensor(lengths, device=out.logits.device)[:, None]
+        return out.logits[:, -1]
+
+    def step(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Feed one token per row ``[B]``; logits ``[B, V]`` of the next."""
+        assert self._positions is not None, "the prompt comes first"
+        hidden = self._text.embed_tokens(tokens[:, None])
+        rotary = self._text.rotary_emb(hidden, position_ids=self._positions.to(hidden.device))
+        for layer in self._text.layers:
+            hidden = layer(hidden, attention_mask=None, position_embeddings=rotary, past_key_values=self._cache, use_cache=True)
+        self._positions = self._positions + 1
+        return self._model.lm_head(self._text.norm(hidden))[:, -1]
+
+
+def next_tokens(logits: torch.Tensor, temperature: float, top_p: float, generator: torch.Generator | None) -> torch.Tensor:
+    """Token per row ``[B]`` from logits ``[B, V]``: the largest at temperature 0, else sampled from the smallest set that holds ``top_p``."""
+    if temperature == 0:
+        return logits.argmax(dim=-1)
+    # sampled on CPU in float64: one seed gives one answer on every device
+    probabilities = (logits.double().cpu() / temperature).softmax(dim=-1)
+    ordered, order = probabilities.sort(dim=-1, descending=True, stable=True)
+    ordered = ordered.masked_fill(ordered.cumsum(dim=-1) - ordered >= top_p, 0.0)
+    drawn = torch.multinomial(ordered, 1, generator=generator)
+    return order.gather(-1, drawn).squeeze(-1).to(logits.device)

@@ -1,0 +1,166 @@
+"""Clocks and readings: step times, device memory by pynvml, torch's allocator, process memory, what machine this is."""
+
+from __future__ import annotations
+
+import os
+import platform
+import threading
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from avl.trace import Reading
+
+_nvml_lock = threading.Lock()
+_nvml_state: dict[str, Any] = {}
+
+
+class Clock:
+    """Times one piece of work on its device: CUDA events where there is a GPU, a monotonic clock elsewhere. Milliseconds."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._cuda = device.type == "cuda"
+        self._device = device
+        if self._cuda:
+            self._events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
+
+    def start(self) -> None:
+        """Begin; earlier work on the device is waited for, so that it is not counted."""
+        if self._cuda:
+            torch.cuda.synchronize(self._device)
+            self._events[0].record(torch.cuda.current_stream(self._device))
+        else:
+            self._began = time.perf_counter()
+
+    def stop(self) -> float:
+        """Milliseconds since :meth:`start`, when the work is really done."""
+        if not self._cuda:
+            return (time.perf_counter() - self._began) * 1000
+        self._events[1].record(torch.cuda.current_stream(self._device))
+        self._events[1].synchronize()
+        return self._events[0].elapsed_time(self._events[1])
+
+
+def _nvml(device: torch.device) -> tuple[Any, Any] | str:
+    """(module, handle) of pynvml for a CUDA device, or the reason why there is none."""
+    if device.type != "cuda":
+        return "n/a (no NVIDIA GPU)"
+    with _nvml_lock:
+        if "module" not in _nvml_state:
+            try:
+                import pynvml
+
+                pynvml.nvmlInit()
+                _nvml_state["module"] = pynvml
+            except Exception as error:  # no driver, no permission, no library: each is a reading that does not exist, never a crash
+                _nvml_state["module"] = f"n/a ({type(error).__name__})"
+        module = _nvml_state["module"]
+        if isinstance(module, str):
+            return module
+        number = device.index if device.index is not None else torch.cuda.current_device()
+        if number not in _nvml_state:
+            try:
+                # CUDA may renumber devices (CUDA_VISIBLE_DEVICES, also by UUID); the UUID is the same on both sides
+                uuid = torch.cuda.get_device_properties(number).uuid
+                _nvml_state[number] = module.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}".encode())
+            except Exception:
+                try:
+                    _nvml_state[number] = module.nvmlDeviceGetHandleByIndex(number)
+                except Exception as error:
+                    _nvml_state[number] = f"n/a ({type(error).__name__})"
+        handle = _nvml_state[number]
+        return handle if isinstance(handle, str) else (module, handle)
+
+
+def device_used_bytes(device: torch.device) -> int | None:
+    """Memory in use on the whole device, all processes, by pynvml; None where there is no reading."""
+    nvml = _nvml(device)
+    if isinstance(nvml, str):
+        return None
+    try:
+        return int(nvml[0].nvmlDeviceGetMemoryInfo(nvml[1]).used)
+    except Exception:
+        return None
+
+
+def device_power_watts(device: torch.device) -> float | None:
+    """Power draw of the device by pynvml; None where there is no reading."""
+    nvml = _nvml(device)
+    if isinstance(nvml, str):
+        return None
+    try:
+        return nvml[0].nvmlDeviceGetPowerUsage(nvml[1]) / 1000
+    except Exception:
+        return None
+
+
+def settle(device: torch.device) -> None:
+    """Give cached blocks back to the device, so that what pynvml reads next is what is really held."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.empty_cache()
+
+
+class Meter:
+    """Memory readings of a run, relative to the level when the meter was made."""
+
+    def __init__(self, device: torch.device) -> None:
+        settle(device)
+        self._device = device
+        self._base = device_used_bytes(device)
+        self._process = psutil.Process()
+
+    def read(self, arm: int | None, clock_ms: float, note: str = "") -> Reading:
+        """A reading now; None for what this machine cannot tell."""
+        used = device_used_bytes(self._device)
+        nvml = _nvml(self._device)
+        return Reading(
+            arm=arm,
+            clock_ms=clock_ms,
+            device_bytes=None if used is None or self._base is None else used - self._base,
+            allocated_bytes=torch.cuda.memory_allocated(self._device) if self._device.type == "cuda" else None,
+            rss_bytes=self._process.memory_info().rss,
+            power_watts=device_power_watts(self._device),
+            note=nvml if isinstance(nvml, str) else note,
+        )
+
+
+def _cpu_name() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def package_version(name: str) -> str | None:
+    """Installed version of a distribution, None where it is absent."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def machine_card() -> dict[str, Any]:
+    """What this runs on, for traces, reports and benchmarks: hardware and versions, nothing that names the machine itself."""
+    card: dict[str, Any] = {
+        "cpu": _cpu_name(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "memory_bytes": psutil.virtual_memory().total,
+        "gpu": None,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+    for name in ("transformers", "triton", "accelerate", "gradio", "plotly"):
+        card[name] = package_version(name)
+    if torch.cuda.is_available():
+        properties = torch.cuda.get_device_properties(torch.cuda.current_device())
+        card |= {"gpu": properties.name, "gpu_memory_bytes": properties.total_memory, "gpus": torch.cuda.device_count(), "cuda": torch.version.cuda}
+    return card
