@@ -132,6 +132,9 @@ class Full:
     per_head = False
     """Scores are means over all query heads (False), or over the query heads of each KV head (True)."""
 
+    prunes_before: int | None = None
+    """The layer before which image tokens leave the prompt."""
+
     def prune(self, layer: int, scores: list[Tensor], alive: list[int], row: Row) -> list[int]:
         """Positions that enter ``layer``; ``scores``: the last prompt token's, of the layers before."""
         return alive
@@ -150,9 +153,10 @@ class Full:
 class AVL(Full):
     def __init__(self, S: float, C: float | None = None, K: int = 3, P: float | None = None, T: float | None = None, update: str = "every"):
         self.S, self.C, self.K, self.P, self.T, self.update = S, C, K, P, T, update
+        self.prunes_before = None if P is None else 2
 
     def prune(self, layer: int, scores: list[Tensor], alive: list[int], row: Row) -> list[int]:
-        if layer != 2 or self.P is None:
+        if layer != self.prunes_before:
             return alive
         retained = best(scores[1], row.image, share(self.P, row.n_image))
         return [j for j in alive if not row.is_image[j] or j in retained]
@@ -196,10 +200,10 @@ class AVL(Full):
 
 class FastV(Full):
     def __init__(self, layer: int = 2, keep: float = 50):
-        self.layer, self.share = layer, keep
+        self.prunes_before, self.share = layer, keep
 
     def prune(self, layer: int, scores: list[Tensor], alive: list[int], row: Row) -> list[int]:
-        if layer != self.layer:
+        if layer != self.prunes_before:
             return alive
         retained = best(scores[layer - 1], row.image, share(self.share, row.n_image))
         return [j for j in alive if not row.is_image[j] or j in retained]
@@ -362,7 +366,7 @@ def run(
     for index, block in enumerate(decoder.text.layers):
         if imposed is None:
             alive = policy.prune(index, scores, alive, row)
-        elif index == 2 or index == getattr(policy, "layer", None):
+        elif index == policy.prunes_before:
             alive = [j for j in alive if not row.is_image[j] or row.image.index(j) in imposed[0][index].stored]
         is_alive = torch.zeros(row.length, dtype=torch.bool)
         is_alive[alive] = True

@@ -1,0 +1,46 @@
+"""Shared set-up: the checkout is importable, torch uses one thread (the last bit repeats), and no test leaves a model changed."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+if str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> None:
+    import torch
+
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    import torch
+
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def model(request: pytest.FixtureRequest):
+    """The shared model of the architecture that the test is parametrized with (``architecture``), attached for this test."""
+    from random_models import shared_model
+
+    import avl
+
+    model = shared_model(request.getfixturevalue("architecture"))
+    avl.attach(model)
+    yield model
+    avl.detach(model)
+
+
+@pytest.fixture
+def processor(request: pytest.FixtureRequest):
+    from random_models import shared_processor
+
+    return shared_processor(request.getfixturevalue("architecture"))

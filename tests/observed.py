@@ -1,0 +1,119 @@
+"""Run the library and write down what it did: logits, tokens and, after every step, the counts and sets that the cache reports."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import oracle
+import torch
+from torch import Tensor
+from transformers import LogitsProcessor, LogitsProcessorList
+
+import avl
+
+
+@dataclass(frozen=True)
+class State:
+    """What the cache reports after a step. ``sets[row][layer]``; a layer's ``n_stored``/``n_read`` add up all rows, as the cache does."""
+
+    stored: list[int]
+    read: list[int]
+    stored_bytes: int
+    read_bytes: int
+    sets: list[list[oracle.Sets]]
+
+
+@dataclass
+class Observed:
+    """``logits[t] [B, V]`` chose token t; ``states[t]``, t = 0: after prefill; ``tokens [B, T]``."""
+
+    cache: Any
+    states: list[State] = field(default_factory=list)
+    logits: list[Tensor] = field(default_factory=list)
+    tokens: list[list[int]] = field(default_factory=list)
+
+
+class _Watch(LogitsProcessor):
+    """Called by generate after every forward pass: records, and forces the next token where one is given."""
+
+    def __init__(self, observed: Observed, n_rows: int, feed: Sequence[Sequence[int]] | None, sets: bool):
+        self.observed, self.n_rows, self.feed, self.sets = observed, n_rows, feed, sets
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        t = len(self.observed.states)
+        self.observed.states.append(snapshot(self.observed.cache, self.n_rows if self.sets else 0))
+        if self.feed is None:
+            return scores
+        forced = torch.full_like(scores, -float("inf"))
+        for row, tokens in enumerate(self.feed):
+            forced[row, tokens[t]] = 0.0
+        return forced
+
+
+def snapshot(cache: Any, n_rows: int) -> State:
+    sets = []
+    for row in range(n_rows):
+        layers = []
+        for layer, (stored, core) in enumerate(cache.image_sets(row=row)):
+            layers.append(oracle.Sets(list(stored), list(core), list(cache.text_positions(layer, row=row)), 0, None))
+        sets.append(layers)
+    return State(list(cache.stored_tokens), list(cache.read_tokens), cache.stored_bytes, cache.read_bytes, sets)
+
+
+def generate(
+    model: Any,
+    inputs: Any,
+    policy: Any,
+    limit: int,
+    feed: Sequence[Sequence[int]] | None = None,
+    sets: bool = True,
+    **options: Any,
+) -> Observed:
+    """``model.generate`` with a cache of ours, observed at every step; ``feed``: per row, the tokens to feed whatever the logits say."""
+    observed = Observed(avl.make_cache(model, inputs, policy, max_new_tokens=limit))
+    options = {"do_sample": False, **options}
+    out = model.generate(
+        **inputs,
+        past_key_values=observed.cache,
+        max_new_tokens=limit,
+        logits_processor=LogitsProcessorList([_Watch(observed, len(inputs["input_ids"]), feed, sets)]),
+        output_logits=True,
+        return_dict_in_generate=True,
+        **options,
+    )
+    observed.logits = list(out.logits)
+    observed.tokens = out.sequences[:, inputs["input_ids"].shape[1] :].tolist()
+    return observed
+
+
+def words(seed: int, n_rows: int, length: int) -> list[list[int]]:
+    """Random ordinary words to feed: ``[rows][length]``."""
+    from random_models import SPECIAL, VOCAB
+
+    return torch.randint(len(SPECIAL), VOCAB, (n_rows, length), generator=torch.Generator().manual_seed(seed)).tolist()
+
+
+def assert_within(actual: Tensor, stick: Tensor, plain: Tensor, dtype: torch.dtype, reductions: Sequence[int]) -> None:
+    """The error of ``actual`` is at most that of ``plain`` (a plain implementation in the same precision) plus rounding.
+
+    ``stick`` is the float64 result. Rounding: eps(dtype) plus sqrt(n) * eps(float32) for each reduction over n numbers, of the mean; of the
+    maximum the first term counts once per reduction.
+    """
+    assert torch.isfinite(actual).all()
+    stick = stick.double()
+    error, allowed = (actual.double() - stick).abs(), (plain.double() - stick).abs()
+    eps = torch.finfo(dtype).eps
+    sums = sum(n**0.5 for n in reductions) * torch.finfo(torch.float32).eps
+    mean_limit = float(allowed.mean() + (eps + sums) * stick.abs().mean())
+    max_limit = float(allowed.max() + (eps * len(reductions) + sums) * stick.abs().max())
+    assert float(error.mean()) <= mean_limit, f"mean error {float(error.mean()):.3g}, allowed {mean_limit:.3g}"
+    assert float(error.max()) <= max_limit, f"largest error {float(error.max()):.3g}, allowed {max_limit:.3g}"
+
+
+def reductions(model: Any, length: int) -> list[int]:
+    """Lengths of the sums between the embeddings and the logits: per layer q/k/v, scores, attention, output, MLP in, MLP out; the head."""
+    config = model.config.text_config
+    layer = [config.hidden_size, config.head_dim, length, config.hidden_size, config.hidden_size, config.intermediate_size]
+    return layer * config.num_hidden_layers + [config.hidden_size]
