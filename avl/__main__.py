@@ -1,0 +1,5 @@
+import sys
+
+from avl.cli import main
+
+sys.exit(main())
