@@ -36,10 +36,10 @@ def describe(model: Any) -> Facts:
     config = model.config
     text = config.text_config
     if text.model_type not in TEXT_MODELS:
-        raise TypeError(f"adaptive attention does not know text models of type {text.model_type!r}; it supports {' and '.join(TEXT_MODELS)}")
+        raise TypeError(f"adaptive attention does not know {text.model_type!r} text models; it supports {' and '.join(TEXT_MODELS)}")
     window = getattr(text, "sliding_window", None)
     if window is not None and window < text.max_position_embeddings:
-        raise TypeError(f"this text model attends to a sliding window of {window} tokens; adaptive attention supports full attention models")
+        raise TypeError(f"this text model attends to a window of {window} tokens; adaptive attention needs a model with full attention")
     return Facts(
         name=name,
         image_token_id=config.image_token_id,

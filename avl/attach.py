@@ -1,4 +1,4 @@
-"""Attach adaptive attention to a model and take it off again. The model itself carries the state: a copy of an attached model is attached."""
+"""Attach adaptive attention to a model and take it off again. The model carries the state: a copy of an attached model is attached."""
 
 from __future__ import annotations
 

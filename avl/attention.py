@@ -16,7 +16,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
-from avl.cache import AdaptiveCache, AdaptiveLayer, Group, Part
+from avl.bank import Group, Part
+from avl.cache import AdaptiveCache, AdaptiveLayer
 from avl.kernels import core_attention, resolve_impl
 from avl.scoring import accumulated_scores, last_query_scores
 
@@ -27,9 +28,11 @@ def register(before: str) -> str:
     """Make adaptive attention known to transformers on top of the implementation ``before``; returns its name. Idempotent."""
     name = PREFIX + before
     if name not in AttentionInterface._global_mapping:
-        AttentionInterface.register(name, partial(_dispatch, before))
+        attend: Any = partial(_dispatch, before)
+        AttentionInterface.register(name, attend)
         if before in AttentionMaskInterface._global_mapping:
-            AttentionMaskInterface.register(name, AttentionMaskInterface._global_mapping[before])
+            mask: Any = AttentionMaskInterface._global_mapping[before]
+            AttentionMaskInterface.register(name, mask)
     return name
 
 
@@ -59,7 +62,7 @@ def _dispatch(
 
 def _original(before: str, module: torch.nn.Module) -> Callable[..., tuple[torch.Tensor, torch.Tensor | None]]:
     # "eager" is no entry of the interface: every modeling file has its own
-    eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+    eager: Any = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
     return AttentionInterface().get_interface(before, eager)
 
 
@@ -142,7 +145,7 @@ def _attend_part(cache: AdaptiveCache, group: Group, part: Part, query: torch.Te
         part.read = core + group.count
         wanted = (core, part.read) if part.accumulated is not None else False
         out, scores = core_attention(query, keys, values, part.index[:, : part.read], scale=scale, scores=wanted, validate=False)
-        if part.accumulated is not None:
+        if part.accumulated is not None and scores is not None:
             part.accumulated[:, 0, : group.count] += scores
         return out
     part.read = part.image + group.count
@@ -153,6 +156,7 @@ def _attend_part(cache: AdaptiveCache, group: Group, part: Part, query: torch.Te
     if group.accumulate == "kv":
         index = torch.arange(part.read, device=query.device).expand(group.b, keys.shape[1], -1)
     out, scores = core_attention(query, keys, values, index, scale=scale, scores=True, validate=False)
+    assert scores is not None
     if bank.image_scores is not None:
         bank.image_scores[part.place] = scores[..., : part.image]
     if part.accumulated is not None:

@@ -79,7 +79,8 @@ def main(argv: list[str]) -> int:
 def table(trace: Trace) -> str:
     """Both answers, then one line per arm: first token, median step, rate, KV stored and read (mean over the steps)."""
     start, ends = trace.start, {end.arm: end for end in trace.of(End)}
-    lines = [f"{start.model['name']} · {start.model['dtype']} · {start.machine['gpu'] or start.machine['cpu']} · {start.n_image} image tokens", ""]
+    hardware = start.machine["gpu"] or start.machine["cpu"]
+    lines = [f"{start.model['name']} · {start.model['dtype']} · {hardware} · {start.n_image} image tokens", ""]
     for number, end in sorted(ends.items()):
         lines += [f"{start.arms[number].label}:", f"  {end.text}", ""]
     lines.append(f"{'':<34}{'first token':>12}{'ms/token':>10}{'tokens/s':>10}{'KV stored':>12}{'KV read':>12}")

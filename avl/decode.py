@@ -42,7 +42,7 @@ class Decoder:
 
 
 def next_tokens(logits: torch.Tensor, temperature: float, top_p: float, generator: torch.Generator | None) -> torch.Tensor:
-    """Token per row ``[B]`` from logits ``[B, V]``: the largest at temperature 0, else sampled from the smallest set that holds ``top_p``."""
+    """Token per row ``[B]`` from logits ``[B, V]``: the largest at temperature 0, else drawn from the smallest set that holds ``top_p``."""
     if temperature == 0:
         return logits.argmax(dim=-1)
     # sampled on CPU in float64: one seed gives one answer on every device

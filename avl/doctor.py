@@ -55,7 +55,8 @@ def _files() -> list[tuple[str, str, str]]:
     shards = sorted(TINY.glob("*.safetensors"))
     size = sum(shard.stat().st_size for shard in shards)
     complete = bool(shards) and (TINY / "config.json").exists()
-    rows.append(("ok" if complete else "missing", "model tiny", f"{size / 2**20:.1f} MiB, bundled" if complete else "absent from assets/tiny"))
+    detail = f"{size / 2**20:.1f} MiB, bundled" if complete else "absent from assets/tiny"
+    rows.append(("ok" if complete else "missing", "model tiny", detail))
     hub = Path(os.environ.get("HF_HUB_CACHE") or Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface") / "hub")
     for name, repository in CHECKPOINTS.items():
         folder = hub / f"models--{repository.replace('/', '--')}"

@@ -66,7 +66,8 @@ def load(
     try:
         config = transformers.AutoConfig.from_pretrained(source, revision=revision)
     except ValueError as error:
-        raise TypeError(f"{label} is not a model that this transformers knows ({_first_line(error)}); supported: {', '.join(SUPPORTED)}") from None
+        known = " and ".join(SUPPORTED)
+        raise TypeError(f"{label} is not a model that transformers knows ({_first_line(error)}); supported are {known}") from None
     except OSError as error:
         advice = "check the path" if Path(str(name)).exists() else offline
         raise OSError(f"{label} cannot be loaded ({_first_line(error)}): {advice}") from None
@@ -104,7 +105,7 @@ def _source(name: str | Path) -> tuple[str, str]:
         return str(path), str(path)
     if path.is_absolute() or str(name).startswith((".", "~")) or str(name).count("/") != 1:
         names = ", ".join(["tiny", *CHECKPOINTS])
-        raise OSError(f"there is no model folder {name}: pass one of {names}, a Hub id like llava-hf/llava-1.5-7b-hf, or an existing folder")
+        raise OSError(f"there is no model {name}: pass one of {names}, a Hub id like llava-hf/llava-1.5-7b-hf, or a folder")
     return str(name), str(name)
 
 
@@ -207,7 +208,7 @@ def chat_prompt(processor: Any, question: str, n_images: int) -> str:
     if image_token in question:
         if question.count(image_token) != n_images:
             raise ValueError(
-                f"the prompt has {question.count(image_token)} image placeholders ({image_token}) for {n_images} images: give as many as images"
+                f"the prompt has {question.count(image_token)} placeholders {image_token} for {n_images} images: write one for each image"
             )
         return question
     content = [{"type": "image"}] * n_images + [{"type": "text", "text": question.strip()}]

@@ -38,7 +38,8 @@ class Row:
     @property
     def spans(self) -> tuple[tuple[str, int, int], ...]:
         """Runs of one modality as (name, start, stop): "system" before the first image, "image", "instruction" after it (Fig. 2)."""
-        image, spans, start = set(self.image), [], 0
+        image, start = set(self.image), 0
+        spans: list[tuple[str, int, int]] = []
         for position in range(1, self.length + 1):
             if position == self.length or (position in image) != (start in image):
                 name = "image" if start in image else "instruction" if spans else "system"

@@ -16,7 +16,7 @@ import torch
 from avl.trace import Reading
 
 _nvml_lock = threading.Lock()
-_nvml_state: dict[str, Any] = {}
+_nvml_state: dict[str | int, Any] = {}
 
 
 class Clock:
@@ -162,5 +162,6 @@ def machine_card() -> dict[str, Any]:
         card[name] = package_version(name)
     if torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(torch.cuda.current_device())
-        card |= {"gpu": properties.name, "gpu_memory_bytes": properties.total_memory, "gpus": torch.cuda.device_count(), "cuda": torch.version.cuda}
+        card |= {"gpu": properties.name, "gpu_memory_bytes": properties.total_memory}
+        card |= {"gpus": torch.cuda.device_count(), "cuda": torch.version.cuda}
     return card

@@ -159,7 +159,7 @@ class Sets(Event):
     """Image tokens of row 0 that are stored and read per layer from step ``t + 1`` on; :func:`pack_bits` over ``n_image``.
 
     ``stored`` (A-VL: secondary) is None when unchanged since the arm's previous Sets event. ``core`` is None when every stored token is
-    read. ``pruned``: tokens that left the hidden states in prefill (A-VL's P, FastV), given once; those tokens are not in ``stored`` of later layers.
+    read. ``pruned``: tokens that left the hidden states in prefill (A-VL's P, FastV), given once; later layers do not store them.
     """
 
     kind: ClassVar[str] = "sets"
@@ -172,7 +172,7 @@ class Sets(Event):
 
 @dataclass(frozen=True)
 class Scores(Event):
-    """Attention scores of one query over the stored image tokens of row 0, per layer, :func:`pack_scores` over ``n_image`` (0 = not stored).
+    """Attention of one query over the stored image tokens of row 0, per layer; :func:`pack_scores` over ``n_image`` (0: not stored).
 
     t = 0: the last prompt token's. ``shares``: per layer, attention on (system, image, instruction, generated); they add up to 1.
     """
@@ -223,7 +223,7 @@ class Error(Event):
 class End(Event):
     """An arm is finished. ``reason``: "eos", "length", "stopped". ``text``: the whole answer; ``tokens``: ids without the EOS.
 
-    ``stored_bytes``/``read_bytes``: means over the decode steps (0 where there was none); ``peak_bytes``: the most KV bytes held at any time.
+    ``stored_bytes``/``read_bytes``: means over the decode steps (0 where there was none); ``peak_bytes``: most KV bytes held at any time.
     """
 
     kind: ClassVar[str] = "end"

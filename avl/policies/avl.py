@@ -78,7 +78,7 @@ class AVL(Policy):
         image = (fraction * (n_image + n_text) - text) / n_image
         if image <= 0:
             raise ValueError(
-                f"A-VL cannot store {fraction:.0%} of {n_image + n_text} tokens: {text} of them are text that it keeps; raise the share or lower T"
+                f"A-VL cannot store {fraction:.0%} of {n_image + n_text} tokens: it keeps {text} text tokens; raise the share or lower T"
             )
         # pruned layers hold at most P %: the two layers before it must make up for them
         stored = round(min(image * 100, 100.0), 3)

@@ -45,6 +45,6 @@ class FastV(Policy):
         keep = (fraction * n_layers * (n_image + n_text) - n_layers * n_text - self.layer * n_image) / (pruned * n_image)
         if keep <= 0:
             raise ValueError(
-                f"FastV(layer={self.layer}) cannot store {fraction:.0%}: its first {self.layer} of {n_layers} layers and all text stay whole"
+                f"FastV cannot store {fraction:.0%}: the first {self.layer} of {n_layers} layers and all text stay whole; raise the share"
             )
         return replace(self, keep=round(min(keep * 100, 100.0), 3))
