@@ -1,0 +1,135 @@
+// Settings: two arms with the sliders of their policies, immediate predictions, and what is generated.
+
+const root = mount(element);
+const about = props.about, catalogue = props.policies, presets = props.presets;
+const $ = {};
+for (const node of root.querySelectorAll("[data-id]")) $[node.dataset.id] = node;
+let settings = JSON.parse(JSON.stringify(props.value));
+
+function publish() {
+  // a fresh object, or the page would not notice the change
+  props.value = JSON.parse(JSON.stringify(settings));
+}
+
+function defaults(name) {
+  const values = { policy: name };
+  for (const parameter of catalogue[name].parameters) values[parameter.key] = parameter.default;
+  return values;
+}
+
+function build() {
+  $.arms.replaceChildren(...settings.arms.map((arm, index) => panel(arm, index)));
+}
+
+function panel(arm, index) {
+  const box = h("div", { class: `avl-panel avl-choice ${index ? "avl-choice-b" : ""}`, role: "group", "aria-label": `Arm ${index + 1}` });
+  const select = h("select", { class: "avl-select", "aria-label": `Policy of arm ${index + 1}` },
+    Object.entries(catalogue).map(([name, entry]) => h("option", { value: name, selected: name === arm.policy }, entry.title)));
+  select.addEventListener("change", () => { settings.arms[index] = defaults(select.value); publish(); build(); });
+  box.append(h("div", { class: "avl-choice-head" }, h("b", {}, index ? "against" : "compare"), select));
+  const outputs = {};
+  const rows = h("div", { class: "avl-params" }, catalogue[arm.policy].parameters.map((parameter) => {
+    const id = `avl-arm${index}-${parameter.key}`;
+    const range = h("input", { type: "range", class: "avl-range", id, min: String(parameter.low), max: String(Math.min(parameter.high, parameter.key === "layer" ? about.layers : parameter.high)), step: "1", title: parameter.help });
+    const output = h("output", { for: id });
+    const toggle = parameter.off ? h("label", { class: "avl-toggle", title: "off: the table’s “–”" }, h("input", { type: "checkbox", "aria-label": `${parameter.key} on` }), "on") : h("span");
+    const row = h("div", { class: "avl-param", title: parameter.help }, h("label", { for: id }, h("b", {}, parameter.key.length === 1 ? parameter.key : ""), " ", h("span", {}, parameter.label)), range, output, toggle);
+    const draw = () => {
+      const value = arm[parameter.key];
+      if (value !== null) range.value = value;
+      else if (!range.dataset.kept) range.value = parameter.default;
+      row.classList.toggle("avl-off", value === null);
+      put(output, value === null ? "off" : `${value}${parameter.unit ? `${parameter.unit === "%" ? " %" : ` ${value === 1 && parameter.unit === "steps" ? "step" : parameter.unit}`}` : ""}`);
+      if (parameter.off) toggle.firstChild.checked = value !== null;
+    };
+    range.addEventListener("input", () => { range.dataset.kept = "1"; set(index, parameter.key, Number(range.value)); });
+    if (parameter.off) toggle.firstChild.addEventListener("change", () => set(index, parameter.key, toggle.firstChild.checked ? Number(range.value) : null));
+    outputs[parameter.key] = draw;
+    return row;
+  }));
+  box.append(rows);
+  let preset = null;
+  if (arm.policy === "AVL") {
+    preset = h("select", { class: "avl-select avl-preset", "aria-label": "Presets: rows of the paper’s Table 3" },
+      h("option", { value: "" }, "presets: rows of the paper’s Table 3"), presets.map((row, at) => h("option", { value: String(at) }, row.label)));
+    preset.addEventListener("change", () => {
+      if (preset.value === "") return;
+      Object.assign(arm, presets[Number(preset.value)].params);
+      publish();
+      redraw();
+    });
+    box.append(preset);
+  }
+  const predicted = h("p", { class: "avl-predicted" });
+  box.append(predicted);
+  function redraw() {
+    for (const draw of Object.values(outputs)) draw();
+    const size = { layers: about.layers, n_image: about.n_image, n_text: about.n_text, limit: settings.max_new_tokens, token_bytes: about.token_bytes, batch: settings.batch };
+    const forecast = predict(arm, size, settings.max_new_tokens - 1);
+    predicted.replaceChildren("predicted: stores ", h("b", {}, formatPercent(forecast.stored)), ", reads ", h("b", {}, formatPercent(forecast.read)), ` of ${formatBytes(forecast.fullBytes)}`);
+    if (preset) {
+      const match = presets.findIndex((row) => ["S", "C", "P", "T"].every((key) => row.params[key] === arm[key]) && (row.params.C === null || row.params.K === arm.K));
+      preset.value = match < 0 ? "" : String(match);
+    }
+  }
+  box.redraw = redraw;
+  redraw();
+  return box;
+}
+
+function set(index, key, value) {
+  const arm = settings.arms[index];
+  arm[key] = value;
+  // core is a part of secondary: the slider that moves takes the other along
+  if (arm.policy === "AVL" && arm.C !== null) {
+    if (key === "S" && arm.C > arm.S) arm.C = arm.S;
+    if (key === "C" && arm.C > arm.S) arm.S = arm.C;
+  }
+  publish();
+  $.arms.children[index].redraw();
+}
+
+$.tokens.max = about.max_tokens;
+
+function drawGeneration() {
+  $.tokens.value = settings.max_new_tokens;
+  put($.tokensOut, `≤ ${settings.max_new_tokens}`);
+  $.batch.value = settings.batch;
+  $.mode.value = settings.mode;
+  $.temperature.value = settings.temperature;
+  $.topp.value = settings.top_p;
+  $.seed.value = settings.seed === null ? "" : settings.seed;
+}
+
+function generation(node, key, read) {
+  node.addEventListener(node.tagName === "SELECT" ? "change" : "input", () => {
+    const value = read(node);
+    if (value === undefined) return;
+    settings[key] = value;
+    if (key === "max_new_tokens") put($.tokensOut, `≤ ${value}`);
+    publish();
+    for (const box of $.arms.children) box.redraw();
+  });
+}
+
+// what is not a number stays as it was; what is out of range is said by the server in one sentence
+const numeric = (node) => (node.value.trim() === "" || !isFinite(Number(node.value)) ? undefined : Number(node.value));
+generation($.tokens, "max_new_tokens", numeric);
+generation($.batch, "batch", numeric);
+generation($.mode, "mode", (node) => node.value);
+generation($.temperature, "temperature", numeric);
+generation($.topp, "top_p", numeric);
+generation($.seed, "seed", (node) => (node.value.trim() === "" ? null : numeric(node)));
+
+watch("value", () => {
+  const value = props.value;
+  if (value && JSON.stringify(value) !== JSON.stringify(settings)) {
+    settings = JSON.parse(JSON.stringify(value));
+    build();
+    drawGeneration();
+  }
+});
+build();
+drawGeneration();
+// on a phone the settings are folded, or the answers would be far below
+if (matchMedia("(max-width: 760px)").matches) $.drawer.open = false;

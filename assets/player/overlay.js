@@ -1,0 +1,188 @@
+// The picture with its tokens: a patch per token, coloured and patterned by its set, for grids of any shape.
+
+const SET_COLOURS = { core: "#f0e442", secondary: "#009e73", veil: "rgba(8,12,18,0.74)", gained: "#f0e442", lost: "#cc79a7" };
+
+class Overlay {
+  constructor(canvas) {
+    this.canvas = canvas;
+    this.context = canvas.getContext("2d");
+    this.base = document.createElement("canvas"); // the picture, scaled once
+    this.picture = null;
+    this.grid = null;
+    this.selected = -1;
+    this.drawMs = 0;
+  }
+
+  setPicture(image, width, height) {
+    this.picture = image;
+    this.width = width;
+    this.height = height;
+    this.resize();
+  }
+
+  // the canvas has device pixels, the picture's aspect, and the width its box gives it
+  resize() {
+    if (!this.width) return;
+    const ratio = Math.min(window.devicePixelRatio || 1, 2);
+    const available = this.canvas.parentElement.clientWidth || 300;
+    const limit = 460;
+    const scale = Math.min(available / this.width, limit / this.height);
+    const w = Math.max(1, Math.round(this.width * scale * ratio)), h_ = Math.max(1, Math.round(this.height * scale * ratio));
+    if (this.canvas.width !== w || this.canvas.height !== h_) {
+      this.canvas.width = this.base.width = w;
+      this.canvas.height = this.base.height = h_;
+      this.canvas.style.width = `${w / ratio}px`;
+      this.canvas.style.height = `${h_ / ratio}px`;
+    }
+    const context = this.base.getContext("2d");
+    context.fillStyle = "#8a929c";
+    context.fillRect(0, 0, w, h_);
+    if (this.picture) context.drawImage(this.picture, 0, 0, w, h_);
+    this.pixels = w / this.width;
+    this.hatch = null;
+  }
+
+  pattern() {
+    if (this.hatch) return this.hatch;
+    const tile = document.createElement("canvas");
+    tile.width = tile.height = 8;
+    const context = tile.getContext("2d");
+    context.strokeStyle = SET_COLOURS.secondary;
+    context.lineWidth = 2.4;
+    context.beginPath();
+    for (const offset of [-8, 0, 8]) { context.moveTo(offset, 8); context.lineTo(offset + 8, 0); }
+    context.stroke();
+    this.hatch = this.context.createPattern(tile, "repeat");
+    return this.hatch;
+  }
+
+  rectangle(token) {
+    const grid = this.grid, stride = grid.cols + (grid.newline ? 1 : 0);
+    const at = token - grid.first, row = Math.floor(at / stride), col = at % stride;
+    if (at < 0 || row >= grid.rows || col >= grid.cols) return null;
+    const [left, top, right, bottom] = grid.box;
+    const w = (right - left) / grid.cols, h_ = (bottom - top) / grid.rows;
+    const k = this.pixels;
+    const x0 = Math.round((left + col * w) * k), y0 = Math.round((top + row * h_) * k);
+    return [x0, y0, Math.round((left + (col + 1) * w) * k) - x0, Math.round((top + (row + 1) * h_) * k) - y0];
+  }
+
+  // which token lies under a point of the canvas (CSS pixels), or -1
+  tokenAt(x, y) {
+    if (!this.grid) return -1;
+    const scale = this.canvas.width / this.canvas.clientWidth / this.pixels;
+    const [left, top, right, bottom] = this.grid.box;
+    const col = Math.floor((x * scale - left) / (right - left) * this.grid.cols), row = Math.floor((y * scale - top) / (bottom - top) * this.grid.rows);
+    if (col < 0 || row < 0 || col >= this.grid.cols || row >= this.grid.rows) return -1;
+    return this.grid.first + row * (this.grid.cols + (this.grid.newline ? 1 : 0)) + col;
+  }
+
+  // paint(token) -> one of the styles below; tokens of one style become one path
+  draw(paint) {
+    const began = performance.now();
+    const context = this.context;
+    context.drawImage(this.base, 0, 0);
+    if (this.grid && paint) {
+      const paths = new Map();
+      const { first, rows, cols, newline } = this.grid;
+      for (let r = 0; r < rows; r++) {
+        for (let c = 0; c < cols; c++) {
+          const token = first + r * (cols + (newline ? 1 : 0)) + c;
+          const style = paint(token);
+          if (!style) continue;
+          let path = paths.get(style);
+          if (!path) paths.set(style, path = new Path2D());
+          path.rect(...this.rectangle(token));
+        }
+      }
+      for (const [style, path] of paths) this.fill(style, path);
+    }
+    if (this.selected >= 0 && this.grid) {
+      const box = this.rectangle(this.selected);
+      if (box) {
+        context.lineWidth = 4; context.strokeStyle = "#000"; context.strokeRect(...box);
+        context.lineWidth = 2; context.strokeStyle = "#fff"; context.strokeRect(...box);
+      }
+    }
+    this.drawMs = performance.now() - began;
+  }
+
+  fill(style, path) {
+    const context = this.context;
+    if (style === "minor" || style === "pruned") {
+      context.fillStyle = SET_COLOURS.veil;
+      context.fill(path);
+      if (style === "pruned") {
+        context.strokeStyle = "rgba(204,121,167,0.9)";
+        context.lineWidth = 1;
+        context.stroke(path);
+      }
+    } else if (style === "secondary") {
+      context.fillStyle = "rgba(0,158,115,0.16)";
+      context.fill(path);
+      context.fillStyle = this.pattern();
+      context.fill(path);
+    } else if (style === "core") {
+      context.fillStyle = "rgba(240,228,66,0.20)";
+      context.fill(path);
+      context.strokeStyle = SET_COLOURS.core;
+      context.lineWidth = Math.max(1.5, this.canvas.width / 420);
+      context.stroke(path);
+    } else if (style === "gained") {
+      context.fillStyle = "rgba(240,228,66,0.55)";
+      context.fill(path);
+      context.strokeStyle = "#000";
+      context.lineWidth = 1;
+      context.stroke(path);
+    } else if (style === "lost") {
+      context.fillStyle = "rgba(204,121,167,0.75)";
+      context.fill(path);
+      context.fillStyle = this.pattern();
+      context.fill(path);
+    } else if (style === "dim") {
+      context.fillStyle = "rgba(8,12,18,0.45)";
+      context.fill(path);
+    } else {
+      context.fillStyle = style; // a colour: heat
+      context.fill(path);
+    }
+  }
+}
+
+// dark violet to yellow in 24 steps of rising lightness (own table from three stops, readable without colour vision)
+const HEAT = Array.from({ length: 24 }, (_, i) => {
+  const x = i / 23;
+  const stops = [[22, 16, 60], [32, 118, 140], [246, 232, 80]];
+  const [from, to, y] = x < 0.5 ? [stops[0], stops[1], x * 2] : [stops[1], stops[2], x * 2 - 1];
+  const mix = from.map((value, k) => Math.round(value + (to[k] - value) * y));
+  return `rgba(${mix[0]},${mix[1]},${mix[2]},0.78)`;
+});
+
+function heatColour(x) {
+  return HEAT[Math.max(0, Math.min(23, Math.floor(x * 24)))];
+}
+
+const THUMB_COLOURS = [[28, 36, 46], [0, 158, 115], [240, 228, 66], [92, 66, 84]];
+
+// a layer as a picture of one pixel per token, all grids of one image side by side are left out: one grid, one thumbnail
+function drawThumb(canvas, grid, classes) {
+  if (canvas.width !== grid.cols || canvas.height !== grid.rows) {
+    canvas.width = grid.cols;
+    canvas.height = grid.rows;
+  }
+  const context = canvas.getContext("2d");
+  const pixels = canvas._pixels && canvas._pixels.width === grid.cols && canvas._pixels.height === grid.rows
+    ? canvas._pixels : (canvas._pixels = context.createImageData(grid.cols, grid.rows));
+  const stride = grid.cols + (grid.newline ? 1 : 0);
+  let out = 0;
+  for (let r = 0; r < grid.rows; r++) {
+    for (let c = 0; c < grid.cols; c++) {
+      const colour = THUMB_COLOURS[classes[grid.first + r * stride + c]] || THUMB_COLOURS[0];
+      pixels.data[out++] = colour[0];
+      pixels.data[out++] = colour[1];
+      pixels.data[out++] = colour[2];
+      pixels.data[out++] = 255;
+    }
+  }
+  context.putImageData(pixels, 0, 0);
+}

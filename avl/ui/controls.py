@@ -1,0 +1,221 @@
+"""What a visitor may set: policies and their ranges, presets, limits; and the door every request passes.
+
+Whatever reaches :func:`prepare` is hostile until checked: the page's own widgets and a raw HTTP call arrive the same way.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from .transport import Request
+
+MAX_PIXELS = 20_000_000
+MAX_QUESTION = 2_000
+MAX_BATCH = 256
+SHOWN_SIDE = 1024
+"""The longer side of the picture sent back to the player; the model always gets the whole upload."""
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One slider of a policy. ``off``: the value may be None, the table's "–"."""
+
+    key: str
+    label: str
+    low: int
+    high: int
+    default: int | None
+    off: bool = False
+    unit: str = "%"
+    help: str = ""
+
+
+POLICIES: dict[str, tuple[str, tuple[Parameter, ...]]] = {
+    "Full": ("Full attention", ()),
+    "AVL": (
+        "A-VL",
+        (
+            Parameter("S", "secondary", 1, 100, 45, help="share of image tokens kept in memory after prefill"),
+            Parameter("C", "core", 1, 100, 30, off=True, help="share of image tokens read at every step; off reads all that is kept"),
+            Parameter("K", "update every", 1, 32, 3, unit="steps", help="every K-th step reads all kept tokens and chooses the core anew"),
+            Parameter("P", "prefill keeps", 1, 100, 90, off=True, help="share of image tokens that stay in prefill after the second layer"),
+            Parameter("T", "text window", 1, 100, 60, off=True, help="share of the text length that the text cache may hold"),
+        ),
+    ),
+    "H2O": (
+        "H2O",
+        (
+            Parameter("keep", "keeps", 1, 100, 50, help="share of the full cache that stays"),
+            Parameter("recent", "recent part", 0, 100, 75, help="share of what stays that is simply the most recent"),
+        ),
+    ),
+    "FastV": (
+        "FastV",
+        (
+            Parameter("layer", "after layer", 1, 80, 2, unit="", help="image tokens leave after this many layers"),
+            Parameter("keep", "keeps", 1, 100, 50, help="share of image tokens that stay"),
+        ),
+    ),
+    "StreamingLLM": (
+        "StreamingLLM",
+        (
+            Parameter("keep", "keeps", 1, 100, 50, help="share of the full cache that stays"),
+            Parameter("sinks", "sink tokens", 0, 64, 4, unit="", help="first tokens that always stay"),
+        ),
+    ),
+}
+
+TABLE_3: tuple[tuple[str, str, tuple[tuple[int, int | None, int | None, int | None, int | None], ...]], ...] = (
+    ("llava-1.5-7b", "LLaVA-1.5 7B", ((40, None, None, None, None), (40, 30, 3, None, None), (45, 30, 3, 90, None), (45, 30, 3, 90, 50))),
+    ("llava-1.5-13b", "LLaVA-1.5 13B", ((40, None, None, None, None), (45, 30, 3, None, None), (45, 30, 3, 90, None), (45, 30, 3, 90, 60))),
+    ("llava-1.6-7b", "LLaVA-1.6 7B", ((40, None, None, None, None), (45, 30, 3, 90, None), (45, 30, 3, 90, 70))),
+    ("llava-1.6-13b", "LLaVA-1.6 13B", ((40, None, None, None, None), (45, 30, 3, 90, None), (45, 30, 3, 90, 70))),
+)
+"""The paper's Table 3, row by row: model, then (S, C, K, P, T)."""
+
+
+def presets() -> list[dict[str, Any]]:
+    """The rows of Table 3 for the page's preset menu."""
+    rows = []
+    for key, name, settings in TABLE_3:
+        for S, C, K, P, T in settings:
+            words = " ".join(f"{letter}{'–' if value is None else value}" for letter, value in zip("SCKPT", (S, C, K, P, T), strict=True))
+            rows.append({"model": key, "label": f"{name}: {words}", "params": {"S": S, "C": C, "K": K or 3, "P": P, "T": T}})
+    return rows
+
+
+@dataclass(frozen=True)
+class About:
+    """What the page says about the loaded model. ``n_image`` and ``n_text``: those of the warm-up prompt, to predict with before a run."""
+
+    name: str
+    layers: int
+    n_image: int
+    n_text: int
+    token_bytes: int
+    device: str
+    dtype: str
+    bundled: bool = False
+    revision: str = ""
+    machine: str = ""
+    max_tokens: int = 256
+    default_tokens: int = 64
+    hosted: str = ""
+    preset: str = ""
+    notes: tuple[str, ...] = field(default_factory=tuple)
+
+
+def settings(about: About) -> dict[str, Any]:
+    """The settings the page opens with: full attention against A-VL with the last row of Table 3 for this model, if it is in the table."""
+    avl = {"policy": "AVL", **{p.key: p.default for p in POLICIES["AVL"][1]}}
+    rows = [row for row in presets() if row["model"] == about.preset]
+    if rows:
+        avl |= rows[-1]["params"]
+    return {
+        "arms": [{"policy": "Full"}, avl],
+        "max_new_tokens": about.default_tokens,
+        "mode": "race",
+        "batch": 1,
+        "temperature": 0.0,
+        "top_p": 1.0,
+        "seed": 0,
+    }
+
+
+def number(data: dict[str, Any], key: str, low: float, high: float, default: float | None = None, *, whole: bool = True) -> Any:
+    """One number of a hostile mapping, or a ValueError that names it, its value and its range."""
+    value = data.get(key, default)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"{key} must be a number from {low:g} to {high:g}, not {str(value)[:40]!r}.")
+    if whole and value != int(value):
+        raise ValueError(f"{key} must be a whole number from {low:g} to {high:g}, not {value:g}.")
+    if not low <= value <= high:
+        raise ValueError(f"{key} must be from {low:g} to {high:g}, not {value:g}.")
+    return int(value) if whole else float(value)
+
+
+def policy(choice: Any) -> Any:
+    """One arm's settings, ``{"policy": "AVL", "S": 45, …}`` -> the policy object. Raises ValueError with one sentence."""
+    import avl
+
+    if not isinstance(choice, dict) or choice.get("policy") not in POLICIES:
+        raise ValueError(f"Each arm needs a policy: one of {', '.join(POLICIES)}.")
+    name = choice["policy"]
+    values: dict[str, Any] = {}
+    for parameter in POLICIES[name][1]:
+        value = choice.get(parameter.key, parameter.default)
+        off = parameter.off and value is None
+        values[parameter.key] = None if off else number({parameter.key: value}, parameter.key, parameter.low, parameter.high)
+    return getattr(avl, name)(**values)
+
+
+def picture(path: Any) -> Image.Image:
+    """Open an upload: upright, RGB, not too large. Raises ValueError with one sentence."""
+    if not path:
+        raise ValueError("There is no picture yet: upload one, pick an example or press “New scene”.")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the check below is stricter
+            image: Image.Image = Image.open(Path(path))
+            width, height = image.size
+            if width * height > MAX_PIXELS:
+                raise ValueError(f"The picture is too large ({width} × {height}): {MAX_PIXELS // 1_000_000} million pixels at most.")
+            if min(width, height) < 2 or max(width, height) > 200 * min(width, height):
+                raise ValueError(f"A picture of {width} × {height} pixels has no area to look at: choose another one.")
+            image = ImageOps.exif_transpose(image)
+            if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+                image = image.convert("RGBA")
+                white = Image.new("RGBA", image.size, "white")
+                image = Image.alpha_composite(white, image)
+            return image.convert("RGB")
+    except Image.DecompressionBombError:
+        raise ValueError(f"The picture is too large: {MAX_PIXELS // 1_000_000} million pixels at most.") from None
+    except (UnidentifiedImageError, OSError, SyntaxError, EOFError, OverflowError):
+        raise ValueError("This file is not a picture that can be read: use PNG, JPEG or WebP.") from None
+
+
+def prepare(path: Any, question: Any, chosen: Any, about: About) -> Request:
+    """Check everything a visitor sent and build the request. Raises ValueError with one sentence, before anything runs."""
+    if not isinstance(question, str) or not question.strip():
+        raise ValueError("The question is empty: type one, or pick one of the suggestions.")
+    if len(question) > MAX_QUESTION:
+        raise ValueError(f"The question is too long: {len(question)} characters, {MAX_QUESTION} at most.")
+    if not isinstance(chosen, dict):
+        raise ValueError("The settings are missing: reload the page.")
+    arms = chosen.get("arms")
+    if not isinstance(arms, list) or not 1 <= len(arms) <= 2:
+        raise ValueError("Choose one or two arms to compare.")
+    policies = tuple(policy(arm) for arm in arms)
+    mode = chosen.get("mode", "race")
+    if mode not in ("race", "isolated"):
+        raise ValueError("The mode must be “race” or “isolated”.")
+    seed = chosen.get("seed")
+    request = Request(
+        images=(),
+        question=question.strip(),
+        policies=policies,
+        max_new_tokens=number(chosen, "max_new_tokens", 1, about.max_tokens, about.default_tokens),
+        mode=mode,
+        batch=number(chosen, "batch", 1, MAX_BATCH, 1),
+        temperature=number(chosen, "temperature", 0, 2, 0.0, whole=False),
+        top_p=number(chosen, "top_p", 0.01, 1, 1.0, whole=False),
+        seed=None if seed is None else number(chosen, "seed", 0, 2**31 - 1),
+    )
+    return Request(**{**vars(request), "images": (picture(path),)})
+
+
+def shown(image: Image.Image) -> str:
+    """The picture as the data URI that the player draws on."""
+    small = image.copy()
+    small.thumbnail((SHOWN_SIDE, SHOWN_SIDE))
+    buffer = io.BytesIO()
+    small.save(buffer, "WEBP", quality=90)
+    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

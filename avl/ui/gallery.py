@@ -1,0 +1,57 @@
+"""Example pictures and questions, from ``assets/gallery/examples.json``; ``assets/gallery/draw.py`` makes both."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from PIL import Image
+
+from .player import ASSETS
+
+FOLDER = ASSETS / "gallery"
+
+
+@dataclass(frozen=True)
+class Example:
+    """A picture with questions that suit it; ``answers`` maps a question to its right answer where there is one."""
+
+    key: str
+    name: str
+    path: Path
+    questions: tuple[str, ...]
+    answers: tuple[tuple[str, str], ...] = ()
+
+
+@lru_cache(maxsize=4)
+def examples(bundled: bool) -> tuple[Example, ...]:
+    """The gallery for the bundled model, or for real LLaVA checkpoints."""
+    file = FOLDER / "examples.json"
+    if not file.exists():
+        return ()
+    entries = json.loads(file.read_text("utf-8"))["bundled" if bundled else "real"]
+    return tuple(
+        Example(
+            key=entry["key"],
+            name=entry["name"],
+            path=FOLDER / entry["file"],
+            questions=tuple(question for question, _ in entry["questions"]),
+            answers=tuple((question, answer) for question, answer in entry["questions"] if answer),
+        )
+        for entry in entries
+        if (FOLDER / entry["file"]).exists()
+    )
+
+
+def thumbnail(path: Path) -> str:
+    """A small picture as a data URI for the strip."""
+    with Image.open(path) as image:
+        small = image.convert("RGB")
+    small.thumbnail((132, 132))
+    buffer = io.BytesIO()
+    small.save(buffer, "WEBP", quality=80)
+    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

@@ -1,0 +1,262 @@
+"""A stand-in for the engine: the same events, made up from a seed, at a chosen pace. No model, no torch."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from avl import trace
+from avl.ui.controls import About
+from avl.ui.transport import Request
+
+ANSWER = "The picture shows a small red house beside a tall green tree , a white sign with the word BREAD and a price tag of 12 dollars ."
+WORDS = ANSWER.split()
+
+
+def about(**changes: Any) -> About:
+    facts: dict[str, Any] = {
+        "name": "fake model",
+        "layers": 8,
+        "n_image": 576,
+        "n_text": 40,
+        "token_bytes": 8 * 2 * 256 * 4,
+        "device": "cpu",
+        "dtype": "float32",
+        "bundled": True,
+        "notes": ("A made-up model for tests.",),
+    }
+    return About(**{**facts, **changes})
+
+
+def grids(n_side: int, size: tuple[int, int], kind: str) -> tuple[tuple[trace.Grid, ...], int]:
+    """One square grid, or LLaVA-1.6's whole picture and tiles with newline columns, or two pictures."""
+    width, height = size
+    whole = trace.Grid(0, 0, n_side, n_side, False, (0.0, 0.0, float(width), float(height)))
+    if kind == "tiles":
+        rows, cols = n_side + n_side // 2, 2 * n_side
+        tiles = trace.Grid(0, n_side * n_side, rows, cols, True, (0.0, 0.0, float(width), float(height)))
+        return (whole, tiles), n_side * n_side + rows * (cols + 1)
+    if kind == "two":
+        second = trace.Grid(1, n_side * n_side, n_side, n_side, False, (0.0, -height / 4, float(width), height * 5 / 4))
+        return (whole, second), 2 * n_side * n_side
+    return (whole,), n_side * n_side
+
+
+class Fake:
+    """``fake(request, stop)`` yields a run. ``log`` tells tests what happened to it."""
+
+    def __init__(
+        self,
+        *,
+        layers: int = 8,
+        side: int = 24,
+        kind: str = "one",
+        pace: float = 0.01,
+        prefill: float = 0.05,
+        scores: bool = True,
+        device_bytes: bool = False,
+        fail_at: int | None = None,
+        text: list[str] | None = None,
+        differ_at: int = 9,
+    ) -> None:
+        self.layers, self.side, self.kind, self.pace, self.prefill = layers, side, kind, pace, prefill
+        self.scores, self.device_bytes, self.fail_at, self.differ_at = scores, device_bytes, fail_at, differ_at
+        self.words = text or WORDS
+        self.log: list[str] = []
+        self.active = 0
+        self.most_active = 0
+
+    def __call__(self, request: Request, stop: threading.Event) -> Iterator[trace.Event]:
+        self.active += 1
+        self.most_active = max(self.most_active, self.active)
+        self.log.append("begin")
+        try:
+            yield from self._run(request, stop)
+        finally:
+            self.active -= 1
+            self.log.append("freed")
+
+    def _start(self, request: Request) -> trace.Start:
+        size = request.images[0].size
+        blocks, n_image = grids(self.side, size, self.kind)
+        arms = tuple(trace.Arm(policy.label, policy.to_dict(), "reference (torch)") for policy in request.policies)
+        images = (size,) * (2 if self.kind == "two" else 1)
+        return trace.Start(
+            arms=arms,
+            mode=request.mode,
+            question=request.question,
+            prompt=f"USER: <image>\n{request.question} ASSISTANT:",
+            model={"name": "fake", "revision": None, "class": "Fake", "dtype": "float32", "device": "cpu", "layers": self.layers},
+            machine={"cpu": "test machine", "threads": 1},
+            date="2026-01-01T12:00:00",
+            n_image=n_image,
+            n_text=40,
+            spans=(("system", 0, 5), ("image", 5, 5 + n_image), ("instruction", 5 + n_image, n_image + 40)),
+            images=images,
+            grids=blocks,
+            layers=self.layers,
+            token_bytes=self.layers * 2 * 256 * 4,
+            batch=request.batch,
+            limit=request.max_new_tokens,
+            temperature=0.0,
+            top_p=1.0,
+            seed=request.seed,
+        )
+
+    def _run(self, request: Request, stop: threading.Event) -> Iterator[trace.Event]:
+        start = self._start(request)
+        yield start
+        arms = [_Arm(self, start, index, policy) for index, policy in enumerate(request.policies)]
+        live = list(arms)
+        while live:
+            if request.mode == "isolated":
+                arm = live[0]
+            else:
+                arm = min(live, key=lambda one: one.clock)
+            if stop.is_set():
+                for arm in live:
+                    yield arm.end("stopped")
+                return
+            yield from arm.step()
+            if arm.finished:
+                live.remove(arm)
+
+
+class _Arm:
+    def __init__(self, fake: Fake, start: trace.Start, index: int, policy: Any) -> None:
+        self.fake, self.start, self.index, self.policy = fake, start, index, policy
+        self.rng = np.random.default_rng(index)
+        self.clock, self.t, self.finished = 0.0, -1, False
+        self.texts: list[str] = []
+        self.bytes: list[tuple[int, int]] = []
+        self.kept = self.pruned = None
+        self.peak = 0
+        n, layers = start.n_image, start.layers
+        # smooth bumps that differ per layer, so that pictures look like attention
+        centres = self.rng.uniform(0, 1, (layers, 3, 2))
+        at = np.array([[(i % fake.side) / fake.side, (i // fake.side % fake.side) / fake.side] for i in range(n)])
+        self.bumps = np.stack([sum(np.exp(-((at - c) ** 2).sum(1) / 0.02) for c in centre) for centre in centres])
+
+    def _scores(self) -> np.ndarray:
+        return self.bumps + self.rng.uniform(0, 0.35, self.bumps.shape)
+
+    def _top(self, scores: np.ndarray, count: int, among: np.ndarray | None = None) -> tuple[str, ...]:
+        rows = scores if among is None else np.where(among, scores, -1)
+        return tuple(trace.pack_bits(np.argsort(-row)[:count].tolist(), self.start.n_image) for row in rows)
+
+    def step(self) -> Iterator[trace.Event]:
+        fake, start = self.fake, self.start
+        self.t += 1
+        if fake.fail_at is not None and self.t == fake.fail_at:
+            raise RuntimeError("made-up failure with /a/path")
+        wait = fake.prefill if self.t == 0 else fake.pace
+        time.sleep(wait)
+        ms = max(0.4, wait * 1000) * self.rng.uniform(0.9, 1.1) * (1.03 if self.policy.name != "Full" else 1)
+        self.clock += ms
+        words = fake.words
+        word = words[self.t % len(words)]
+        if self.index == 1 and self.t == fake.differ_at:
+            word = "<b>blue</b>"
+        text = word if self.t == 0 else " " + word
+        self.texts.append(text)
+        token = hash(word) % 30000
+        n = start.n_image
+        counts = [self._counts(layer) for layer in range(start.layers)]
+        entry = start.token_bytes // start.layers
+        # with T the window holds at most W entries; the made-up engine keeps it simple and exact
+        window = self._window()
+        text_now = min(start.n_text + self.t, window)
+        update = self.policy.is_update(self.t) if self.t else False
+        stored = sum(image + text_now for image, _ in counts)
+        read = sum((image if update else core) + min(start.n_text + self.t, window + 1) for image, core in counts)
+        rows = start.batch
+        self.peak = max(self.peak, rows * (stored + (n - counts[0][0] if self.t == 0 else 0)) * entry)
+        if self.t == 0:
+            yield trace.Prefill(
+                self.index,
+                ms,
+                token,
+                text,
+                tuple(rows * (image + text_now) for image, _ in counts),
+                rows * stored * entry,
+                rows * (stored + n - counts[0][0]) * entry,
+            )
+            yield from self._first_sets(counts)
+        else:
+            self.bytes.append((rows * stored * entry, rows * read * entry))
+            yield trace.Step(
+                self.index,
+                self.t,
+                token,
+                text,
+                ms,
+                self.clock,
+                rows * stored,
+                rows * read,
+                rows * stored * entry,
+                rows * read * entry,
+                update,
+            )
+            if update and self.kept is not None and counts[-1][1] < counts[-1][0]:
+                yield trace.Sets(self.index, self.t, None, self._top(self._scores(), counts[-1][1], self.kept))
+            elif self.policy.name == "H2O":
+                yield trace.Sets(self.index, self.t, self._top(self._scores(), n // 2), None)
+        if self.t % 4 == 0:
+            used = 173_000_000 if fake.device_bytes else None
+            note = "" if fake.device_bytes else "n/a (no NVIDIA GPU)"
+            yield trace.Reading(self.index, self.clock, used, None, 900_000_000 + self.t * 100_000, None, note)
+        if self.t + 1 >= start.limit or self.t + 1 >= 3 * len(words):
+            yield self.end("length" if self.t + 1 >= start.limit else "eos")
+
+    def _first_sets(self, counts: list[tuple[int, int]]) -> Iterator[trace.Event]:
+        n = self.start.n_image
+        scores = self._scores()
+        if self.fake.scores:
+            packed = tuple(trace.pack_scores(row / row.sum()) for row in scores)
+            yield trace.Scores(self.index, 0, packed, tuple((0.4, 0.3, 0.2, 0.1) for _ in scores))
+        if self.policy.name in ("Full", "StreamingLLM"):
+            return
+        pruned = None
+        if getattr(self.policy, "P", None):
+            order = np.argsort(-scores[1])[math.ceil(self.policy.P * n / 100) :]
+            pruned = trace.pack_bits(order.tolist(), n)
+            scores[2:, order] = -1
+        stored = tuple(self._top(scores[layer : layer + 1], image)[0] for layer, (image, _) in enumerate(counts))
+        self.kept = np.stack([trace.unpack_bits(bits, n) for bits in stored])
+        core = None
+        if counts[-1][1] < counts[-1][0]:
+            core = self._top(scores, counts[-1][1], self.kept)
+        yield trace.Sets(self.index, 0, stored, core, pruned)
+
+    def _window(self) -> int:
+        share = getattr(self.policy, "T", None)
+        return 10**9 if share is None else math.ceil(share / 100 * (self.start.n_text + self.start.limit))
+
+    def _counts(self, layer: int) -> tuple[int, int]:
+        n = self.start.n_image
+        if self.policy.name == "H2O":
+            return n // 2, n // 2
+        image = min(self.policy.store(layer, n, 40, self.start.limit).image or n // 2, n)
+        core = self.policy.select(layer, n)
+        return image, image if core is None else core
+
+    def end(self, reason: str) -> trace.End:
+        self.finished = True
+        decode = self.bytes or [(0, 0)]
+        return trace.End(
+            self.index,
+            reason,
+            "".join(self.texts),
+            tuple(range(len(self.texts))),
+            50.0,
+            None,
+            self.clock,
+            sum(b for b, _ in decode) / len(decode),
+            sum(r for _, r in decode) / len(decode),
+            self.peak,
+        )
