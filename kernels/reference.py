@@ -12,6 +12,7 @@ read, so nothing that is not selected is touched.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -34,8 +35,8 @@ def attend(
     Returns `out` [B, H, D] in the dtype of `query`, and scores [B, W] (or [B, G, W]) in float32 (float64 for float64 inputs).
     """
     batch, heads, size = query.shape
-    groups, slots = key.shape[1], key.shape[2]
-    width = slots if index is None else index.shape[-1]
+    groups = key.shape[1]
+    width = key.shape[2] if index is None else index.shape[-1]
     count = width
     valid = None
     if length is not None:
@@ -52,9 +53,21 @@ def attend(
                 # entries behind `length` may be anything, out of range too: read slot 0 there and mask what comes back
                 index = index.masked_fill(~(valid if index.dim() == 2 else valid.unsqueeze(1)), 0)
 
+    if index is None and columns is None and valid is None:
+        # full attention whose weights nobody asks for is what torch does best; a group's queries are a sequence without a mask
+        if count < width:
+            key, value = key[:, :, :count], value[:, :, :count]
+        q = query.reshape(batch, groups, heads // groups, size)
+        return F.scaled_dot_product_attention(q, key, value, scale=scale).reshape(batch, heads, size), None
+
     q = query.reshape(batch * groups, heads // groups, size)
-    k = _read(key, index, count)  # [B·G, n, D]
-    v = _read(value, index, count)
+    if batch == 1 and (index is None or index.dim() == 2):
+        slots = None if index is None else index[0]
+        k = _read_row(key[0], slots, count)  # [B·G, n, D]
+        v = _read_row(value[0], slots, count)
+    else:
+        k = _read(key, index, count)
+        v = _read(value, index, count)
     if q.dtype.itemsize < 4:
         q, k, v = q.float(), k.float(), v.float()
 
@@ -82,21 +95,23 @@ def attend(
         scores = weights.view(batch, heads, count)[..., start:stop].mean(1)
     missing = stop - start - scores.shape[-1]
     if missing:  # columns behind `length` were sliced away: their weight is 0
-        scores = torch.nn.functional.pad(scores, (0, missing))
+        scores = F.pad(scores, (0, missing))
     return out, scores
 
 
+def _read_row(storage: Tensor, slots: Tensor | None, count: int) -> Tensor:
+    """The selected rows of one row's `storage` [G, L, D] as [G, count, D]."""
+    if slots is None:
+        return storage[:, :count]
+    if storage.stride(0) > storage.stride(1):
+        return storage.index_select(1, slots)
+    # token-major: index_select is fastest when the selected dimension is the outer one
+    return storage.transpose(0, 1).index_select(0, slots).transpose(0, 1)
+
+
 def _read(storage: Tensor, index: Tensor | None, count: int) -> Tensor:
-    """The selected rows of `storage` [B, G, L, D] as [B·G, count, D]; the only place that reads K and V."""
+    """The selected rows of `storage` [B, G, L, D] as [B·G, count, D]."""
     batch, groups, _, size = storage.shape
-    if batch == 1 and (index is None or index.dim() == 2):
-        row = storage[0]
-        if index is None:
-            return row[:, :count]
-        if row.stride(0) > row.stride(1):
-            return row.index_select(1, index[0])
-        # token-major: index_select is fastest when the selected dimension is the outer one
-        return row.transpose(0, 1).index_select(0, index[0]).transpose(0, 1)
     if index is None:
         return storage[:, :, :count].reshape(batch * groups, count, size)
     index = (index.unsqueeze(1) if index.dim() == 2 else index).long()  # [B, 1 or G, n]

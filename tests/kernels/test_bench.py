@@ -1,0 +1,64 @@
+"""The benchmark runs end to end without a GPU, checks what it times, and ends with one line of JSON."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from avl.kernels import bench
+
+CPU_ONLY = pytest.mark.skipif(torch.cuda.is_available(), reason="tries the path without a GPU")
+SMALL = bench.Shape("tiny", 4, 2, 16, 40, 8, 20)
+
+
+@CPU_ONLY
+@pytest.mark.parametrize("layout", ["tokens", "heads"])
+def test_end_to_end(layout: str, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "CPU_SHAPES", (SMALL,))
+    monkeypatch.setattr(bench, "measure_bandwidth", lambda *_: {"copy": 1.0, "triad": 1.0, "read": 1.0})
+    file = tmp_path / "bench.json"
+    grad = torch.is_grad_enabled()
+    try:
+        bench.main(["--quick", "--layout", layout, "--json", str(file), "--batch", "1", "3"])
+    finally:
+        torch.set_grad_enabled(grad)
+    printed = capsys.readouterr().out
+    assert "say nothing about a GPU" in printed
+    result = json.loads(printed.splitlines()[-1])
+    assert result == json.loads(file.read_text())
+    assert result["evidence"].startswith("none")
+    assert result["machine"]["implementation"] == "reference"
+    names = {row["name"] for row in result["rows"]}
+    assert {"core attention, text scores", "full: SDPA", "slice, then SDPA", "FlashInfer, page size 1", "SGLang decode"} <= names
+    for row in result["rows"]:
+        if row["us"] is None:
+            assert row["note"], row
+        else:
+            assert row["us_min"] <= row["us"] <= row["us_max"]
+    timed = {row["name"] for row in result["rows"] if row["us"] is not None}
+    assert {"core attention", "core attention, text scores", "full: SDPA", "slice, then SDPA"} <= timed
+    assert [row["batch"] for row in result["ratios"]] == [1, 3]
+
+
+def test_a_wrong_result_gets_no_time() -> None:
+    data = bench.Data(SMALL, 2, torch.device("cpu"), torch.float32, "tokens", 0)
+    liar = bench.Contender("liar", lambda data, i: lambda: torch.zeros_like(data.query[i]))
+    (row,) = bench.bench(data, [liar], torch.device("cpu"), 1, 1e-4)
+    assert row["us"] is None
+    assert "wrong result" in row["note"]
+
+
+def test_bytes_are_those_of_the_formula() -> None:
+    """LLaVA-1.6-7B at batch 1: a core step reads about 16 MB per layer, the full cache about 49 MB (bfloat16)."""
+    data = object.__new__(bench.Data)
+    data.shape, data.batch, data.itemsize = bench.GPU_SHAPES[1], 1, 2
+    assert bench.kv_bytes(data, 993) == 993 * 2 * 32 * 128 * 2
+    assert bench.moved_bytes(data, 993, True, 993) - bench.moved_bytes(data, 993) == 993 * 32 * 8
+    assert bench.moved_bytes(data, 3009, False) == bench.kv_bytes(data, 3009) + 2 * 32 * 128 * 2
+
+
+def test_copies_exceed_the_cache_to_be_flushed() -> None:
+    data = bench.Data(SMALL, 1, torch.device("cpu"), torch.float32, "tokens", 50_000)
+    assert data.copies * bench.kv_bytes(data, SMALL.core) >= 50_000
+    assert len(data.key) == len(data.scattered) == data.copies
