@@ -5,15 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from transformers import GenerationConfig, LlavaForConditionalGeneration
+from transformers import GenerationConfig, LlavaForConditionalGeneration, LlavaProcessor, PreTrainedTokenizerFast
 
 from . import model as sizes
 from .tokenizer import build_processor, build_tokenizer
 
 
-def assemble() -> tuple[LlavaForConditionalGeneration, object]:
-    """An untrained model and its processor that fit each other."""
-    tokenizer = build_tokenizer()
+def assemble(folder: Path) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
+    """An untrained model and the processor that fits it; the tokenizer is made once for a training folder and kept in it."""
+    kept = folder / "tokenizer"
+    if not kept.exists():
+        build_tokenizer().save_pretrained(kept)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(kept)
     image = tokenizer.convert_tokens_to_ids("<image>")
     llava = sizes.build(len(tokenizer), image, tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
     return llava, build_processor(tokenizer)
@@ -26,17 +29,17 @@ def export(checkpoints: Path, out: Path) -> None:
         checkpoints: holds `vision.pt` and, after stage 2 began, `language.pt`.
         out: the model folder, as `from_pretrained` wants it.
     """
-    llava, processor = assemble()
+    llava, processor = assemble(checkpoints)
     if (checkpoints / "vision.pt").exists():
         sizes.tower(llava).load_state_dict(torch.load(checkpoints / "vision.pt", map_location="cpu")["tower"])
     if (checkpoints / "language.pt").exists():
         llava.load_state_dict(torch.load(checkpoints / "language.pt", map_location="cpu")["model"])
     llava.generation_config = GenerationConfig(
-        bos_token_id=llava.config.text_config.bos_token_id,
-        eos_token_id=llava.config.text_config.eos_token_id,
-        pad_token_id=llava.config.text_config.pad_token_id,
+        bos_token_id=processor.tokenizer.bos_token_id,
+        eos_token_id=processor.tokenizer.eos_token_id,
+        pad_token_id=processor.tokenizer.pad_token_id,
         do_sample=False,
         max_new_tokens=96,
     )
     llava.half().save_pretrained(out, max_shard_size="8MB")
-    processor.save_pretrained(out)  # type: ignore[attr-defined]
+    processor.save_pretrained(out)

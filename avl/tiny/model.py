@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
@@ -59,7 +60,7 @@ def build(vocab_size: int, image_token: int, bos: int, eos: int, pad: int, seed:
     return model
 
 
-def tower(model: LlavaForConditionalGeneration) -> torch.nn.Module:
+def tower(model: Any) -> Any:
     """The transformer inside the vision tower, whichever way this transformers version nests it."""
     outer = model.model.vision_tower
     return getattr(outer, "vision_model", outer)

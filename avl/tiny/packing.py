@@ -1,8 +1,8 @@
 """Stage 2's batches and its forward pass: one picture, many questions, in one sequence.
 
-A sequence is: the start of the prompt, the picture's tokens, then questions with their answers one after another. Each question sees the
-start, the picture and itself, never the other questions, and its positions begin right behind the picture: the loss is what it would be with a
-sequence for each question, at a fraction of the cost. Of the image tokens a random share is left out of the sequence; those that
+A sequence is: the start of the prompt, the picture's tokens, then questions with their answers one after another. Each question sees
+the start, the picture and itself, never the other questions, and its positions begin right behind the picture: the loss is what it would
+be with a sequence for each question, at a fraction of the cost. Of the image tokens a random share is left out of the sequence; those that
 stay keep their positions. This knows nothing of any policy that later evicts tokens.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ from .tokenizer import prompt
 from .vision import pixels
 
 BLOCK_LIMIT = 288  # text tokens of one picture's questions
+RECALL = 24  # tokens back; what is newer is never forgotten
 RARE = {"count": 0.6, "exist": 0.5, "shape": 0.7}  # kinds with many questions in a scene are asked less often each
 
 
@@ -131,12 +133,13 @@ def visible(block: torch.Tensor, before: int) -> torch.Tensor:
 
 
 def language_loss(
-    llava: torch.nn.Module,
+    llava: Any,
     packer: Packer,
     features: torch.Tensor,
     kept: torch.Tensor,
     packed: Packed,
     hide: torch.Tensor | None = None,
+    forget: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The loss of one batch, by the model's own weights.
 
@@ -147,6 +150,7 @@ def language_loss(
         kept: int64 [kept], which image tokens those are.
         packed: the questions.
         hide: optional bool [layers, batch, kept]: image tokens that the questions do not see in a layer.
+        forget: optional bool [batch, text]: text tokens that are no longer seen RECALL tokens later.
 
     Returns:
         The mean loss over answer tokens, and for each of them whether the right token was the likeliest (bool, flat).
@@ -164,6 +168,9 @@ def language_loss(
     cos, sin = cos[:, None], sin[:, None]
     before = len(ahead)
     mask = visible(packed.block, before)
+    if forget is not None:
+        late = packed.place[:, :, None] - packed.place[:, None, :] > RECALL
+        mask[:, before:, before:] &= ~(late & forget[:, None, :])
     bias = torch.zeros(mask.shape, dtype=hidden.dtype, device=hidden.device).masked_fill_(~mask, -1e4)
     for index, layer in enumerate(text.layers):
         own = bias
@@ -178,7 +185,7 @@ def language_loss(
 
 
 def decoder_layer(
-    layer: torch.nn.Module, hidden: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, bias: torch.Tensor, before: int
+    layer: Any, hidden: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, bias: torch.Tensor, before: int
 ) -> torch.Tensor:
     """One Llama layer with plain matrix products; the tokens in front never look at the questions, so that part is not computed."""
     heads = layer.self_attn

@@ -45,11 +45,23 @@ ASK: dict[str, tuple[str, ...]] = {
     "smaller": ("Which is smaller, the {0} or the {1}?",),
     "beside": ("Is the {0} {2} the {1}?", "Is the {0} further {3} than the {1}?"),
     "background": ("What is the background?", "What is in the background?", "Which background does the picture have?", "Where is this?"),
-    "sign": ("What does the sign say?", "Read the sign.", "What is written on the sign?", "Which word is on the sign?",
-             "What is on the sign?"),  # fmt: skip
+    "sign": (
+        "What does the sign say?",
+        "Read the sign.",
+        "What is written on the sign?",
+        "Which word is on the sign?",
+        "What is on the sign?",
+    ),
     "price": ("How much does it cost?", "What is the price?", "What does the price tag say?", "Read the price tag.", "How much is it?"),
-    "describe": ("Describe the picture.", "Describe this image in detail.", "What do you see?", "Tell me about this picture.",
-                 "Describe everything in the picture.", "What is in this picture?", "Describe the image."),  # fmt: skip
+    "describe": (
+        "Describe the picture.",
+        "Describe this image in detail.",
+        "What do you see?",
+        "Tell me about this picture.",
+        "Describe everything in the picture.",
+        "What is in this picture?",
+        "Describe the image.",
+    ),
     "caption": ("Write a short caption.", "Caption this picture.", "Describe the picture in one sentence.", "Give a short description."),
 }
 NO_SIGN, NO_PRICE = "there is no sign", "there is no price"

@@ -1,8 +1,8 @@
 """Drawn scenes with known contents: the data of the bundled model, and the page's "New scene" button.
 
-A scene is a 336 x 336 picture: a background, up to four coloured objects, perhaps a sign with a word and a price tag. Everything in it
-is known, so every question has a right answer. Drawing needs Pillow and numpy alone and takes a few milliseconds; the same seed gives the same
-scene on every machine. Held out of training: some colour and shape pairs, a fifth of the words, a fifth of the prices.
+A scene is a 336 x 336 picture: a background, up to four coloured objects, perhaps a sign with a word and a price tag. Everything in
+it is known, so every question has a right answer. Drawing needs Pillow and numpy alone and takes a few milliseconds; the same seed gives
+the same scene on every machine. Held out of training: some colour and shape pairs, a fifth of the words, a fifth of the prices.
 """
 
 from __future__ import annotations
@@ -223,7 +223,7 @@ def _objects(rng: np.random.Generator, split: str, count: int) -> list[dict]:
             if chosen and rng.random() < 0.15:
                 colour = chosen[int(rng.integers(len(chosen)))]["colour"]
             held_out = is_test_pair(colour, shape)
-            if held_out and split == "train" or (not held_out and split == "test" and index == 0):
+            if (held_out and split == "train") or (not held_out and split == "test" and index == 0):
                 continue
             if all((shape, colour) != (o["shape"], o["colour"]) for o in chosen):
                 break
@@ -365,7 +365,8 @@ def _background(kind: str, rng: np.random.Generator, window, size: tuple[int, in
         for _ in range(5 if kind == "sky" else 2):
             x, y = rng.uniform(0, CANVAS), rng.uniform(10, CANVAS - 30 if kind == "sky" else horizon * 0.6)
             for dx, dy, r in ((-20, 4, 11), (-4, -3, 16), (16, 3, 12)):
-                pen.ellipse((x + dx - r * 1.5, y + dy - r * 0.7, x + dx + r * 1.5, y + dy + r * 0.7), fill=_mix(pale, (255, 255, 255), 0.45))
+                puff = (x + dx - r * 1.5, y + dy - r * 0.7, x + dx + r * 1.5, y + dy + r * 0.7)
+                pen.ellipse(puff, fill=_mix(pale, (255, 255, 255), 0.45))
     if kind == "meadow":
         pen.polygon(_hills(rng, horizon - 14, 16), fill=_jitter(rng, (136, 186, 108)))
         pen.polygon(_hills(rng, horizon + 22, 10), fill=_jitter(rng, (112, 168, 84)))
@@ -379,7 +380,7 @@ def _background(kind: str, rng: np.random.Generator, window, size: tuple[int, in
         pen.polygon(_hills(rng, horizon - 12, 18), fill=_jitter(rng, (224, 232, 242), 5))
         pen.polygon(_hills(rng, horizon + 26, 9), fill=_jitter(rng, (240, 244, 250), 4))
     elif kind == "night":
-        for x, y, r in zip(rng.uniform(0, CANVAS, 60), rng.uniform(0, CANVAS, 60), rng.uniform(0.5, 1.3, 60), strict=True):
+        for x, y, r in np.stack([rng.uniform(0, CANVAS, 60), rng.uniform(0, CANVAS, 60), rng.uniform(0.5, 1.3, 60)], -1).tolist():
             pen.ellipse((x - r, y - r, x + r, y + r), fill=(220, 222, 240))
     elif kind == "room":
         wood = _jitter(rng, (158, 116, 82))
@@ -387,7 +388,7 @@ def _background(kind: str, rng: np.random.Generator, window, size: tuple[int, in
         pen.rectangle((-4, horizon - 8, CANVAS + 4, horizon), fill=(240, 236, 228))
         for index, y in enumerate(np.arange(horizon + 18, CANVAS, 18)):
             pen.rectangle((-4, y, CANVAS + 4, y + 1.2), fill=_mix(wood, (0, 0, 0), 0.25))
-            for x in np.arange(-20 + 37 * (index % 3), CANVAS, 110):
+            for x in np.arange(-20.0 + 37 * (index % 3), CANVAS, 110):
                 pen.rectangle((x, y - 17, x + 1.2, y), fill=_mix(wood, (0, 0, 0), 0.25))
     elif kind == "sea":
         line = _mix(tops[kind][0], (255, 255, 255), 0.35)
@@ -534,7 +535,9 @@ def _draw_text_item(image: Image.Image, pen: _Pen, item: Item) -> None:
     _write(image, pen, "$" + item.text, left + TAG_MARGIN, middle, item.style, (150, 24, 24) if item.style % 2 else (30, 30, 36))
 
 
-def owners(items: list[Item] | tuple[Item, ...], window: tuple[int, int, int, int] = (0, 0, CANVAS, CANVAS), least: float = 0.2) -> np.ndarray:
+def owners(
+    items: list[Item] | tuple[Item, ...], window: tuple[int, int, int, int] = (0, 0, CANVAS, CANVAS), least: float = 0.2
+) -> np.ndarray:
     """Which item each patch of a window shows.
 
     Returns:
@@ -552,7 +555,7 @@ def owners(items: list[Item] | tuple[Item, ...], window: tuple[int, int, int, in
                     pen.polygon(points, fill=index + 1)
         else:
             pen.rectangle((item.box[0], item.box[1], item.box[2], item.box[3] - (SIGN_POST if item.kind == "sign" else 0)), fill=index + 1)
-    patches = np.asarray(mask).reshape(height // PATCH, PATCH, width // PATCH, PATCH).transpose(0, 2, 1, 3)
-    patches = patches.reshape(height // PATCH, width // PATCH, PATCH * PATCH)
+    tiles = np.asarray(mask).reshape(height // PATCH, PATCH, width // PATCH, PATCH).transpose(0, 2, 1, 3)
+    patches = tiles.reshape(height // PATCH, width // PATCH, PATCH * PATCH)
     shares = np.stack([(patches == index + 1).mean(-1) for index in range(len(items))] or [np.zeros(patches.shape[:2])], -1)
     return np.where(shares.max(-1) >= least, shares.argmax(-1), -1) if items else np.full(patches.shape[:2], -1)

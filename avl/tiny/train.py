@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from . import model as sizes
-from . import vision
+from . import packing, vision
+from .export import assemble, export
 from .optim import Optimizer
 
 
@@ -36,7 +37,9 @@ def save(path: Path, **parts: Any) -> None:
     part.replace(path)
 
 
-def train_vision(folder: Path, minutes: float, whole_share: float, log: Log, batch: int = 48, peak: float = 1.5e-3, device: str = "cpu") -> None:
+def train_vision(
+    folder: Path, minutes: float, whole_share: float, log: Log, batch: int = 48, peak: float = 1.5e-3, device: str = "cpu"
+) -> None:
     """Stage 1. Reads and writes `vision.pt` in the folder; goes on where an earlier run stopped.
 
     Args:
@@ -88,16 +91,99 @@ def train_vision(folder: Path, minutes: float, whole_share: float, log: Log, bat
             save(path, tower=weights, heads=heads.state_dict(), optimizer=optimizer.state(), step=step, samples=samples, elapsed=elapsed)
 
 
+def train_language(folder: Path, minutes: float, log: Log, batch: int = 12, peak: float = 1.2e-3, device: str = "cpu") -> None:
+    """Stage 2: projector and language model on the frozen tower. Reads `vision.pt`, reads and writes `language.pt`; resumes.
+
+    How many image tokens a batch keeps is drawn at random, few in the beginning, up to all of them in the end. In the last third, half of
+    the batches also hide a random part of them in each layer, another one in every layer, and forget a random part of the text that is
+    long past.
+
+    Args:
+        folder: of the checkpoints.
+        minutes: of training, earlier runs included.
+        log: where progress goes.
+        batch: pictures in a batch, each with about ten questions; fewer when more image tokens are kept.
+        peak: the highest learning rate.
+        device: "cpu" or "cuda".
+    """
+    llava, processor = assemble(folder)
+    packer = packing.Packer(processor.tokenizer)
+    tower = sizes.tower(llava)
+    tower.load_state_dict(torch.load(folder / "vision.pt", map_location="cpu")["tower"])
+    llava.to(torch.device(device))  # type: ignore[arg-type]
+    llava.model.vision_tower.requires_grad_(False)
+    optimizer = Optimizer([llava], peak)
+    tower.bfloat16()
+    step, samples, elapsed = 0, 0, 0.0
+    path = folder / "language.pt"
+    if path.exists():
+        old = torch.load(path, map_location=device)
+        optimizer.load(old["optimizer"])
+        step, samples, elapsed = old["step"], old["samples"], old["elapsed"]
+    lessons = packing.Lessons(packer, batch, start=step)
+    source = iter(torch.utils.data.DataLoader(lessons, batch_size=None, num_workers=1, prefetch_factor=4))
+    everywhere = torch.arange(sizes.IMAGE_TOKENS, device=device)
+    began = last = time.monotonic()
+    start, seen = elapsed, []
+    while elapsed < minutes * 60:
+        done = elapsed / (minutes * 60)
+        chance = torch.Generator().manual_seed(step)
+        share = image_share(done, chance)
+        packed = next(source)
+        packed = packing.Packed(*(t.to(device) for t in vars(packed).values()))
+        with torch.no_grad():
+            places = everywhere.expand(len(packed.images), -1)
+            features, _ = vision.run_tower(tower, packed.images.to(torch.bfloat16), places)
+        kept = packing.choose(chance, round(share * sizes.IMAGE_TOKENS)).to(device)
+        hide = forget = None
+        if done > 0.66 and torch.rand((), generator=chance) < 0.5:
+            ratio = 0.7 * torch.rand((), generator=chance)
+            hide = (torch.rand(sizes.TEXT_LAYERS, batch, len(kept), generator=chance) < ratio).to(device)
+            forget = (torch.rand(packed.ids.shape, generator=chance) < 0.3 * torch.rand((), generator=chance)).to(device)
+        loss, right = packing.language_loss(llava, packer, features[:, kept], kept, packed, hide, forget)
+        loss.backward()
+        norm = optimizer.step(done)
+        step, samples = step + 1, samples + batch
+        elapsed = start + time.monotonic() - began
+        seen.append((loss.item(), right.float().mean().item()))
+        if step % 50 == 0:
+            mean = [sum(column) / len(seen) for column in zip(*seen, strict=True)]
+            log(stage="language", step=step, samples=samples, minutes=elapsed / 60, norm=norm, loss=mean[0], tokens_right=mean[1])
+            seen = []
+        if time.monotonic() - last > 90 or elapsed >= minutes * 60:
+            last = time.monotonic()
+            weights = {k: v.float() for k, v in llava.state_dict().items()}
+            save(path, model=weights, optimizer=optimizer.state(), step=step, samples=samples, elapsed=elapsed)
+
+
+def image_share(done: float, chance: torch.Generator) -> float:
+    """The share of image tokens that a batch keeps when the share `done` of stage 2 is over."""
+    low, high = 0.2, 0.45 + 0.4 * done
+    if done > 0.5 and torch.rand((), generator=chance) < 0.12 + 0.3 * max(0.0, done - 0.8):
+        return 1.0
+    return low + (high - low) * float(torch.rand((), generator=chance)) ** 1.5
+
+
 def main(argv: list[str] | None = None) -> int:
     """`python -m avl train-tiny`: train, resume and export the bundled model."""
     parser = argparse.ArgumentParser(prog="avl train-tiny", description=__doc__)
-    parser.add_argument("--runs", type=Path, default=Path("runs/tiny"), help="folder of checkpoints and logs")
-    parser.add_argument("--vision-minutes", type=float, default=32)
-    parser.add_argument("--whole-share", type=float, default=0.3)
+    parser.add_argument("--runs", type=Path, default=Path("runs/tiny"), help="checkpoints and logs; training goes on from them")
+    parser.add_argument("--out", type=Path, default=None, help="model folder to write; nothing is exported without it")
+    parser.add_argument("--vision-minutes", type=float, default=30, help="stage 1")
+    parser.add_argument("--whole-share", type=float, default=0.25, help="part of stage 1 that sees whole scenes")
+    parser.add_argument("--language-minutes", type=float, default=50, help="stage 2")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--fresh", action="store_true", help="start again instead of going on")
     args = parser.parse_args(argv)
+    args.runs.mkdir(parents=True, exist_ok=True)
+    if args.fresh:
+        for name in ("vision.pt", "language.pt", "log.jsonl"):
+            (args.runs / name).unlink(missing_ok=True)
     log = Log(args.runs / "log.jsonl")
     train_vision(args.runs, args.vision_minutes, args.whole_share, log, device=args.device)
+    train_language(args.runs, args.language_minutes, log, device=args.device)
+    if args.out:
+        export(args.runs, args.out)
     return 0
 
 

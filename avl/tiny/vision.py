@@ -143,7 +143,7 @@ class Heads(torch.nn.Module):
         return out
 
 
-def run_tower(vision: torch.nn.Module, images: torch.Tensor, places: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def run_tower(vision: Any, images: torch.Tensor, places: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Run the tower on windows: its outputs per patch at the last layer and half-way, [batch, patches, width] each.
 
     The same arithmetic as the tower's own forward, but each patch takes the position embedding of its place on the whole grid.
@@ -162,7 +162,7 @@ def run_tower(vision: torch.nn.Module, images: torch.Tensor, places: torch.Tenso
     return hidden[:, 1:], local[:, 1:]
 
 
-def encoder_layer(layer: torch.nn.Module, hidden: torch.Tensor) -> torch.Tensor:
+def encoder_layer(layer: Any, hidden: torch.Tensor) -> torch.Tensor:
     """One CLIP layer with plain matrix products: on a CPU in bfloat16 they train three times faster than the fused attention."""
     heads = layer.self_attn
     normed = layer.layer_norm1(hidden)

@@ -1,0 +1,168 @@
+"""`python -m avl eval`: how right a model's answers to held-out questions are under each policy."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import avl
+from avl.evaluation.tasks import TASKS, Sample, held_out, score
+from avl.policies import Policy
+
+MAX_NEW_TOKENS = 96  # the longest right answer needs 80
+POLICIES = ("Full", "AVL", "H2O", "FastV", "StreamingLLM")
+
+
+@dataclass(frozen=True)
+class Result:
+    """One row of the table. Scores and shares are 0 to 1; stored and read are shares of a full cache, averaged over decode steps."""
+
+    policy: str
+    scores: dict[str, float]
+    kept: dict[str, float]
+    stored: float
+    read: float
+    seconds: float
+
+
+class _Meter:
+    """Sums up, after every step of `generate`, what the cache holds and what the step read. Never stops anything."""
+
+    def __init__(self, cache: Any, rows: int, prompt: int, layers: int) -> None:
+        self.cache, self.rows, self.prompt, self.layers = cache, rows, prompt, layers
+        self.step = 0
+        self.stored = self.read = self.full = 0
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        if self.step:  # the first call comes after prefill: nothing was decoded yet
+            self.stored += sum(self.cache.stored_tokens)
+            self.read += sum(self.cache.read_tokens)
+            self.full += self.layers * (self.prompt + self.rows * self.step)
+        self.step += 1
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+
+
+def answer(model: Any, processor: Any, samples: Sequence[Sample], policy: Policy) -> tuple[list[str], tuple[int, int, int]]:
+    """Answer one batch of samples greedily under a policy.
+
+    Returns:
+        The answers, and the entries stored, read and of a full cache, summed over layers, rows and decode steps.
+    """
+    texts = [
+        processor.apply_chat_template(
+            [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": s.question.text}]}], add_generation_prompt=True
+        )
+        for s in samples
+    ]
+    inputs = processor(images=[s.image for s in samples], text=texts, return_tensors="pt", padding=True).to(model.device, model.dtype)
+    cache = avl.make_cache(model, inputs, policy, max_new_tokens=MAX_NEW_TOKENS)
+    layers = model.config.text_config.num_hidden_layers
+    meter = _Meter(cache, len(samples), int(inputs["attention_mask"].sum()), layers)
+    with torch.inference_mode():
+        out = model.generate(
+            **inputs, past_key_values=cache, max_new_tokens=MAX_NEW_TOKENS, do_sample=False, stopping_criteria=[meter]
+        )
+    answers = processor.batch_decode(out[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    return [a.strip() for a in answers], (meter.stored, meter.read, meter.full)
+
+
+def evaluate(model: Any, processor: Any, samples: Sequence[Sample], policy: Policy, full: Result | None = None, batch: int = 16) -> Result:
+    """Score a policy on samples.
+
+    Args:
+        model: an attached model. processor: its processor.
+        samples: what to ask.
+        policy: under which policy to answer.
+        full: the result of full attention, to say which share of its score is kept; None where this is full attention.
+        batch: samples at a time.
+    """
+    began = time.monotonic()
+    points: dict[str, list[float]] = {task: [] for task in TASKS}
+    stored = read = whole = 0
+    # Answers of one kind are about as long, so that few rows of a batch wait for the others.
+    order = sorted(samples, key=lambda s: (s.question.task, s.question.kind, len(s.question.answer)))
+    for start in range(0, len(order), batch):
+        part = order[start : start + batch]
+        answers, (a, b, c) = answer(model, processor, part, policy)
+        stored, read, whole = stored + a, read + b, whole + c
+        for sample, text in zip(part, answers, strict=True):
+            points[sample.question.task].append(score(sample.question, text))
+    scores = {task: sum(p) / len(p) for task, p in points.items() if p}
+    base = full.scores if full else scores
+    kept = {task: value / base[task] if base[task] else 0.0 for task, value in scores.items()}
+    return Result(policy.label, scores, kept, stored / max(whole, 1), read / max(whole, 1), time.monotonic() - began)
+
+
+def at_equal_memory(share: float, text: int, images: int, layers: int, names: Sequence[str] = POLICIES[2:]) -> list[Policy]:
+    """The policies named, each set to store the same share of a full cache; those that cannot are left out."""
+    policies: list[Policy] = []
+    for name in names:
+        try:
+            policies.append(getattr(avl, name)().at_stored(share, images, text, layers))
+        except ValueError:
+            continue
+    return policies
+
+
+def text_tokens(processor: Any, samples: Sequence[Sample]) -> int:
+    """Mean number of text tokens of the prompts and right answers, rounded: what `at_stored` counts with."""
+    tokenizer = processor.tokenizer
+    lengths = [len(tokenizer(f"USER: \n{s.question.text} ASSISTANT: {s.question.answer}")["input_ids"]) for s in samples]
+    return round(sum(lengths) / len(lengths))
+
+
+def table(results: Sequence[Result]) -> str:
+    """The results as lines of text."""
+    lines = [f"{'policy':34}" + "".join(f"{t:>10}{'kept':>8}" for t in TASKS) + f"{'stored':>9}{'read':>8}"]
+    for r in results:
+        cells = "".join(f"{r.scores[t]:10.1%}{r.kept[t]:8.1%}" if t in r.scores else f"{'–':>10}{'–':>8}" for t in TASKS)
+        lines.append(f"{r.policy:34}{cells}{r.stored:9.1%}{r.read:8.1%}")
+    return "\n".join(lines)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """`python -m avl eval`: a table, and one JSON line last."""
+    parser = argparse.ArgumentParser(prog="avl eval", description=__doc__)
+    parser.add_argument("--model", default="tiny", help="a name that avl.load knows")
+    parser.add_argument("--samples", type=int, default=500)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--policies", nargs="*", default=list(POLICIES), choices=POLICIES, help="Full is always measured")
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--json", type=Path, default=None, help="also write the results to this file")
+    args = parser.parse_args(argv)
+    model, processor = avl.load(args.model, device=args.device)
+    avl.attach(model)
+    samples = held_out(args.samples, args.seed)
+    full = evaluate(model, processor, samples, avl.Full(), batch=args.batch)
+    results = [full]
+    print(table(results), flush=True)
+    if set(args.policies) - {"Full"}:
+        adaptive = evaluate(model, processor, samples, avl.AVL(S=45, C=30, K=3, P=90, T=60), full, args.batch)
+        if "AVL" in args.policies:
+            results.append(adaptive)
+            print(table([adaptive]).splitlines()[1], flush=True)
+        # The others get the memory that A-VL was measured to use.
+        names = [p for p in args.policies if p not in ("Full", "AVL")]
+        text, layers = text_tokens(processor, samples), model.config.text_config.num_hidden_layers
+        for policy in at_equal_memory(adaptive.stored, text, model.config.image_seq_length, layers, names):
+            results.append(evaluate(model, processor, samples, policy, full, args.batch))
+            print(table([results[-1]]).splitlines()[1], flush=True)
+    record = {"model": args.model, "samples": args.samples, "seed": args.seed, "device": str(model.device)}
+    record["results"] = [asdict(r) for r in results]
+    if args.json:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        args.json.write_text(json.dumps(record, indent=1) + "\n")
+    print(json.dumps(record))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
