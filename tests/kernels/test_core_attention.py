@@ -87,7 +87,7 @@ def test_scores_sum_to_one_and_are_zero_behind_length(case: Case, impl: str, dev
             assert (out[b] == 0).all()
 
 
-@pytest.mark.parametrize("columns", [(0, 5), (3, 17), (29, 33), (4, 4), (0, 33)])
+@pytest.mark.parametrize("columns", [(0, 5), (3, 17), (29, 33), (4, 4)])
 @pytest.mark.parametrize("case", [CASES[5], CASES[11]], ids=str)
 def test_a_range_of_scores_is_that_part_of_all_scores(case: Case, columns, impl: str, device: torch.device) -> None:
     inputs = make(case, device)

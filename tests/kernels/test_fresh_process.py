@@ -80,10 +80,6 @@ def test_llava_imports_beside_the_kernels_library(tmp_path: Path) -> None:
     assert run(code, ROOT, tmp_path) == str(fake / "__init__.py")
 
 
-def test_llava_imports_without_the_kernels_library() -> None:
-    run("from transformers import LlavaForConditionalGeneration" + CALL, ROOT)
-
-
 @pytest.mark.skipif("test_fresh_process.py" not in (why_no_triton() or ""), reason="the Triton tests run in this process")
 def test_interpreted_kernels() -> None:
     env = {**os.environ, "TRITON_INTERPRET": "1"}

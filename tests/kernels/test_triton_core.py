@@ -31,7 +31,7 @@ def check(case: Case, **options) -> None:
     assert_near_oracle(scores, exact_scores, eager_scores, (case.D, case.N, case.H))
 
 
-@pytest.mark.parametrize("splits", [1, 2, 3, 20, 100])
+@pytest.mark.parametrize("splits", [1, 2, 3, 17])
 @pytest.mark.parametrize("case", [VECTOR, MATRIX], ids=str)
 def test_any_number_of_splits(case: Case, splits: int) -> None:
     check(case, splits=splits)
