@@ -83,10 +83,15 @@ def attend_prompt(layer: AdaptiveLayer, query: torch.Tensor, key: torch.Tensor, 
     )
     valid = prompt.valid(query.device)
     image_scores = accumulated = None
-    if _ranks_image(cache, layer.number):
+    ranks = _ranks_image(cache, layer.number)
+    if ranks or cache.recorder is not None:
         scores = last_query_scores(query, key, scale, valid)
         for columns in prompt.columns:
             columns.to(query.device)
+        if cache.recorder is not None:
+            positions = prompt.positions(query.device)
+            cache.recorder.note(layer.number, scores[0, -len(positions) :], positions)
+    if ranks:
         image_scores = [scores[columns.rows].gather(1, columns.image) for columns in prompt.columns]
     prompt.scores = image_scores
     kinds = {group.accumulate for group in cache.groups}
@@ -128,35 +133,44 @@ def attend_step(layer: AdaptiveLayer, query: torch.Tensor, scale: float) -> torc
     """
     cache = layer.owner
     if len(cache.groups) == 1:
-        return _attend_part(cache, cache.groups[0], layer.parts[0], query, scale).transpose(1, 2)
+        return _attend_part(cache, layer.number, cache.groups[0], layer.parts[0], query, scale).transpose(1, 2)
     out = torch.empty_like(query)
     for group, part in zip(cache.groups, layer.parts, strict=True):
-        out[group.rows] = _attend_part(cache, group, part, query[group.rows], scale)
+        out[group.rows] = _attend_part(cache, layer.number, group, part, query[group.rows], scale)
     return out.transpose(1, 2)
 
 
-def _attend_part(cache: AdaptiveCache, group: Group, part: Part, query: torch.Tensor, scale: float) -> torch.Tensor:
-    """Attention ``[b, H, 1, D]`` of one group; its scores go to the bank."""
+def _attend_part(
+    cache: AdaptiveCache, number: int, group: Group, part: Part, query: torch.Tensor, scale: float
+) -> torch.Tensor:
+    """Attention ``[b, H, 1, D]`` of one group in layer ``number``; its scores go to the bank."""
     bank = part.bank
     assert bank is not None
     keys, values = part.keys.transpose(1, 2), part.values.transpose(1, 2)
+    recorder = cache.recorder if 0 in group.rows else None
     if part.index is not None and not cache.update_step:
         core = part.index.shape[1] - group.capacity
         part.read = core + group.count
-        wanted = (core, part.read) if part.accumulated is not None else False
-        out, scores = core_attention(query, keys, values, part.index[:, : part.read], scale=scale, scores=wanted, validate=False)
+        index = part.index[:, : part.read]
+        wanted = True if recorder else (core, part.read) if part.accumulated is not None else False
+        out, scores = core_attention(query, keys, values, index, scale=scale, scores=wanted, validate=False)
+        if recorder is not None and scores is not None:
+            recorder.note(number, scores[0], cache.positions_read(part, part.index[0, :core]))
+            scores = scores[:, core:]
         if part.accumulated is not None and scores is not None:
             part.accumulated[:, 0, : group.count] += scores
         return out
     part.read = part.image + group.count
     keys, values = keys[:, :, : part.read], values[:, :, : part.read]
-    if part.index is None and part.accumulated is None:
+    if part.index is None and part.accumulated is None and recorder is None:
         return scaled_dot_product_attention(query, keys, values, scale=scale, enable_gqa=query.shape[1] != keys.shape[1])
     index = None
     if group.accumulate == "kv":
         index = torch.arange(part.read, device=query.device).expand(group.b, keys.shape[1], -1)
     out, scores = core_attention(query, keys, values, index, scale=scale, scores=True, validate=False)
     assert scores is not None
+    if recorder is not None:
+        recorder.note(number, scores[0], cache.positions_read(part, None))
     if bank.image_scores is not None:
         bank.image_scores[part.place] = scores[..., : part.image]
     if part.accumulated is not None:

@@ -22,6 +22,7 @@ from avl.bank import FREE, Bank, Group, Part
 from avl.partition import best, heavy_and_recent
 from avl.policies import Policy
 from avl.prompt import Columns, Prompt
+from avl.recorder import Recorder
 from avl.spans import Row, find_rows
 
 USED = "this cache holds another generation already: make a new one with avl.make_cache for every prompt"
@@ -233,6 +234,7 @@ class AdaptiveCache(Cache):
         self.update_step = False
         self.peak_bytes = 0
         self.pruned: dict[int, list[int]] = {}
+        self.recorder: Recorder | None = None  # of row 0, set by record()
         self.groups = self._alike()
         self._prompt: Prompt | None = None
         self._read = [0] * n_layers
@@ -270,6 +272,11 @@ class AdaptiveCache(Cache):
         if self.seen:
             raise ValueError(USED)
         self._passed = value
+
+    def record(self) -> Recorder:
+        """Keep every pass's attention of row 0 from now on; the passes take longer for it."""
+        self.recorder = Recorder(self.rows[0], len(self.layers))
+        return self.recorder
 
     def rows_of(self, states: torch.Tensor, group: Group) -> torch.Tensor:
         """The rows of ``states [B, ...]`` that belong to ``group``; no copy where that is all of them."""
@@ -396,6 +403,21 @@ class AdaptiveCache(Cache):
         """Bytes of the storages behind the cache: ``stored_bytes`` and the window's free slots."""
         return sum(flat.untyped_storage().nbytes() for layer in self.layers for flat in layer.flat or ())
 
+    def positions_read(self, part: Part, core: torch.Tensor | None) -> torch.Tensor:
+        """Positions of the entries of row 0 that this step reads, in the order they are read: ``[n]``, or ``[G, n]`` per key-value head.
+
+        ``core``: image slots that are read, None for all.
+        """
+        group = self.groups[0]
+        row, device = group.row, part.order.device
+        order = part.order[0, :, : group.count]
+        prompt = torch.tensor(row.text if self.policy.pins_image else range(row.length), device=device)
+        known = prompt[order.clamp(max=group.prompt - 1)]
+        window = torch.where(order < group.prompt, known, order - group.prompt + row.length)
+        ordinals = part.ordinals[0] if core is None else part.ordinals[0, core]
+        image = torch.tensor(row.image, device=device)[ordinals].expand(window.shape[0], -1)
+        return torch.cat([image, window], dim=1).squeeze(0)
+
     def image_sets(self, row: int = 0) -> list[tuple[list[int], list[int]]]:
         """Per layer: the image tokens (0 to N - 1) of one row that are stored, and those that a core step reads, both ascending.
 
@@ -450,6 +472,7 @@ def make_cache(model: Any, inputs: Any, policy: Policy, max_new_tokens: int = 64
     if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int) or max_new_tokens < 1:
         raise ValueError(f"max_new_tokens={max_new_tokens!r} is out of range: it is a whole number of at least 1")
     facts = describe(model)
+    policy.check_model(facts.layers)
     rows = find_rows(inputs["input_ids"], inputs.get("attention_mask"), facts.image_token_id)
     longest = max(row.length for row in rows) + max_new_tokens
     if longest > facts.context:

@@ -23,7 +23,7 @@ from avl.models import image_grids, model_name, open_image, prepare, repeat
 from avl.policies import Policy
 from avl.spans import find_rows
 from avl.telemetry import Clock, Meter, machine_card
-from avl.trace import Arm, End, Error, Event, Prefill, Sets, Start, Step, Warning, pack_bits
+from avl.trace import Arm, End, Error, Event, Prefill, Scores, Sets, Start, Step, Warning, pack_bits, pack_scores
 
 MODES = ("race", "isolated")
 _READ_EVERY = 8  # steps between two memory readings of an arm
@@ -42,6 +42,7 @@ class _Request:
     top_p: float
     seed: int | None
     eos: frozenset[int]
+    scores: bool
 
 
 class _Text:
@@ -82,6 +83,7 @@ class _Runner:
     ttft_ms: float = 0.0
 
     def __post_init__(self) -> None:
+        self.recorder = self.cache.record() if self.request.scores else None
         self.decoder = Decoder(self.request.model, self.cache)
         self.text = _Text(self.request.processor.tokenizer)
         self.clock = Clock(self.request.model.device)
@@ -117,6 +119,7 @@ class _Runner:
             peak_bytes=cache.peak_bytes,
         )
         yield from self._sets()
+        yield from self._scores()
         yield self.meter.read(self.number, self.clock_ms)
         yield from self._end()
 
@@ -145,6 +148,7 @@ class _Runner:
             update=cache.update_step,
         )
         yield from self._sets()
+        yield from self._scores()
         if self.t % _READ_EVERY == 0:
             yield self.meter.read(self.number, self.clock_ms)
         yield from self._end()
@@ -199,6 +203,14 @@ class _Runner:
             pruned=pack_bits(cache.pruned[0], n) if first and 0 in cache.pruned else None,
         )
 
+    def _scores(self) -> Iterator[Event]:
+        """The pass's attention, where it is recorded."""
+        if self.recorder is None:
+            return
+        layers = self.recorder.layers()
+        image, shares = tuple(pack_scores(layer.image) for layer in layers), tuple(layer.shares for layer in layers)
+        yield Scores(arm=self.number, t=self.t, image=image, shares=shares)
+
     def _end(self) -> Iterator[Event]:
         if self.reason is None:
             return
@@ -229,6 +241,7 @@ def stream(
     seed: int | None = None,
     batch: int = 1,
     stop: threading.Event | None = None,
+    scores: bool = False,
 ) -> Iterator[Event]:
     """Answer one question under one policy, event by event (see avl/trace.py). The fast path; attaches the model if it is not.
 
@@ -237,12 +250,13 @@ def stream(
         question: a plain question, or a whole prompt with image placeholders. policy: what to store and read.
         max_new_tokens: most tokens of the answer. temperature: 0 for greedy. top_p: in (0, 1]. seed: of the sampling.
         batch: the same request so many times at once; events speak of row 0. stop: set it, and the run ends before the next step.
+        scores: record the attention of every pass (Scores events); steps take longer for it.
 
     Raises:
         ValueError: bad input, one sentence, before anything runs. TypeError: an unsupported model.
     """
     return _run(
-        model, processor, image, question, [policy], max_new_tokens, "single", batch, temperature, top_p, seed, stop
+        model, processor, image, question, [policy], max_new_tokens, "single", batch, temperature, top_p, seed, stop, scores
     )
 
 
@@ -260,6 +274,7 @@ def race(
     top_p: float = 1.0,
     seed: int | None = None,
     stop: threading.Event | None = None,
+    scores: bool = False,
 ) -> Iterator[Event]:
     """Answer one question under several policies, one arm each, on a fair clock.
 
@@ -272,7 +287,7 @@ def race(
     if not policies:
         raise ValueError("there is nothing to compare: pass at least one policy")
     return _run(
-        model, processor, images, question, list(policies), max_new_tokens, mode, batch, temperature, top_p, seed, stop
+        model, processor, images, question, list(policies), max_new_tokens, mode, batch, temperature, top_p, seed, stop, scores
     )
 
 
@@ -289,6 +304,7 @@ def _run(
     top_p: float,
     seed: int | None,
     stop: threading.Event | None,
+    scores: bool,
 ) -> Iterator[Event]:
     """Check everything now, not at the first ``next``; then hand out the generator."""
     facts = describe(model)
@@ -311,6 +327,7 @@ def _run(
         top_p=top_p,
         seed=seed,
         eos=frozenset(eos if isinstance(eos, list) else [] if eos is None else [eos]),
+        scores=scores,
     )
     for policy in policies:
         make_cache(model, request.inputs, policy, max_new_tokens)  # allocates nothing; raises before the run if anything does not fit

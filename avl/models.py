@@ -162,7 +162,7 @@ def open_image(source: Any) -> Image.Image:
         source: PIL image, path, bytes, or numpy array ``[height, width, 3]`` of uint8.
 
     Raises:
-        ValueError: nothing given, not a picture, or larger than :data:`MAX_PIXELS`.
+        ValueError: nothing given, not a picture, without area, or larger than :data:`MAX_PIXELS`.
     """
     if source is None:
         raise ValueError("there is no image: upload one, or pick an example")
@@ -182,10 +182,17 @@ def open_image(source: Any) -> Image.Image:
             if isinstance(error, Image.DecompressionBombError):
                 raise ValueError(_too_large()) from None
             raise ValueError("this file cannot be read as an image: use a PNG, JPEG or WebP picture") from None
-    if source.width * source.height > MAX_PIXELS:
+    width, height = source.size
+    if width * height > MAX_PIXELS:
         raise ValueError(_too_large(source))
+    if min(width, height) < 2 or max(width, height) > 200 * min(width, height):
+        raise ValueError(f"this image has no area to look at ({width} × {height} pixels): choose another one")
     try:
         upright = ImageOps.exif_transpose(source)
+        if "A" in upright.getbands() or "transparency" in upright.info:
+            # what shows through is white, as on a page; a bare conversion would make it black
+            clear = upright.convert("RGBA")
+            upright = Image.alpha_composite(Image.new("RGBA", clear.size, "white"), clear)
         return upright.convert("RGB")
     except (OSError, SyntaxError, ValueError):
         raise ValueError("this image is damaged and cannot be decoded: save it again as PNG or JPEG") from None

@@ -45,6 +45,7 @@ class Prompt:
             image, ordinals, window_columns = (tensor.expand(len(numbers), -1) for tensor in tensors)
             self.columns.append(Columns(numbers, row.pad, row.length, image + row.pad, ordinals, window_columns + row.pad))
         self.length = rows[0].pad + rows[0].length
+        self._first_pad = rows[0].pad
         self.survivors: torch.Tensor | None = None  # [B, L] columns of the first layer that are still here, None for all
         self.scores: list[torch.Tensor] | None = None  # per group [b, M]: the last layer's scores of the image tokens
         self._mask: torch.Tensor | None = None
@@ -80,6 +81,13 @@ class Prompt:
     def real_tokens(self) -> int:
         """Tokens in the hidden states now, all rows, padding left out."""
         return sum(len(columns.rows) * columns.length for columns in self.columns)
+
+    def positions(self, device: torch.device) -> torch.Tensor:
+        """Positions ``[n]`` of row 0's tokens that are still in the hidden states, counted from its first real token."""
+        here = self.columns[0]
+        if self.survivors is None:
+            return torch.arange(here.length, device=device)
+        return (self.survivors[0, here.pad :] - self._first_pad).to(device)
 
     def prune(self, keep: list[int]) -> torch.Tensor | None:
         """Let image tokens leave: per group, the ``keep`` best of the last layer's scores stay.

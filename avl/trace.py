@@ -223,7 +223,7 @@ class Error(Event):
 class End(Event):
     """An arm is finished. ``reason``: "eos", "length", "stopped". ``text``: the whole answer; ``tokens``: ids without the EOS.
 
-    ``stored_bytes``/``read_bytes``: means over the decode steps (0 where there was none); ``peak_bytes``: most KV bytes held at any time.
+    ``stored_bytes``/``read_bytes``: means over the decode steps (without one: held after prefill, and 0). ``peak_bytes``: most ever held.
     """
 
     kind: ClassVar[str] = "end"

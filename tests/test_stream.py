@@ -184,7 +184,8 @@ def test_one_new_token_has_no_steps(small):
     trace = run(*small, max_new_tokens=1)
     assert trace.of(Step) == []
     end = trace.of(End)[0]
-    assert [len(end.tokens), end.median_ms, end.stored_bytes, end.read_bytes, end.reason] == [1, None, 0, 0, "length"]
+    prefill = trace.of(Prefill)[0]
+    assert [len(end.tokens), end.median_ms, end.stored_bytes, end.read_bytes, end.reason] == [1, None, prefill.stored_bytes, 0, "length"]
 
 
 @pytest.mark.parametrize("where", [0, 4])

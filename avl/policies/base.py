@@ -76,6 +76,9 @@ class Policy:
         """
         raise ValueError(f"{self.name} cannot be set to a stored share: it has no parameter for it")
 
+    def check_model(self, n_layers: int) -> None:
+        """Raise ValueError where the parameters make no sense for a model of ``n_layers`` decoder layers."""
+
     def image_counts(self, layer: int, n_image: int) -> int:
         """Image tokens that are present in the hidden states at ``layer`` in prefill."""
         kept = (self.prune(index, n_image) for index in range(layer + 1))

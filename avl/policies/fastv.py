@@ -37,11 +37,14 @@ class FastV(Policy):
     def store(self, layer: int, n_image: int, n_text: int, max_new_tokens: int) -> Store:
         return Store(image=self.image_counts(layer, n_image))
 
+    def check_model(self, n_layers: int) -> None:
+        if self.layer >= n_layers:
+            raise ValueError(f"layer={self.layer!r} is out of range: FastV prunes after 1 to {n_layers - 1} of this model's layers")
+
     def at_stored(self, fraction: float, n_image: int, n_text: int, n_layers: int) -> FastV:
         check_fraction(fraction)
+        self.check_model(n_layers)
         pruned = n_layers - self.layer
-        if pruned <= 0:
-            raise ValueError(f"FastV(layer={self.layer}) prunes nothing in a model of {n_layers} layers: choose an earlier layer")
         keep = (fraction * n_layers * (n_image + n_text) - n_layers * n_text - self.layer * n_image) / (pruned * n_image)
         if keep <= 0:
             raise ValueError(
