@@ -35,6 +35,7 @@ def core_attention(
     *,
     scale: float | None = None,
     scores: bool | tuple[int, int] = False,
+    group_scores: bool = False,
     impl: Impl = "auto",
     check_index: bool | None = None,
     validate: bool = True,
@@ -57,6 +58,8 @@ def core_attention(
         scale: factor on the logits, D ** -0.5 by default.
         scores: True also returns the attention weights averaged over the query heads; (start, stop) only those of that
             range of index columns.
+        group_scores: average over the query heads of each KV group even where all heads share an index, as H2O needs. With an
+            index per KV head that is so anyway.
         impl: "auto" (Triton for CUDA tensors where it is available and supports the dtype and head size, else the reference),
             "triton" or "reference". What was asked for by name runs or raises, it never falls back.
         check_index: check the values of `index` and `length` too (a GPU then waits for its host); None follows `avl.kernels.debug`.
@@ -64,8 +67,7 @@ def core_attention(
 
     Returns:
         (out, scores): `out` in the shape and dtype of `query`. `scores` is None, or float32 [B, W] aligned with `index`, zero
-        behind `length`; with an index per KV head, [B, G, W], averaged over the query heads of each group. float64 inputs
-        give float64 scores.
+        behind `length`; [B, G, W] with `group_scores` or an index per KV head. float64 inputs give float64 scores.
 
     Raises:
         TypeError: an argument is no tensor, or of an unsupported dtype.
@@ -89,7 +91,8 @@ def core_attention(
         columns = scores
     chosen = resolve_impl(q.device, impl, dtype=q.dtype, head_size=q.shape[-1])
     attend = _attend_reference if chosen == "reference" else _triton_core().attend
-    out, weights = attend(q, key, value, index, length, scale, columns)
+    by_group = group_scores or (index is not None and index.dim() == 3)
+    out, weights = attend(q, key, value, index, length, scale, columns, by_group)
     return (out.unsqueeze(2) if four else out), weights
 
 

@@ -122,7 +122,7 @@ def tuned(name: str, **fields: int) -> Contender:
 
     def build(data: Data, i: int) -> Call:
         columns, scale, tiling = (0, data.shape.text), data.shape.size**-0.5, Tiling(**fields)
-        arguments = (data.query[i], data.key[i], data.value[i], data.scattered[i], None, scale, columns)
+        arguments = (data.query[i], data.key[i], data.value[i], data.scattered[i], None, scale, columns, False)
         return lambda: attend(*arguments, tiling=tiling)[0]
 
     return Contender(name, build, scores="text")

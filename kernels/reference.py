@@ -24,6 +24,7 @@ def attend(
     length: Tensor | None,
     scale: float,
     columns: tuple[int, int] | None,
+    by_group: bool,
 ) -> tuple[Tensor, Tensor | None]:
     """Attend with one query per row to the slots in `index` (paper: section 4.3, Figure 8).
 
@@ -31,6 +32,7 @@ def attend(
 
     - `query` [B, H, D]; `key`, `value` [B, G, L, D], any strides; `index` [B, n], [B, G, n] or None; `length` [B] or None.
     - `columns`: the range of index columns whose scores are wanted, or None for no scores.
+    - `by_group`: average scores over the query heads of each KV group, not over all; always so with an index [B, G, n].
 
     Returns `out` [B, H, D] in the dtype of `query`, and scores [B, W] (or [B, G, W]) in float32 (float64 for float64 inputs).
     """
@@ -44,7 +46,7 @@ def attend(
             # a slice reads less and costs less than a mask; on a GPU it would be a host synchronisation
             count = min(max(int(length), 0), width)
             if count == 0:
-                return _nothing(query, groups, index, columns)
+                return _nothing(query, groups if by_group else None, columns)
             if count < width and index is not None:
                 index = index[..., :count]
         else:
@@ -89,7 +91,7 @@ def attend(
         return out, None
 
     start, stop = columns
-    if index is not None and index.dim() == 3:
+    if by_group:
         scores = weights.view(batch, groups, -1, count)[..., start:stop].mean(2)
     else:
         scores = weights.view(batch, heads, count)[..., start:stop].mean(1)
@@ -127,11 +129,11 @@ def _read(storage: Tensor, index: Tensor | None, count: int) -> Tensor:
     return storage[b, g, index].view(batch * groups, count, size)
 
 
-def _nothing(query: Tensor, groups: int, index: Tensor | None, columns: tuple[int, int] | None) -> tuple[Tensor, Tensor | None]:
+def _nothing(query: Tensor, groups: int | None, columns: tuple[int, int] | None) -> tuple[Tensor, Tensor | None]:
     """The result of a batch of one row that reads no slot at all: zeros."""
     out = torch.zeros_like(query)
     if columns is None:
         return out, None
     dtype = torch.float64 if query.dtype == torch.float64 else torch.float32
-    lead = (1, groups) if index is not None and index.dim() == 3 else (1,)
-    return out, torch.zeros(*lead, columns[1] - columns[0], dtype=dtype, device=query.device)
+    width = columns[1] - columns[0]
+    return out, torch.zeros((1, width) if groups is None else (1, groups, width), dtype=dtype, device=query.device)

@@ -55,6 +55,7 @@ def attend(
     length: Tensor | None,
     scale: float,
     columns: tuple[int, int] | None,
+    by_group: bool,
     *,
     splits: int | None = None,
     tiling: Tiling = TILING,
@@ -109,7 +110,7 @@ def attend(
             )  # fmt: skip
 
         scores = None
-        score_groups = groups if per_head else 1
+        score_groups = groups if by_group else 1
         if columns is not None:
             scores = torch.empty(batch, score_groups, stop - start, dtype=torch.float32, device=query.device)
         block_w = 32
@@ -122,7 +123,7 @@ def attend(
                 BLOCK_S=triton.next_power_of_2(splits), BLOCK_H=min(32, triton.next_power_of_2(heads // score_groups)),
                 BLOCK_W=block_w, BLOCK_D=block_d, num_warps=4,
             )  # fmt: skip
-    return out, (scores if scores is None or per_head else scores.squeeze(1))
+    return out, (scores if scores is None or by_group else scores.squeeze(1))
 
 
 def count_splits(width: int, programs: int, block_n: int, multiprocessors: int, tiling: Tiling = TILING) -> int:

@@ -1,32 +1,11 @@
-"""Set-up of the kernel tests: where Triton runs, NaN in fresh memory, and the implementations under test."""
+"""Set-up of the kernel tests: the implementations under test, and NaN in fresh memory."""
 
-import os
 import sys
 from typing import Any
 
 import pytest
 import torch
-
-# Without a GPU the kernels are interpreted. Triton reads the variable when it is first imported, by whichever test that is.
-if not torch.cuda.is_available() and "triton" not in sys.modules:
-    os.environ["TRITON_INTERPRET"] = "1"
-
-
-def why_no_triton() -> str | None:
-    """Why the Triton kernels cannot run in this process, or None."""
-    if torch.cuda.is_available():
-        return None
-    try:
-        import triton.language as tl
-        from triton.runtime import JITFunction
-    except ImportError as error:
-        return f"triton is not installed ({error})"
-    if isinstance(tl.sum, JITFunction):
-        return "triton was imported without TRITON_INTERPRET=1 before these tests: test_fresh_process.py runs them"
-    return None
-
-
-COMPILED = (pytest.mark.gpu,) if torch.cuda.is_available() else ()
+from triton_here import COMPILED, why_no_triton
 
 
 @pytest.fixture(params=["reference", pytest.param("triton", marks=COMPILED)])

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from cases import GARBAGE, Case, make
+from kernel_cases import GARBAGE, Case, make
 from tolerance import assert_near_oracle
 from torch import Tensor
 
@@ -95,6 +95,19 @@ def test_a_range_of_scores_is_that_part_of_all_scores(case: Case, columns, impl:
     out_part, part = core_attention(*inputs.arguments(), scores=columns, impl=impl)
     assert torch.equal(out, out_part)
     torch.testing.assert_close(part, scores[..., columns[0] : columns[1]], rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("case", [CASES[5], CASES[8], CASES[11]], ids=str)
+def test_group_scores_are_those_of_an_index_per_head(case: Case, impl: str, device: torch.device) -> None:
+    inputs = make(case, device)
+    out, scores = core_attention(*inputs.arguments(), scores=True, group_scores=True, impl=impl)
+    shared = inputs.index
+    inputs.index = shared.unsqueeze(1).expand(-1, case.G, -1)
+    per_head_out, per_head = core_attention(*inputs.arguments(), scores=True, impl=impl)
+    torch.testing.assert_close(per_head_out, out, rtol=2e-3, atol=1e-6)
+    torch.testing.assert_close(per_head, scores, rtol=1e-5, atol=1e-7)
+    inputs.index = shared
+    torch.testing.assert_close(core_attention(*inputs.arguments(), scores=True, impl=impl)[1], scores.mean(1), rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("lengths", [None, (40,), (0,)])

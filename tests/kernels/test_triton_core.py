@@ -4,9 +4,9 @@ import dataclasses
 
 import pytest
 import torch
-from cases import Case, make
-from conftest import COMPILED, why_no_triton
+from kernel_cases import Case, make
 from tolerance import assert_near_oracle
+from triton_here import COMPILED, why_no_triton
 
 from avl.kernels import core_attention
 from avl.kernels.reference import attend as reference
@@ -24,9 +24,9 @@ def check(case: Case, **options) -> None:
 
     inputs = make(case, DEVICE)
     scale = case.D**-0.5
-    out, scores = attend(*inputs.arguments(), scale, (0, case.N), **options)
-    exact, exact_scores = reference(*inputs.doubled().arguments(), scale, (0, case.N))
-    eager, eager_scores = reference(*inputs.arguments(), scale, (0, case.N))
+    out, scores = attend(*inputs.arguments(), scale, (0, case.N), case.per_head, **options)
+    exact, exact_scores = reference(*inputs.doubled().arguments(), scale, (0, case.N), case.per_head)
+    eager, eager_scores = reference(*inputs.arguments(), scale, (0, case.N), case.per_head)
     assert_near_oracle(out, exact, eager, (case.D, case.N))
     assert_near_oracle(scores, exact_scores, eager_scores, (case.D, case.N, case.H))
 

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import why_no_triton
+from triton_here import IMPORTED_TOO_EARLY, why_no_triton
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -80,7 +80,7 @@ def test_llava_imports_beside_the_kernels_library(tmp_path: Path) -> None:
     assert run(code, ROOT, tmp_path) == str(fake / "__init__.py")
 
 
-@pytest.mark.skipif("test_fresh_process.py" not in (why_no_triton() or ""), reason="the Triton tests run in this process")
+@pytest.mark.skipif(why_no_triton() != IMPORTED_TOO_EARLY, reason="the Triton tests run in this process")
 def test_interpreted_kernels() -> None:
     env = {**os.environ, "TRITON_INTERPRET": "1"}
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", str(Path(__file__).parent), "-k", "triton"]

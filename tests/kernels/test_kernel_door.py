@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from cases import Case, make
+from kernel_cases import Case, make
 
 import avl.kernels
 from avl.kernels import core_attention, resolve_impl
