@@ -21,7 +21,7 @@ const charts = {
 };
 let unit = { name: "MiB", size: 2 ** 20 };
 let measures = { frames: 0, overlayMs: [], batches: 0 };
-window.avlPlayer = { view, measures, overlay }; // for tests and for the curious: read only
+window.avlPlayer = { view, measures, overlay, predicted }; // for tests and for the curious: read only
 
 // ---------------------------------------------------------------- incoming
 

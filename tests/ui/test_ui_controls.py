@@ -1,0 +1,159 @@
+"""Bad input gives one sentence; good input becomes a request."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake import about
+from PIL import Image
+
+import avl
+from avl.ui import controls
+
+
+def settings(**changes: Any) -> dict[str, Any]:
+    return {**controls.settings(about()), **changes}
+
+
+def avl_arm(**changes: Any) -> dict[str, Any]:
+    return {"policy": "AVL", "S": 45, "C": 30, "K": 3, "P": 90, "T": 60, **changes}
+
+
+def test_good_input_becomes_a_request(picture: Path) -> None:
+    request = controls.prepare(str(picture), "  What is it? ", settings(), about())
+    assert request.question == "What is it?"
+    assert request.policies == (avl.Full(), avl.AVL(S=45, C=30, K=3, P=90, T=60))
+    assert request.images[0].size == (96, 64)
+    assert request.images[0].mode == "RGB"
+
+
+@pytest.mark.parametrize(
+    ("arm", "policy"),
+    [
+        (avl_arm(C=None, P=None, T=None), avl.AVL(S=45, K=3)),
+        ({"policy": "H2O"}, avl.H2O()),
+        ({"policy": "FastV", "layer": 3, "keep": 40}, avl.FastV(layer=3, keep=40)),
+        ({"policy": "StreamingLLM", "sinks": 0}, avl.StreamingLLM(sinks=0)),
+        ({"policy": "Full", "S": "ignored"}, avl.Full()),
+    ],
+)
+def test_policies(arm: dict[str, Any], policy: Any) -> None:
+    assert controls.policy(arm) == policy
+
+
+@pytest.mark.parametrize(
+    ("question", "change", "word"),
+    [
+        ("", {}, "question is empty"),
+        ("   ", {}, "question is empty"),
+        (None, {}, "question is empty"),
+        ("x" * 3000, {}, "too long"),
+        ("q", {"arms": []}, "one or two arms"),
+        ("q", {"arms": [avl_arm()] * 3}, "one or two arms"),
+        ("q", {"arms": "AVL"}, "one or two arms"),
+        ("q", {"arms": [{"policy": "Rm -rf"}]}, "needs a policy"),
+        ("q", {"arms": ["AVL"]}, "needs a policy"),
+        ("q", {"arms": [avl_arm(S=0)]}, "S must be from 1 to 100"),
+        ("q", {"arms": [avl_arm(S=101)]}, "S must be"),
+        ("q", {"arms": [avl_arm(S=None)]}, "S must be"),
+        ("q", {"arms": [avl_arm(S="45")]}, "S must be"),
+        ("q", {"arms": [avl_arm(S=True)]}, "S must be"),
+        ("q", {"arms": [avl_arm(S=float("nan"))]}, "S must be"),
+        ("q", {"arms": [avl_arm(C=60)]}, "C"),
+        ("q", {"arms": [avl_arm(K=0)]}, "K must be"),
+        ("q", {"arms": [avl_arm(K=2.5)]}, "whole number"),
+        ("q", {"max_new_tokens": 0}, "max_new_tokens must be"),
+        ("q", {"max_new_tokens": 10**9}, "max_new_tokens must be"),
+        ("q", {"batch": 10**6}, "batch must be"),
+        ("q", {"temperature": -1}, "temperature must be"),
+        ("q", {"temperature": float("inf")}, "temperature must be"),
+        ("q", {"top_p": 0}, "top_p must be"),
+        ("q", {"seed": -1}, "seed must be"),
+        ("q", {"mode": "fast"}, "mode"),
+    ],
+)
+def test_bad_settings_are_one_sentence(picture: Path, question: Any, change: dict[str, Any], word: str) -> None:
+    with pytest.raises(ValueError) as caught:  # noqa: PT011 (the words are checked below)
+        controls.prepare(str(picture), question, settings(**change), about())
+    said = str(caught.value)
+    assert word in said
+    assert "\n" not in said
+    assert len(said) < 250
+
+
+@pytest.mark.parametrize("chosen", [None, [], "x", 5])
+def test_settings_of_the_wrong_kind(picture: Path, chosen: Any) -> None:
+    with pytest.raises(ValueError, match="settings are missing"):
+        controls.prepare(str(picture), "q", chosen, about())
+
+
+def junk(tmp_path: Path, name: str) -> str | None:
+    path = tmp_path / f"{name}.png"
+    if name == "none":
+        return None
+    if name == "text":
+        path.write_text("<svg onload=alert(1)>")
+    elif name == "empty":
+        path.write_bytes(b"")
+    elif name == "cut":
+        Image.effect_noise((400, 400), 90).save(path)
+        path.write_bytes(path.read_bytes()[:3000])
+    elif name == "huge":
+        Image.new("1", (9000, 9000)).save(path)
+    elif name == "bomb":
+        Image.new("1", (16000, 16000)).save(path)
+    elif name == "line":
+        Image.new("RGB", (3000, 1)).save(path)
+    elif name == "missing":
+        return str(tmp_path / "nowhere.png")
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "word"),
+    [
+        ("none", "no picture"),
+        ("text", "not a picture"),
+        ("empty", "not a picture"),
+        ("cut", "not a picture"),
+        ("huge", "too large"),
+        ("bomb", "too large"),
+        ("line", "no area"),
+        ("missing", "not a picture"),
+    ],
+)
+def test_bad_pictures_are_one_sentence(tmp_path: Path, name: str, word: str) -> None:
+    with pytest.raises(ValueError, match=word) as caught:
+        controls.picture(junk(tmp_path, name))
+    assert str(tmp_path) not in str(caught.value)
+
+
+def test_pictures_are_upright_and_opaque(tmp_path: Path) -> None:
+    turned = Image.new("RGB", (40, 20))
+    exif = turned.getexif()
+    exif[274] = 6
+    turned.save(tmp_path / "turned.jpg", exif=exif)
+    assert controls.picture(str(tmp_path / "turned.jpg")).size == (20, 40)
+    Image.new("RGBA", (8, 8), (255, 0, 0, 0)).save(tmp_path / "clear.png")
+    assert controls.picture(str(tmp_path / "clear.png")).getpixel((4, 4)) == (255, 255, 255)
+
+
+def test_presets_are_rows_of_table_3_and_agree_with_the_library() -> None:
+    rows = controls.presets()
+    assert len(rows) == 14
+    for row in rows:
+        avl.AVL(**row["params"])
+    last = {row["model"]: row["params"] for row in rows}
+    for name, policy in avl.PRESETS.items():
+        key = next((key for key in last if name.startswith(key)), None)
+        if key is not None:
+            rows_of = [row["params"] for row in rows if row["model"] == key]
+            assert {letter: getattr(policy, letter) for letter in "SCKPT"} in rows_of
+
+
+def test_what_the_player_gets_to_draw_on_is_small(tmp_path: Path) -> None:
+    uri = controls.shown(Image.effect_noise((3000, 2000), 60).convert("RGB"))
+    assert uri.startswith("data:image/webp;base64,")
+    assert len(uri) < 1_500_000
