@@ -10,15 +10,15 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from avl.attach import attach, detach
+    from avl.attachment import attach, detach
     from avl.cache import make_cache
     from avl.engine import race, stream
     from avl.models import load
     from avl.policies import AVL, H2O, PRESETS, FastV, Full, StreamingLLM
 
 _HOMES = {
-    "attach": "avl.attach",
-    "detach": "avl.attach",
+    "attach": "avl.attachment",
+    "detach": "avl.attachment",
     "make_cache": "avl.cache",
     "race": "avl.engine",
     "stream": "avl.engine",

@@ -77,10 +77,14 @@ def attend_prompt(layer: AdaptiveLayer, query: torch.Tensor, key: torch.Tensor, 
     """
     cache, prompt = layer.owner, layer.owner.prompt
     mask = prompt.mask(query.device)
-    grouped = query.shape[1] != key.shape[1]
-    out = scaled_dot_product_attention(
-        query, key, value, attn_mask=mask, scale=scale, is_causal=mask is None and query.shape[2] > 1, enable_gqa=grouped
-    )
+    times = query.shape[1] // key.shape[1]
+    if mask is not None and times > 1:
+        # with a mask, no memory-efficient backend takes grouped heads: SDPA would build the [L, L] matrix of all heads
+        keys, values = key.repeat_interleave(times, dim=1), value.repeat_interleave(times, dim=1)
+        out = scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=scale)
+    else:
+        causal = mask is None and query.shape[2] > 1
+        out = scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale, is_causal=causal, enable_gqa=times > 1)
     valid = prompt.valid(query.device)
     image_scores = accumulated = None
     ranks = _ranks_image(cache, layer.number)

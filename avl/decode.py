@@ -25,6 +25,10 @@ class Decoder:
 
     def prompt(self, inputs: dict[str, Any]) -> torch.Tensor:
         """Prefill: logits ``[B, V]`` of the last prompt token."""
+        mask = inputs.get("attention_mask")
+        if mask is not None and any(row.pad for row in self._cache.rows):
+            # transformers' forward counts padding as positions; its generate, like us, does not
+            inputs = {**inputs, "position_ids": (mask.cumsum(dim=-1) - 1).clamp(min=0)}
         out = self._model(**inputs, past_key_values=self._cache, use_cache=True, logits_to_keep=1)
         lengths = [row.length for row in self._cache.rows]
         self._positions = torch.tensor(lengths, device=out.logits.device)[:, None]

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from avl.architectures import describe
-from avl.attach import attach
+from avl.attachment import attach
 from avl.attention import decode_implementation
 from avl.cache import AdaptiveCache, make_cache
 from avl.decode import Decoder, next_tokens

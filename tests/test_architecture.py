@@ -17,12 +17,12 @@ ROOT = Path(__file__).resolve().parents[1]
 
 FLOORS = [
     ("trace",),
-    ("partition", "scoring", "spans", "prompt", "architectures"),
+    ("partition", "scoring", "spans", "prompt", "architectures", "recorder"),
     ("policies", "kernels"),
-    ("attention", "cache"),
-    ("decode", "prefill", "models", "attach"),
+    ("attention", "cache", "bank"),
+    ("decode", "prefill", "models", "attachment"),
     ("engine", "analysis", "telemetry", "tiny"),
-    ("ui", "cli", "bench", "evaluation", "doctor", "figures", "__main__"),
+    ("ui", "cli", "bench", "evaluation", "doctor", "compare", "figures", "__main__"),
 ]
 """Bottom to top. A room imports from its own floor or below; what is not listed here has no place yet."""
 
@@ -193,21 +193,21 @@ def fresh(source: str, **environment: str) -> str:
     return done.stdout
 
 
-BLOCK = """
-    import sys
+HIDE = """
+    import importlib.machinery
 
-    class Blocked:
-        def find_spec(self, name, path=None, target=None):
-            if name.partition(".")[0] in {names!r}:
-                raise ImportError(f"{{name}} is blocked in this test")
+    find_spec = importlib.machinery.PathFinder.find_spec
 
-    sys.meta_path.insert(0, Blocked())
+    def hide(name, path=None, target=None):
+        return None if name.partition(".")[0] in {names!r} else find_spec(name, path, target)
+
+    importlib.machinery.PathFinder.find_spec = staticmethod(hide)
 """
 
 
 def test_runs_without_triton_gradio_and_torchvision():
-    """Import and a whole A-VL generation in a fresh interpreter where those libraries cannot be imported."""
-    source = BLOCK.format(names=("triton", "gradio", "torchvision", "pynvml", "plotly", "lmms_eval")) + """
+    """Import and a whole A-VL generation in a fresh interpreter that does not find those libraries."""
+    source = HIDE.format(names=("triton", "gradio", "torchvision", "pynvml", "plotly", "lmms_eval")) + """
     import avl
     from random_models import RAGGED, build_model, build_processor, encode
     model, processor = build_model("llava-llama"), build_processor("llava-llama")
@@ -315,3 +315,11 @@ def test_a_fake_library_named_kernels_does_not_break_llava(tmp_path):
     print(getattr(kernels, "MARK", "ours"), callable(core_attention))
     """.replace("import kernels\n", "kernels = __import__('kernels')\n")
     assert fresh(source).strip() == "theirs True"
+
+
+def test_no_public_name_is_a_modules_name():
+    """Importing ``avl/x.py`` binds ``avl.x`` to the module, so a function of that name would be lost after the first import."""
+    import avl
+
+    files = {path.stem for path in (ROOT / "avl").iterdir() if path.suffix == ".py" or path.is_dir()}
+    assert not files & set(avl.__all__)
