@@ -1,0 +1,47 @@
+"""Compile the Triton kernels for compute capability 9.0, which needs no GPU; run as a script, in a process that does not interpret."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from avl.kernels import triton_core
+
+INTS = {"n", "splits", "start", "stop", "merges", "s_ib", "s_ig"}
+FLOATS32 = {"p_part", "p_lse", "p_logits", "p_scores"}
+
+
+def compile_kernel(kernel, dtype: str, absent: set[str], **constants: object) -> None:
+    """Compile `kernel` for tensors of `dtype`; pointers in `absent` are None, the last dimension of all tensors is contiguous."""
+    signature, fixed, aligned = {}, dict.fromkeys(absent) | constants, {}
+    for place, name in enumerate(kernel.arg_names):
+        if name.startswith("s_") and name[-1] in "dn":
+            fixed[name] = 1
+        if name in fixed:
+            signature[name] = "constexpr"
+            continue
+        if name.startswith("p_"):
+            signature[name] = "*fp32" if name in FLOATS32 else "*i32" if name in ("p_index", "p_length") else f"*{dtype}"
+        else:
+            signature[name] = "fp32" if name == "scale" else "i32"
+        if name not in INTS and name != "scale":
+            aligned[(place,)] = [["tt.divisibility", 16]]
+    places = {(kernel.arg_names.index(name),): value for name, value in fixed.items() if name in kernel.arg_names}
+    source = ASTSource(kernel, signature, places, aligned)
+    compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 4, "num_stages": 2})
+    print(kernel.__name__, dtype, len(compiled.asm["cubin"]))
+
+
+split = {"D": 80, "PER_HEAD": False, "BLOCK_D": 128}
+compile_kernel(triton_core.split_vector_kernel, "bf16", set(), H=32, BLOCK_N=32, BLOCK_H=1, **split)
+compile_kernel(triton_core.split_vector_kernel, "fp32", {"p_index", "p_length", "p_logits"}, H=40, BLOCK_N=16, BLOCK_H=2, **split)
+matrix = {"H": 32, "SHARED": 4, "UPCAST": False, "BLOCK_M": 16, **split}
+compile_kernel(triton_core.split_matrix_kernel, "bf16", set(), BLOCK_N=64, **matrix)
+compile_kernel(triton_core.split_matrix_kernel, "fp32", {"p_logits"}, BLOCK_N=16, **matrix)
+combine = {"H": 40, "HEADS_PER_SCORE": 40, "D": 128, "BLOCK_S": 32, "BLOCK_H": 32, "BLOCK_W": 32, "BLOCK_D": 128}
+compile_kernel(triton_core.combine_kernel, "bf16", set(), **combine)
+compile_kernel(triton_core.combine_kernel, "fp16", {"p_scores", "p_logits"}, **combine)
