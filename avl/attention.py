@@ -168,10 +168,8 @@ def _attend_part(
     keys, values = keys[:, :, : part.read], values[:, :, : part.read]
     if part.index is None and part.accumulated is None and recorder is None:
         return scaled_dot_product_attention(query, keys, values, scale=scale, enable_gqa=query.shape[1] != keys.shape[1])
-    index = None
-    if group.accumulate == "kv":
-        index = torch.arange(part.read, device=query.device).expand(group.b, keys.shape[1], -1)
-    out, scores = core_attention(query, keys, values, index, scale=scale, scores=True, validate=False)
+    per_head = group.accumulate == "kv"
+    out, scores = core_attention(query, keys, values, None, scale=scale, scores=True, group_scores=per_head, validate=False)
     assert scores is not None
     if recorder is not None:
         recorder.note(number, scores[0], cache.positions_read(part, None))
@@ -179,5 +177,5 @@ def _attend_part(
         bank.image_scores[part.place] = scores[..., : part.image]
     if part.accumulated is not None:
         window = scores[..., part.image :]
-        part.accumulated[..., : group.count] += window if group.accumulate == "kv" else window[:, None]
+        part.accumulated[..., : group.count] += window if per_head else window[:, None]
     return out
