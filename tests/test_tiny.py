@@ -72,7 +72,7 @@ def test_packed_loss_is_the_loss_of_separate_sequences(untrained, words):
     pairs = [("What is red?", "a star"), ("Read the sign.", "BREAD"), ("where is the cup", "top left")]
     blocks = [packer.block(*p) for p in pairs]
     row = packer.row(blocks, limit=64)
-    packed = packing.Packed(torch.randn(1, 3, 336, 336), *(torch.from_numpy(x)[None] for x in row))
+    packed = packing.Packed(torch.randn(1, 3, 336, 336), {}, *(torch.from_numpy(x)[None] for x in row))
     everything = torch.arange(576)
     with torch.no_grad():
         features, _ = vision.run_tower(sizes.tower(untrained), packed.images, everything[None])
@@ -90,7 +90,7 @@ def test_packed_loss_is_the_loss_of_separate_sequences(untrained, words):
 def test_dropped_image_tokens_equal_masked_ones(untrained, words):
     packer = packing.Packer(words)
     row = packer.row([packer.block("What is red?", "a star")], limit=24)
-    packed = packing.Packed(torch.randn(1, 3, 336, 336), *(torch.from_numpy(x)[None] for x in row))
+    packed = packing.Packed(torch.randn(1, 3, 336, 336), {}, *(torch.from_numpy(x)[None] for x in row))
     kept = packing.choose(torch.Generator().manual_seed(0), 100)
     assert len(kept.unique()) == 100
     assert (kept.diff() > 0).all()

@@ -10,6 +10,8 @@ from transformers import GenerationConfig, LlavaForConditionalGeneration, LlavaP
 from . import model as sizes
 from .tokenizer import build_processor, build_tokenizer
 
+LOG_ROWS = 60  # of the training log that travels with the model
+
 
 def assemble(folder: Path) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
     """An untrained model and the processor that fits it; the tokenizer is made once for a training folder and kept in it."""
@@ -43,3 +45,10 @@ def export(checkpoints: Path, out: Path) -> None:
     )
     llava.half().save_pretrained(out, max_shard_size="8MB")
     processor.save_pretrained(out)
+    for file in out.glob("*.safetensors"):
+        file.chmod(0o644)  # they are written for the owner alone
+    if (checkpoints / "log.jsonl").exists():
+        rows = (checkpoints / "log.jsonl").read_text().splitlines()
+        every = -(-len(rows) // LOG_ROWS)
+        thinned = [row for index, row in enumerate(rows) if index % every == 0 or index == len(rows) - 1]
+        (out / "train_log.jsonl").write_text("\n".join(thinned) + "\n")

@@ -14,21 +14,34 @@ class Optimizer:
     Args:
         modules: what is trained; converted to bfloat16 in place. Parameters that need no gradient stay out.
         peak: the highest learning rate.
+        slow: modules trained at a quarter of the rate: those that an earlier stage trained already.
         warmup: share of the stage with a rising rate; afterwards a half cosine falls to `floor * peak`.
     """
 
-    def __init__(self, modules: Iterable[torch.nn.Module], peak: float, warmup: float = 0.03, floor: float = 0.01, decay: float = 0.02):
+    def __init__(
+        self,
+        modules: Iterable[torch.nn.Module],
+        peak: float,
+        slow: Iterable[torch.nn.Module] = (),
+        warmup: float = 0.03,
+        floor: float = 0.01,
+    ) -> None:
         self.peak, self.warmup, self.floor = peak, warmup, floor
-        modules = list(modules)
+        slow = list(slow)
+        modules = [*modules, *slow]
         for module in modules:
             module.float()
-        self.live = [p for module in modules for p in module.parameters() if p.requires_grad]
+        late = {id(p) for module in slow for p in module.parameters()}
+        self.live = [p for p in dict.fromkeys(p for m in modules for p in m.parameters()) if p.requires_grad]
         self.master = [torch.nn.Parameter(p.detach().clone()) for p in self.live]
         for module in modules:
             module.bfloat16()
-        matrices = [p for p in self.master if p.dim() > 1]
-        rest = [p for p in self.master if p.dim() <= 1]
-        groups = [{"params": matrices, "weight_decay": decay}, {"params": rest, "weight_decay": 0.0}]
+        groups = []
+        for part, factor in ((False, 1.0), (True, 0.25)):
+            own = [m for m, p in zip(self.master, self.live, strict=True) if (id(p) in late) is part]
+            for matrix, decay in ((True, 0.02), (False, 0.0)):
+                groups.append({"params": [m for m in own if (m.dim() > 1) is matrix], "weight_decay": decay, "factor": factor})
+        groups = [g for g in groups if g["params"]]
         self.adam = torch.optim.AdamW(groups, lr=peak, betas=(0.9, 0.98), eps=1e-7, fused=True)
 
     def rate(self, done: float) -> float:
@@ -43,9 +56,10 @@ class Optimizer:
         for master, live in zip(self.master, self.live, strict=True):
             master.grad = None if live.grad is None else live.grad.float()
             live.grad = None
-        norm = torch.nn.utils.clip_grad_norm_(self.master, 1.0).item()
+        norm = 0.0
         for group in self.adam.param_groups:
-            group["lr"] = self.rate(done)
+            group["lr"] = self.rate(done) * group["factor"]
+            norm = max(norm, torch.nn.utils.clip_grad_norm_(group["params"], 1.0).item())
         if math.isfinite(norm):
             self.adam.step()
         self.publish()

@@ -21,7 +21,7 @@ from . import scenes
 from .model import IMAGE_TOKENS
 from .questions import questions
 from .tokenizer import prompt
-from .vision import pixels
+from .vision import labels, pixels
 
 BLOCK_LIMIT = 288  # text tokens of one picture's questions
 RECALL = 24  # tokens back; what is newer is never forgotten
@@ -33,6 +33,7 @@ class Packed:
     """Tensors of one batch.
 
     images: float32 [batch, 3, 336, 336].
+    marks: what each patch should say, as in vision.py; head -> int64 [batch, 576, labels].
     ids: int64 [batch, text], the questions and answers behind one another, padded.
     block: int64 [batch, text], which question a token belongs to; -1 for padding.
     place: int64 [batch, text], the position that RoPE gets.
@@ -40,6 +41,7 @@ class Packed:
     """
 
     images: torch.Tensor
+    marks: dict[str, torch.Tensor]
     ids: torch.Tensor
     block: torch.Tensor
     place: torch.Tensor
@@ -97,7 +99,7 @@ class Lessons(torch.utils.data.IterableDataset):
 
     def make(self, rng: np.random.Generator) -> Packed:
         """One batch."""
-        images, rows = [], []
+        images, rows, marks = [], [], []
         for _ in range(self.batch):
             items = scenes.lay_out(rng, "train", text=(0.65, 0.5), invented=0.5)
             background = str(rng.choice(scenes.BACKGROUNDS))
@@ -107,9 +109,11 @@ class Lessons(torch.utils.data.IterableDataset):
             rest = [q for q in asked if q not in first and rng.random() < RARE.get(q.kind, 1.0)]
             order = [*first, *(rest[i] for i in rng.permutation(len(rest)))]
             images.append(pixels(scene.image))
+            marks.append(labels(items, background, (0, 0, scenes.CANVAS, scenes.CANVAS)))
             rows.append(self.packer.row([self.packer.block(q.text, q.answer) for q in order]))
         ids, block, place, target = (torch.from_numpy(np.stack(column)) for column in zip(*rows, strict=True))
-        return Packed(torch.from_numpy(np.stack(images)), ids, block, place, target)
+        said = {name: torch.from_numpy(np.stack([m[name] for m in marks])) for name in marks[0]}
+        return Packed(torch.from_numpy(np.stack(images)), said, ids, block, place, target)
 
 
 def choose(generator: torch.Generator, keep: int) -> torch.Tensor:

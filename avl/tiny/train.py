@@ -81,7 +81,7 @@ def train_vision(
         elapsed = start + time.monotonic() - began
         for name, value in (right | {"loss": loss.item()}).items():
             seen.setdefault(name, []).append(value)
-        if step % 50 == 0:
+        if step % 100 == 0:
             means = {k: sum(v) / len(v) for k, v in seen.items()}
             log(stage="vision", step=step, samples=samples, minutes=elapsed / 60, whole=bool(whole), norm=norm, **means)
             seen = {}
@@ -91,8 +91,10 @@ def train_vision(
             save(path, tower=weights, heads=heads.state_dict(), optimizer=optimizer.state(), step=step, samples=samples, elapsed=elapsed)
 
 
-def train_language(folder: Path, minutes: float, log: Log, batch: int = 12, peak: float = 1.2e-3, device: str = "cpu") -> None:
-    """Stage 2: projector and language model on the frozen tower. Reads `vision.pt`, reads and writes `language.pt`; resumes.
+def train_language(folder: Path, minutes: float, log: Log, batch: int = 4, peak: float = 1.2e-3, device: str = "cpu") -> None:
+    """Stage 2: projector and language model, and in its second half every other batch the tower. Reads `vision.pt`, resumes `language.pt`.
+
+    The tower goes on at a quarter of the rate, from the language model's loss and its own heads' together.
 
     How many image tokens a batch keeps is drawn at random, few in the beginning, up to all of them in the end. In the last third, half of
     the batches also hide a random part of them in each layer, another one in every layer, and forget a random part of the text that is
@@ -111,9 +113,10 @@ def train_language(folder: Path, minutes: float, log: Log, batch: int = 12, peak
     tower = sizes.tower(llava)
     tower.load_state_dict(torch.load(folder / "vision.pt", map_location="cpu")["tower"])
     llava.to(torch.device(device))  # type: ignore[arg-type]
-    llava.model.vision_tower.requires_grad_(False)
-    optimizer = Optimizer([llava], peak)
-    tower.bfloat16()
+    heads = vision.Heads(sizes.VISION_WIDTH).to(device)
+    heads.load_state_dict(torch.load(folder / "vision.pt", map_location="cpu")["heads"])
+    tower.post_layernorm.requires_grad_(False)
+    optimizer = Optimizer([llava.model.multi_modal_projector, llava.model.language_model, llava.lm_head], peak, slow=[tower, heads])
     step, samples, elapsed = 0, 0, 0.0
     path = folder / "language.pt"
     if path.exists():
@@ -125,15 +128,18 @@ def train_language(folder: Path, minutes: float, log: Log, batch: int = 12, peak
     everywhere = torch.arange(sizes.IMAGE_TOKENS, device=device)
     began = last = time.monotonic()
     start, seen = elapsed, []
+    patches: dict[str, list[float]] = {}
     while elapsed < minutes * 60:
         done = elapsed / (minutes * 60)
         chance = torch.Generator().manual_seed(step)
         share = image_share(done, chance)
         packed = next(source)
-        packed = packing.Packed(*(t.to(device) for t in vars(packed).values()))
-        with torch.no_grad():
+        marks = {k: v.to(device) for k, v in packed.marks.items()}
+        packed = packing.Packed(**{k: marks if k == "marks" else v.to(device) for k, v in vars(packed).items()})
+        both = done > 0.5 and step % 2 == 0
+        with torch.set_grad_enabled(both):
             places = everywhere.expand(len(packed.images), -1)
-            features, _ = vision.run_tower(tower, packed.images.to(torch.bfloat16), places)
+            features, local = vision.run_tower(tower, packed.images.to(torch.bfloat16), places)
         kept = packing.choose(chance, round(share * sizes.IMAGE_TOKENS)).to(device)
         hide = forget = None
         if done > 0.66 and torch.rand((), generator=chance) < 0.5:
@@ -141,15 +147,22 @@ def train_language(folder: Path, minutes: float, log: Log, batch: int = 12, peak
             hide = (torch.rand(sizes.TEXT_LAYERS, batch, len(kept), generator=chance) < ratio).to(device)
             forget = (torch.rand(packed.ids.shape, generator=chance) < 0.3 * torch.rand((), generator=chance)).to(device)
         loss, right = packing.language_loss(llava, packer, features[:, kept], kept, packed, hide, forget)
-        loss.backward()
+        total = loss
+        if both:
+            own, said = vision.loss_of(heads(features, local), marks)
+            total = loss + 0.3 * own
+            for name, value in said.items():
+                patches.setdefault(name, []).append(value)
+        total.backward()
         norm = optimizer.step(done)
         step, samples = step + 1, samples + batch
         elapsed = start + time.monotonic() - began
         seen.append((loss.item(), right.float().mean().item()))
-        if step % 50 == 0:
+        if step % 100 == 0:
             mean = [sum(column) / len(seen) for column in zip(*seen, strict=True)]
-            log(stage="language", step=step, samples=samples, minutes=elapsed / 60, norm=norm, loss=mean[0], tokens_right=mean[1])
-            seen = []
+            said = {k: sum(v) / len(v) for k, v in patches.items()}
+            log(stage="language", step=step, samples=samples, minutes=elapsed / 60, norm=norm, loss=mean[0], tokens_right=mean[1], **said)
+            seen, patches = [], {}
         if time.monotonic() - last > 90 or elapsed >= minutes * 60:
             last = time.monotonic()
             weights = {k: v.float() for k, v in llava.state_dict().items()}
