@@ -1,0 +1,175 @@
+"""The benchmark end to end at small sizes: the result's schema, the command's output, skips, bad input."""
+
+from __future__ import annotations
+
+import json
+import types
+
+import pytest
+import torch
+
+import avl
+from avl import bench, measure
+from avl.attachment import is_attached
+
+SMALL = ["--random-weights", "llava-1.6-mistral-7b", "--scale", "0.03", "--device", "cpu", "--repeats", "2", "--new-tokens", "8"]
+ROW = {
+    "batch", "arm", "ttft_ms", "tpot_ms", "step_mean_ms", "step_p99_ms", "tokens_per_s", "stored_bytes", "read_bytes", "kv_peak_bytes",
+    "kv_peak_ratio", "torch_peak_bytes", "floor_ms", "floor_share", "ratio",
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _cheap(monkeypatch):
+    """Bandwidth and product are measured elsewhere, on sizes that would be most of these tests' time."""
+    bandwidth = {"copy": 10.0, "triad": 11.0, "read": 12.0, "tflops": 0.1}
+    monkeypatch.setattr(bench, "measure_rates", lambda *_: (bandwidth, bench.roofline.Rates(1e10, 1e11)))
+
+
+@pytest.fixture
+def options():
+    def make(*arguments):
+        made = bench.parser().parse_args([*SMALL, *arguments])
+        return made
+
+    return make
+
+
+def test_the_command_ends_with_one_json_line(capsys, tmp_path):
+    file, folder = tmp_path / "kept" / "result.json", tmp_path / "plots"
+    assert bench.main([*SMALL, "--batch", "1", "2", "--json", str(file), "--plots", str(folder)]) == 0
+    output = capsys.readouterr().out
+    result = json.loads(output.splitlines()[-1])
+    assert result == json.loads(file.read_text())
+    assert {path.name for path in folder.iterdir()} == {"kv.png", "tpot.png", "ratio.png"}
+    assert "roofline at copy bandwidth" in output
+    assert "| batch | policy |" in output
+
+    assert result["schema"] == "avl.bench/1"
+    assert result["evidence"].startswith("cpu")
+    assert {"date", "machine", "model", "request", "implementation", "repeats", "arms", "bandwidth", "roofline"} <= set(result)
+    assert {"rows", "skipped", "references", "largest"} <= set(result)
+    assert result["request"] == {"n_image": 88, "n_text": 65, "new_tokens": 8}
+    assert [(row["batch"], row["arm"]) for row in result["rows"]] == [(b, arm) for b in (1, 2) for arm in ("full", "evict", "avl")]
+    for row in result["rows"]:
+        assert set(row) >= ROW
+        assert row["tpot_ms"]["q1"] <= row["tpot_ms"]["median"] <= row["tpot_ms"]["q3"]
+        assert row["kv_peak_ratio"] > 0.9
+        assert (row["ratio"] is None) == (row["arm"] == "full")
+        assert ("core_ms" in row) == (row["arm"] == "avl")
+    stored = {row["arm"]: row["stored_bytes"] for row in result["rows"] if row["batch"] == 2}
+    assert stored["avl"] == stored["evict"] < stored["full"]
+    assert result["arms"]["avl"]["policy"]["T"] == 70
+    assert len(result["references"]) == 4
+    assert all(entry["tpot_ms"]["median"] > 0 for entry in result["references"])
+    assert set(result["largest"]["avl"]) == {"predicted", "confirmed", "tokens_per_s"}
+    assert result["largest"]["avl"]["confirmed"] is None
+    assert "/" not in result["model"]["name"]
+
+
+def test_bundled_model(capsys):
+    small = ["--new-tokens", "6", "--repeats", "1", "--batch", "1", "--policies", "full", "avl", "--no-references"]
+    assert bench.main(["--model", "tiny", "--device", "cpu", *small]) == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert result["model"]["name"] == "tiny"
+    assert result["model"]["weights"] == "loaded"
+    assert result["request"]["n_image"] == 576
+    assert result["arms"]["avl"]["policy"] == avl.AVL(S=45, C=30, K=3, T=50).to_dict()
+
+
+def test_what_does_not_fit_is_skipped_with_a_reason(options, monkeypatch):
+    monkeypatch.setattr(measure, "free_bytes", lambda device: 150_000)
+    made = options("--batch", "1", "40", "--no-references")
+    result = bench.benchmark(made, say=lambda _: None)
+    assert {row["batch"] for row in result["rows"]} <= {1}
+    assert {gap["arm"] for gap in result["skipped"] if gap["batch"] == 40} == {"full", "evict", "avl"}
+    assert all("GB are free" in gap["reason"] for gap in result["skipped"])
+    assert any("skipped" in line for line in bench.plots.sentences(result))
+
+
+def test_an_arm_that_runs_out_of_memory_is_left_out(options, monkeypatch):
+    real = measure.run
+
+    def run(subject, inputs, policy, steps):
+        if policy == avl.Full():
+            raise torch.OutOfMemoryError("no")
+        return real(subject, inputs, policy, steps)
+
+    monkeypatch.setattr(measure, "run", run)
+    result = bench.benchmark(options("--batch", "1", "--no-references", "--no-largest"), say=lambda _: None)
+    assert [row["arm"] for row in result["rows"]] == ["evict", "avl"]
+    assert result["rows"][1]["ratio"]["to"] == "evict"
+    assert "ran out of memory" in result["skipped"][0]["reason"]
+
+
+def test_arms_alternate_in_both_orders(options, monkeypatch):
+    order = []
+    real = measure.run
+
+    def run(subject, inputs, policy, steps):
+        order.append(policy.label)
+        return real(subject, inputs, policy, steps)
+
+    monkeypatch.setattr(measure, "run", run)
+    bench.benchmark(options("--batch", "1", "--policies", "full", "avl", "--no-references", "--no-largest"), say=lambda _: None)
+    warm, first, second = order[:2], order[2:4], order[4:]
+    assert first == second[::-1]
+    assert set(warm) == set(first)
+
+
+def test_largest_batch_is_found_by_trying(monkeypatch):
+    """Where it can be tried: the search ends at the boundary, from a prediction that is too large or too small."""
+    for predicted, limit in ((100, 83), (60, 83), (1, 1), (4, 0)):
+        tried = []
+
+        def run(subject, batch, policy, steps, limit=limit, tried=tried):
+            tried.append(batch)
+            if batch > limit:
+                raise torch.OutOfMemoryError("no")
+            return types.SimpleNamespace(times=[2.0])
+
+        monkeypatch.setattr(measure, "run", run)
+        monkeypatch.setattr(measure, "settle", lambda device: None)
+        monkeypatch.setattr(measure, "free_bytes", lambda device: 0)
+        monkeypatch.setattr(measure.roofline, "largest_batch", lambda *_, predicted=predicted: predicted)
+        request = types.SimpleNamespace(new_tokens=8)
+        subject = types.SimpleNamespace(device=torch.device("cuda"), sizes=None, request=request, make=lambda batch: batch)
+        found = measure.largest(subject, avl.Full())
+        assert len(tried) <= 8
+        if limit == 0:
+            assert found["confirmed"] is None
+        else:
+            assert found["confirmed"] <= limit
+            assert found["confirmed"] >= 0.95 * limit
+            assert found["tokens_per_s"] == 500 * found["confirmed"]
+
+
+def test_reference_leaves_the_model_attached(options):
+    subject = bench.open_subject(options())
+    subject.model.generation_config.eos_token_id = 2
+    entry = measure.reference(subject, 1, static=False, repeats=1)
+    assert entry["tpot_ms"]["median"] > 0
+    assert is_attached(subject.model)
+    assert subject.model.generation_config.eos_token_id == 2
+
+
+def test_time_per_token_weighs_the_kinds_of_step():
+    done = measure.Run(1.0, 0, None, 0, 0, times=[1.0, 1.0, 4.0, 1.0, 90.0, 4.0], updates=[False, False, True] * 2)
+    assert done.tpot_ms == pytest.approx((4 * 1.0 + 2 * 4.0) / 6)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--policies", "best"], "there is no policy 'best'"),
+        (["--policies", "avl:S=full"], "cannot be read"),
+        (["--policies", "avl:Q=3"], "cannot be read"),
+        (["--policies", "avl:S=30,C=40"], "C=40 is out of range"),
+        (["--new-tokens", "2"], "--new-tokens is at least 4"),
+        (["--batch", "0"], "--repeats and --batch at least 1"),
+        (["--dtype", "fp7"], "dtype='fp7' is unknown"),
+    ],
+)
+def test_bad_input(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        bench.main([*SMALL, *arguments])

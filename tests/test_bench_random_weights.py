@@ -1,0 +1,99 @@
+"""Random models: the checkpoints' sizes at full scale (nothing allocated), and every architecture end to end at a small one."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import transformers
+
+import avl
+from avl import random_weights
+from avl.attachment import attach
+from avl.decode import Decoder
+from avl.models import CHECKPOINTS
+from avl.roofline import Sizes
+from avl.spans import find_rows
+
+PARAMETERS = {  # of the published checkpoints, in thousands of millions
+    "llava-1.5-7b": 7.063,
+    "llava-1.5-13b": 13.351,
+    "llava-1.6-7b": 7.063,
+    "llava-1.6-13b": 13.351,
+    "llava-1.6-mistral-7b": 7.567,
+}
+NAMES = list(random_weights.ARCHITECTURES)
+
+
+def meta(name):
+    config = random_weights.config(name)
+    with torch.device("meta"):
+        return getattr(transformers, "LlavaNextForConditionalGeneration" if config.model_type == "llava_next" else
+                       "LlavaForConditionalGeneration")(config)  # fmt: skip
+
+
+def test_every_named_checkpoint_is_there():
+    assert set(NAMES) == set(CHECKPOINTS)
+
+
+@pytest.mark.parametrize("name", ["llava-1.5-7b", "llava-1.6-13b", "llava-1.6-mistral-7b"])
+def test_full_size(name):
+    model = meta(name)
+    assert sum(p.numel() for p in model.parameters()) / 1e9 == pytest.approx(PARAMETERS[name], abs=0.001)
+    config = model.config
+    assert config.image_token_id == 32000
+    assert config.text_config.vocab_size == 32064
+    assert config.vision_config.num_hidden_layers == 24
+    assert config.vision_feature_layer == -2
+    assert Sizes.of(config, 2).head_dim == 128
+    assert config.text_config.rope_parameters["rope_theta"] == (1e6 if "mistral" in name else 1e4)
+    if "1.5" in name:
+        assert random_weights.image_tokens(model, (640, 480)) == 576
+    else:
+        assert config.image_grid_pinpoints == [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]
+        counts = {size: random_weights.image_tokens(model, size) for size in ((672, 672), (640, 480), (1700, 2200))}
+        assert counts == {(672, 672): 2928, (640, 480): 2340, (1700, 2200): 2448}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_prompt_and_steps(name):
+    model = attach(random_weights.build(name, scale=1 / 32))
+    inputs = random_weights.inputs(model, batch=2, n_text=9)
+    row = find_rows(inputs["input_ids"], inputs["attention_mask"], model.config.image_token_id)[0]
+    assert row.n_text == 9
+    assert row.n_image == (16 if "1.5" in name else 16 + 8 * 9)
+    assert (inputs["input_ids"][0] != inputs["input_ids"][1]).any()
+    heads = model.config.text_config.num_attention_heads // model.config.text_config.num_key_value_heads
+    assert heads == (4 if "mistral" in name else 1)
+    cache = avl.make_cache(model, inputs, avl.AVL(S=45, C=30, K=3, P=90, T=50), max_new_tokens=6)
+    decoder = Decoder(model, cache)
+    with torch.inference_mode():
+        logits = decoder.prompt(inputs)
+        for _ in range(5):
+            logits = decoder.step(logits.argmax(-1))
+    assert logits.shape == (2, model.config.text_config.vocab_size)
+    assert logits.isfinite().all()
+    assert model.lm_head.weight.std() == pytest.approx(0.02, rel=0.05)
+
+
+def test_dtype_seed_and_picture():
+    one, two, other = (random_weights.build("llava-1.6-7b", dtype=torch.bfloat16, scale=1 / 32, seed=seed) for seed in (1, 1, 2))
+    assert one.dtype == torch.bfloat16
+    assert torch.equal(one.lm_head.weight, two.lm_head.weight)
+    assert not torch.equal(one.lm_head.weight, other.lm_head.weight)
+    small, tall = (random_weights.inputs(one, picture=size)["input_ids"].shape[1] for size in ((30, 30), (20, 300)))
+    assert small != tall
+    assert random_weights.inputs(one, picture=(20, 300))["pixel_values"].shape[1] == 4
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: random_weights.config("llava-2"), "there is no architecture 'llava-2'"),
+        (lambda: random_weights.config("llava-1.5-7b", scale=0), "scale=0 is out of range"),
+        (lambda: random_weights.inputs(None, n_text=1), "n_text=1 is out of range"),
+        (lambda: random_weights.inputs(random_weights.build("llava-1.5-7b", scale=1 / 32), picture=(0, 4)), "picture="),
+    ],
+)
+def test_bad_input(call, message):
+    with pytest.raises(ValueError, match=message.replace("(", r"\(")):
+        call()

@@ -1,0 +1,150 @@
+"""Roofline: hand-computed bytes, the published sizes of the checkpoints, and the cache's own counters step by step."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from random_models import build_model, build_processor, encode, request
+
+import avl
+from avl.attachment import attach
+from avl.decode import Decoder
+from avl.roofline import (
+    Load,
+    Rates,
+    Request,
+    Sizes,
+    expected_gain,
+    floor_ms,
+    kinds,
+    largest_batch,
+    mean_load,
+    row_bytes,
+    step_load,
+    weights_ms,
+)
+
+SEVEN = Sizes(layers=32, heads=32, kv_heads=32, head_dim=128, hidden=4096, ffn=11008, vocab=32064, itemsize=2)
+THIRTEEN = Sizes(layers=40, heads=40, kv_heads=40, head_dim=128, hidden=5120, ffn=13824, vocab=32064, itemsize=2)
+MISTRAL = Sizes(layers=32, heads=32, kv_heads=8, head_dim=128, hidden=4096, ffn=14336, vocab=32064, itemsize=2)
+H200 = Rates(4.3e12, 790e12)
+LONG = Request(n_image=2880, n_text=65, new_tokens=128)
+PAPER = avl.AVL(S=45, C=30, K=3, T=70)
+
+POLICIES = {
+    "full": avl.Full(),
+    "evict": avl.AVL(S=45, T=50),
+    "avl": avl.AVL(S=45, C=30, K=3, T=50),
+    "avl-all-text": avl.AVL(S=45, C=30, K=3),
+    "avl-pruned": avl.AVL(S=45, C=30, K=2, P=50, T=20),
+    "avl-after": avl.AVL(S=60, C=10, K=2, T=90, update="after"),
+    "h2o": avl.H2O(),
+    "fastv": avl.FastV(),
+    "streaming": avl.StreamingLLM(keep=20),
+}
+
+
+@pytest.mark.parametrize(("sizes", "gigabytes", "kib"), [(SEVEN, 13.21, 512), (THIRTEEN, 25.70, 800), (MISTRAL, 14.22, 128)])
+def test_bytes_of_the_checkpoints(sizes, gigabytes, kib):
+    assert sizes.weight_bytes / 1e9 == pytest.approx(gigabytes, abs=0.005)
+    assert sizes.layers * sizes.entry_bytes == kib * 1024
+
+
+def test_a_step_by_hand():
+    # 4 heads of 8, 2 key-value heads, one layer, float32: K and V of a token are 2 * 2 * 8 * 4 = 128 bytes
+    sizes = Sizes(layers=1, heads=4, kv_heads=2, head_dim=8, hidden=32, ffn=64, vocab=100, itemsize=4)
+    assert sizes.entry_bytes == 128
+    # q and o 32 x 32, k and v 32 x 16, three MLP matrices 32 x 64, head 100 x 32
+    assert sizes.step_weights == 2 * 1024 + 2 * 512 + 3 * 2048 + 3200
+    small = Request(n_image=100, n_text=10, new_tokens=20)
+    policy = avl.AVL(S=40, C=20, K=2, T=50)  # stores 40 image tokens, reads 20; text window of 15
+    assert step_load(policy, 1, small, 1) == Load(stored=40 + 11, read=20 + 11, scored=11)
+    assert step_load(policy, 1, small, 2) == Load(stored=40 + 12, read=40 + 12, scored=12 + 40)
+    assert step_load(policy, 1, small, 9) == Load(stored=40 + 15, read=20 + 16, scored=16)
+    rates = Rates(bytes_per_s=1e6, flops=1e9)
+    load = Load(stored=55, read=36, scored=16)
+    assert floor_ms(sizes, load, 3, rates) == pytest.approx(1e3 * (12416 * 4 + 3 * (36 * 128 + 16 * 4 * 8)) / 1e6)
+    # 1e9 operations a second: from batch 2000 on, multiplying takes longer than reading
+    assert weights_ms(sizes, 4000, rates) == pytest.approx(1e3 * 2 * 12416 * 4000 / 1e9)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "batch", "full", "evict", "core", "update", "gain"),
+    [
+        (SEVEN, 1, 3.44, 3.25, 3.19, 3.25, 1.07),
+        (SEVEN, 8, 6.01, 4.46, 4.04, 4.48, 1.43),
+        (SEVEN, 16, 8.94, 5.86, 5.01, 5.90, 1.69),
+        (SEVEN, 32, 14.81, 8.64, 6.95, 8.72, 1.96),
+        (SEVEN, 64, 26.55, 14.20, 10.83, 14.36, 2.21),
+        (THIRTEEN, 32, 24.32, 14.67, 12.04, 14.80, 1.88),
+        (MISTRAL, 64, 9.18, 6.10, 5.26, 6.26, 1.64),
+    ],
+)
+def test_the_published_table(sizes, batch, full, evict, core, update, gain):
+    """Floors of LLaVA-1.6 on an H200 as computed before this code existed, half-way through 128 new tokens, from another formulation."""
+    assert step_load(avl.Full(), 1, LONG, 64).read == 3009
+    assert step_load(PAPER, 1, LONG, 64).read == 993
+    halfway = {
+        "full": floor_ms(sizes, step_load(avl.Full(), sizes.layers, LONG, 64), batch, H200),
+        "evict": floor_ms(sizes, step_load(avl.AVL(S=45, T=70), sizes.layers, LONG, 64), batch, H200),
+        "core": floor_ms(sizes, step_load(PAPER, sizes.layers, LONG, 64), batch, H200),
+        "update": floor_ms(sizes, step_load(PAPER, sizes.layers, LONG, 63), batch, H200),
+    }
+    expected = {"full": full, "evict": evict, "core": core, "update": update}
+    assert halfway == pytest.approx(expected, abs=0.025)
+    mean = (2 * halfway["core"] + halfway["update"]) / 3
+    assert halfway["full"] / mean == pytest.approx(gain, abs=0.006)
+    # over the whole answer: 42 of 127 steps update, and the text window bites at the end
+    assert expected_gain(sizes, PAPER, LONG, batch, H200) == pytest.approx(gain, abs=0.025)
+
+
+def test_gain_grows_with_the_batch():
+    gains = [expected_gain(SEVEN, PAPER, LONG, batch, H200) for batch in (1, 8, 16, 32, 64)]
+    assert gains == sorted(gains)
+    assert expected_gain(SEVEN, avl.Full(), LONG, 8, H200) == 1
+
+
+@pytest.mark.parametrize("key", POLICIES)
+@pytest.mark.parametrize("architecture", ["llava-llama", "next-mistral"])
+def test_the_cache_counts_the_same(architecture, key):
+    """Every step's stored and read entries, and the storage behind them, are those of the closed forms."""
+    model = attach(build_model(architecture))
+    prompt = encode(build_processor(architecture), [request(3), request(3)])
+    limit = 24
+    cache = avl.make_cache(model, prompt, POLICIES[key], max_new_tokens=limit)
+    row = cache.rows[0]
+    shape = Request(row.n_image, row.n_text, limit)
+    sizes = Sizes.of(model.config, 4)
+    decoder = Decoder(model, cache)
+    with torch.inference_mode():
+        tokens = decoder.prompt(dict(prompt)).argmax(-1)
+        assert cache.allocated_bytes == 2 * row_bytes(sizes, POLICIES[key], shape)[0]
+        for t in range(1, limit):
+            tokens = decoder.step(tokens).argmax(-1)
+            load = step_load(POLICIES[key], sizes.layers, shape, t)
+            assert (cache.stored_bytes, cache.read_bytes) == (2 * load.stored * sizes.entry_bytes, 2 * load.read * sizes.entry_bytes), t
+
+
+def test_weights_are_those_of_the_model():
+    model = build_model("next-mistral")
+    sizes = Sizes.of(model.config, 4)
+    layers = sum(p.numel() for layer in model.model.language_model.layers for p in layer.parameters() if p.dim() == 2)
+    assert sizes.step_weights == layers + model.lm_head.weight.numel()
+
+
+def test_kinds_and_means():
+    apart = kinds(PAPER, 32, LONG)
+    mean = mean_load(PAPER, 32, LONG)
+    assert apart["core"].read < mean.read < apart["update"].read
+    assert mean.read == pytest.approx((85 * apart["core"].read + 42 * apart["update"].read) / 127)
+    assert kinds(avl.Full(), 32, LONG) == {}
+    assert kinds(avl.AVL(S=45), 32, LONG) == {}
+    assert set(kinds(avl.AVL(S=45, C=30, K=1), 2, LONG)) == {"update"}
+
+
+def test_largest_batch():
+    kept, work = row_bytes(SEVEN, avl.Full(), LONG)
+    assert kept == (2880 + 65 + 128) * 512 * 1024
+    assert largest_batch(SEVEN, avl.Full(), LONG, 10.5 * (kept + work)) == 10
+    assert largest_batch(SEVEN, avl.Full(), LONG, 0.5 * (kept + work)) == 0
+    assert largest_batch(SEVEN, PAPER, LONG, 100e9) > 1.6 * largest_batch(SEVEN, avl.Full(), LONG, 100e9)
