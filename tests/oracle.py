@@ -30,6 +30,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -46,7 +47,13 @@ def share(percent: float, n: int) -> int:
 
 def best(score: Tensor, among: Sequence[int], count: int) -> list[int]:
     """The ``count`` positions of ``among`` with the largest score, of equal scores the lower position; sorted by position."""
-    return sorted(sorted(among, key=lambda j: (-float(score[j]), j))[:count])
+    values = score.tolist()
+    return sorted(sorted(among, key=lambda j: (-values[j], j))[:count])
+
+
+def members(mask: Tensor) -> list[int]:
+    """The positions at which a mask is True."""
+    return mask.nonzero().flatten().tolist()
 
 
 # ---------------------------------------------------------------------------------------------------------------- input and output
@@ -59,21 +66,31 @@ class Row:
     embeds: Tensor
     is_image: Tensor
 
-    @property
+    @cached_property
     def length(self) -> int:
         return len(self.is_image)
 
-    @property
+    @cached_property
     def image(self) -> list[int]:
-        return self.is_image.nonzero().flatten().tolist()
+        return members(self.is_image)
 
-    @property
+    @cached_property
     def n_image(self) -> int:
         return len(self.image)
 
-    @property
+    @cached_property
     def n_text(self) -> int:
         return self.length - self.n_image
+
+    def is_text(self, total: int) -> Tensor:
+        """Which of the first ``total`` positions hold text: what is no image feature, and every generated token."""
+        generated = torch.ones(total - self.length, dtype=torch.bool)
+        return torch.cat([~self.is_image, generated])
+
+    def less(self, positions: Sequence[int], retained: Sequence[int]) -> list[int]:
+        """``positions`` without the image tokens that are not ``retained``."""
+        gone = set(self.image) - set(retained)
+        return [j for j in positions if j not in gone]
 
 
 def rows(model: Any, inputs: Any) -> list[Row]:
@@ -158,15 +175,12 @@ class AVL(Full):
     def prune(self, layer: int, scores: list[Tensor], alive: list[int], row: Row) -> list[int]:
         if layer != self.prunes_before:
             return alive
-        retained = best(scores[1], row.image, share(self.P, row.n_image))
-        return [j for j in alive if not row.is_image[j] or j in retained]
+        return row.less(alive, best(scores[1], row.image, share(self.P, row.n_image)))
 
     def keep(self, layer: Layer, score: Tensor, alive: list[int], row: Row, limit: int) -> None:
-        held = [j for j in alive if row.is_image[j]]
-        secondary = best(score, held, share(self.S, row.n_image))
-        for j in held:
-            if j not in secondary:
-                layer.stored[:, j] = False
+        held = [j for j in row.image if j in alive]
+        layer.stored[:, held] = False
+        layer.stored[:, best(score, held, share(self.S, row.n_image))] = True
         self._choose_core(layer, score, row)
         self._evict_text(layer, row, limit)
 
@@ -181,7 +195,7 @@ class AVL(Full):
         self._evict_text(layer, row, limit)
 
     def _choose_core(self, layer: Layer, score: Tensor, row: Row) -> None:
-        secondary = [j for j in row.image if layer.stored[0, j]]
+        secondary = members(layer.stored[0, : row.length] & row.is_image)
         count = len(secondary) if self.C is None else share(self.C, row.n_image)
         layer.core[:] = False
         layer.core[best(score, secondary, count)] = True
@@ -191,9 +205,10 @@ class AVL(Full):
             return
         window = share(self.T, row.n_text + limit)
         recent = (window + 1) // 2
-        text = [j for j in layer.stored[0].nonzero().flatten().tolist() if j >= row.length or not row.is_image[j]]
+        text = members(layer.stored[0] & row.is_text(layer.stored.shape[1]))
+        mass = layer.mass[0].tolist()
         while len(text) > window:
-            victim = min(text[:-recent], key=lambda j: (float(layer.mass[0, j]), j))
+            victim = min(text[:-recent], key=lambda j: (mass[j], j))
             text.remove(victim)
             layer.stored[:, victim] = False
 
@@ -205,8 +220,7 @@ class FastV(Full):
     def prune(self, layer: int, scores: list[Tensor], alive: list[int], row: Row) -> list[int]:
         if layer != self.prunes_before:
             return alive
-        retained = best(scores[layer - 1], row.image, share(self.share, row.n_image))
-        return [j for j in alive if not row.is_image[j] or j in retained]
+        return row.less(alive, best(scores[layer - 1], row.image, share(self.share, row.n_image)))
 
 
 class StreamingLLM(Full):
@@ -221,7 +235,7 @@ class StreamingLLM(Full):
 
     def _slide(self, layer: Layer, row: Row) -> None:
         budget = share(self.share, row.length)
-        held = layer.stored[0].nonzero().flatten().tolist()
+        held = members(layer.stored[0])
         for victim in held[self.sinks : max(self.sinks, self.sinks + len(held) - budget)]:
             layer.stored[:, victim] = False
 
@@ -241,10 +255,10 @@ class H2O(Full):
     def _evict(self, layer: Layer, row: Row) -> None:
         budget = share(self.share, row.length)
         recent = share(self.recent, budget)
-        for head, mass in zip(layer.stored, layer.mass, strict=True):
-            held = head.nonzero().flatten().tolist()
+        for head, mass in zip(layer.stored, layer.mass.tolist(), strict=True):
+            held = members(head)
             while len(held) > budget:
-                victim = min(held[: len(held) - recent], key=lambda j: (float(mass[j]), j))
+                victim = min(held[: len(held) - recent], key=lambda j: (mass[j], j))
                 held.remove(victim)
                 head[victim] = False
 
@@ -348,10 +362,8 @@ def run(
     def snapshot(index: int, n_read: float | None) -> Sets:
         layer = layers[index]
         union = layer.stored.any(0)
-        text = [j for j in union.nonzero().flatten().tolist() if j >= row.length or not row.is_image[j]]
-        stored = union[image].nonzero().flatten().tolist()
-        core = layer.core[image].nonzero().flatten().tolist()
-        return Sets(stored, core, text, int(layer.stored.sum()) / len(layer.stored), n_read)
+        text = members(union & row.is_text(len(union)))
+        return Sets(members(union[image]), members(layer.core[image]), text, int(layer.stored.sum()) / len(layer.stored), n_read)
 
     def emit(x: Tensor, snapshots: list[Sets]) -> int:
         record.logits.append(decoder.logits(x[-1]))
@@ -367,7 +379,7 @@ def run(
         if imposed is None:
             alive = policy.prune(index, scores, alive, row)
         elif index == policy.prunes_before:
-            alive = [j for j in alive if not row.is_image[j] or row.image.index(j) in imposed[0][index].stored]
+            alive = row.less(alive, [row.image[i] for i in imposed[0][index].stored])
         is_alive = torch.zeros(row.length, dtype=torch.bool)
         is_alive[alive] = True
         query, key, value = decoder.project(x, block, positions)
@@ -398,9 +410,7 @@ def run(
             layer.stored = torch.cat([layer.stored, layer.stored.new_ones(heads, 1)], 1)
             layer.core = torch.cat([layer.core, layer.core.new_zeros(1)])
             layer.mass = torch.cat([layer.mass, layer.mass.new_zeros(heads, 1)], 1)
-            is_text = torch.ones(row.length + t, dtype=torch.bool)
-            is_text[image] = False
-            visible = layer.stored & (is_text | layer.core) if policy.reads_core(t) else layer.stored.clone()
+            visible = layer.stored & (row.is_text(row.length + t) | layer.core) if policy.reads_core(t) else layer.stored.clone()
             attended, weights = decoder.attend(query, layer.key, layer.value, visible[:, None])
             score = _mean(weights, heads, policy.per_head)[:, 0]
             layer.mass += score

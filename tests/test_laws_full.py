@@ -82,11 +82,13 @@ def footprint(model: torch.nn.Module) -> dict:
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_detach_restores_the_model_exactly(architecture):
     model, processor = build_model(architecture), shared_processor(architecture)
+    policy = avl.AVL(S=45, C=30, K=3, P=90, T=60)
+    model.generate(**encode(processor, RAGGED), max_new_tokens=2)  # transformers hooks the vision tower at its first use, for good
     before = footprint(model)
     avl.attach(model)
     avl.attach(model)  # idempotent
-    generate(model, encode(processor, RAGGED), avl.AVL(S=45, C=30, K=3, P=90, T=60), 4)
-    list(avl.stream(model, processor, RAGGED[0].images[0], "what is on the sign ?", avl.AVL(S=45, C=30, K=3, P=90, T=60), max_new_tokens=4))
+    generate(model, encode(processor, RAGGED), policy, 4)
+    list(avl.stream(model, processor, RAGGED[0].images[0], "what is on the sign ?", policy, max_new_tokens=4))
     avl.detach(model)
     assert footprint(model) == before
     avl.detach(model)  # a second time is harmless

@@ -49,7 +49,7 @@ CASES = {
     **{name: (avl.AVL(**parameters), oracle.AVL(**parameters)) for name, parameters in AVL_CASES.items()},
     **{name: (ours(**parameters), theirs(**parameters)) for name, (ours, theirs, parameters) in OTHER_CASES.items()},
 }
-BATCHES = {"single": (request(7),), "two-images": (request(8, sizes=((44, 30), (28, 50))),), "ragged": RAGGED}
+BATCHES = {"two-images": (request(8, sizes=((44, 30), (28, 50))),), "ragged": RAGGED}
 
 
 def check_sets(observed, expected: list[oracle.Run]) -> None:
@@ -118,7 +118,7 @@ def test_half_precision_logits_given_the_sets(architecture, parameters, dtype):
 def test_the_comparison_can_fail():
     """One image token more or less, or a core chosen one step late, is far outside the tolerance."""
     model = build_model("llava-llama")
-    row = oracle.rows(model, encode(shared_processor("llava-llama"), BATCHES["single"]))[0]
+    row = oracle.rows(model, encode(shared_processor("llava-llama"), BATCHES["two-images"]))[0]
     feed = words(seed=5, n_rows=1, length=LIMIT)[0]
     right = oracle.run(model, row, oracle.AVL(S=45, C=30, K=3), LIMIT, feed=feed)
     plain = oracle.run(model, row, oracle.AVL(S=45, C=30, K=3), LIMIT, feed=feed, dtype=torch.float32)

@@ -16,8 +16,8 @@ from random_models import LAYERS, VOCAB, build_model, encode, request, shared_pr
 
 import avl
 
-LIMIT = 9
-QUICK = settings(max_examples=30, deadline=None, derandomize=True, database=None)
+LIMIT = 8
+QUICK = settings(max_examples=20, deadline=None, derandomize=True, database=None)
 
 percent = st.one_of(st.integers(1, 100), st.floats(0.5, 100.0).map(lambda x: round(x, 1)))
 maybe_percent = st.one_of(st.none(), percent)
