@@ -13,7 +13,7 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio i
 import avl
 from avl import engine, models, trace
 from avl.tiny import scenes
-from avl.ui import page
+from avl.ui import gallery, page
 from avl.ui.controls import About
 from avl.ui.transport import Request
 
@@ -89,7 +89,7 @@ def main(argv: list[str] | None = None) -> int:
         notes=(*([BUNDLED_NOTE] if bundled else []), BATCH_NOTE),
     )
     zero_gpu = spaces.GPU if spaces is not None and os.environ.get("SPACES_ZERO_GPU") else None
-    built = page.build(race, about, scene=lambda seed: scenes.draw(seed, "test"), zero_gpu=zero_gpu)
+    built = page.build(race, about, scene=lambda seed: scenes.draw(seed, "test"), recorded=gallery.recording(bundled), zero_gpu=zero_gpu)
     built.launch(server_name=flags.host, server_port=flags.port, share=flags.share)
     return 0
 

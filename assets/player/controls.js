@@ -17,6 +17,10 @@ function defaults(name) {
   return values;
 }
 
+function sizeNow() {
+  return { layers: about.layers, n_image: about.n_image, n_text: about.n_text, limit: settings.max_new_tokens, token_bytes: about.token_bytes, batch: settings.batch };
+}
+
 function build() {
   $.arms.replaceChildren(...settings.arms.map((arm, index) => panel(arm, index)));
 }
@@ -62,9 +66,19 @@ function panel(arm, index) {
   }
   const predicted = h("p", { class: "avl-predicted" });
   box.append(predicted);
+  if (catalogue[arm.policy].budget && server.equal && settings.arms[1 - index] && settings.arms[1 - index].policy !== "Full") {
+    const other = () => settings.arms[1 - index];
+    const button = h("button", { type: "button", class: "avl-btn avl-equal", title: "Set this arm so that it stores as much as the other one" }, "same stored share as the other arm");
+    button.addEventListener("click", async () => {
+      const size = sizeNow();
+      const values = await server.equal({ arm, fraction: predict(other(), size, size.limit - 1).stored }).catch(() => null);
+      if (values && !values.error) { Object.assign(arm, values); publish(); redraw(); } else put(predicted, (values && values.error) || "This policy cannot store that share.");
+    });
+    box.append(button);
+  }
   function redraw() {
     for (const draw of Object.values(outputs)) draw();
-    const size = { layers: about.layers, n_image: about.n_image, n_text: about.n_text, limit: settings.max_new_tokens, token_bytes: about.token_bytes, batch: settings.batch };
+    const size = sizeNow();
     const forecast = predict(arm, size, settings.max_new_tokens - 1);
     predicted.replaceChildren("predicted: stores ", h("b", {}, formatPercent(forecast.stored)), ", reads ", h("b", {}, formatPercent(forecast.read)), ` of ${formatBytes(forecast.fullBytes)}`);
     if (preset) {
@@ -129,6 +143,43 @@ watch("value", () => {
     drawGeneration();
   }
 });
+// a link: the arms' policies, their parameters, and what is generated; anything else in it is ignored
+const link = new URLSearchParams(location.search);
+
+function fromLink(name, low, high) {
+  const text = link.get(name) || "";
+  return /^\d{1,5}$/.test(text) ? Math.max(low, Math.min(high, Number(text))) : null;
+}
+
+["a", "b"].forEach((side, index) => {
+  if (link.has(side) && Object.hasOwn(catalogue, link.get(side)) && settings.arms[index]) settings.arms[index] = defaults(link.get(side));
+  const arm = settings.arms[index];
+  if (!arm) return;
+  for (const parameter of catalogue[arm.policy].parameters) {
+    const name = arm.policy === "AVL" && index === 1 ? parameter.key : `${side}.${parameter.key}`;
+    if (parameter.off && link.get(name) === "off") arm[parameter.key] = null;
+    else if (fromLink(name, parameter.low, parameter.high) !== null) arm[parameter.key] = fromLink(name, parameter.low, parameter.high);
+  }
+  if (arm.policy === "AVL" && arm.C !== null) arm.C = Math.min(arm.C, arm.S);
+});
+settings.max_new_tokens = fromLink("n", 1, about.max_tokens) ?? settings.max_new_tokens;
+settings.batch = fromLink("B", 1, 256) ?? settings.batch;
+if ([...link.keys()].length) publish();
+
+window.avlLink = () => {
+  const out = new URLSearchParams(window.avlExample ? window.avlExample() : "");
+  ["a", "b"].forEach((side, index) => {
+    const arm = settings.arms[index];
+    if (!arm) return;
+    out.set(side, arm.policy);
+    for (const parameter of catalogue[arm.policy].parameters) {
+      out.set(arm.policy === "AVL" && index === 1 ? parameter.key : `${side}.${parameter.key}`, arm[parameter.key] === null ? "off" : String(arm[parameter.key]));
+    }
+  });
+  out.set("n", String(settings.max_new_tokens));
+  out.set("B", String(settings.batch));
+  return out.toString();
+};
 build();
 drawGeneration();
 // on a phone the settings are folded, or the answers would be far below

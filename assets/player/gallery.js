@@ -16,3 +16,11 @@ function refresh() {
 
 watch("value", refresh);
 refresh();
+
+// a link may name an example or the seed of a scene; an upload has no name and never gets into a link
+window.avlExample = () => (props.value && props.value.link) || "";
+const link = new URLSearchParams(location.search);
+const seed = /^\d{1,10}$/.test(link.get("scene") || "") ? Number(link.get("scene")) : null;
+const named = (props.examples || []).findIndex((example) => example.key === link.get("ex"));
+if (seed !== null && props.scenes) setTimeout(() => trigger("select", { scene: true, seed }), 60);
+else if (named >= 0) setTimeout(() => trigger("select", { example: named }), 60);

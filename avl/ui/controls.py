@@ -157,6 +157,20 @@ def policy(choice: Any) -> Any:
     return getattr(avl, name)(**values)
 
 
+def at_stored(choice: Any, fraction: Any, about: About) -> dict[str, Any]:
+    """An arm's settings changed so that it stores ``fraction`` of the full cache; ``{"error": …}`` with one sentence where it cannot."""
+    try:
+        share = number({"fraction": fraction}, "fraction", 0.001, 1, whole=False)
+        fitted = policy(choice).at_stored(share, about.n_image, about.n_text, about.layers)
+        values: dict[str, Any] = {}
+        for parameter in POLICIES[choice["policy"]][1]:
+            value = getattr(fitted, parameter.key)
+            values[parameter.key] = None if value is None else max(parameter.low, min(parameter.high, round(value)))
+    except ValueError as error:
+        return {"error": str(error)}
+    return values
+
+
 def picture(path: Any) -> Image.Image:
     """Open an upload: upright, RGB, not too large. Raises ValueError with one sentence."""
     if not path:

@@ -5,13 +5,18 @@ from __future__ import annotations
 import base64
 import io
 import json
+import logging
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 from PIL import Image
 
+from avl import trace
+
 from .player import ASSETS
+
+log = logging.getLogger(__name__)
 
 FOLDER = ASSETS / "gallery"
 
@@ -45,6 +50,18 @@ def examples(bundled: bool) -> tuple[Example, ...]:
         for entry in entries
         if (FOLDER / entry["file"]).exists()
     )
+
+
+def recording(bundled: bool) -> trace.Trace | None:
+    """The run that the page opens with: the first file of ``assets/traces`` (of the bundled model) that this version can read."""
+    if not bundled:
+        return None
+    for path in sorted((ASSETS / "traces").glob("*.json")):
+        try:
+            return trace.Trace.from_json(path.read_text("utf-8"))
+        except ValueError as error:
+            log.warning("%s is not shown: %s", path.name, error)
+    return None
 
 
 def thumbnail(path: Path) -> str:

@@ -19,7 +19,7 @@ from starlette.routing import Route
 
 from avl import trace
 
-from . import controls, gallery, player, report
+from . import api, controls, gallery, player, report
 from .controls import About
 from .transport import Busy, Job, Race, Request, ThreadTransport, ZeroGPUTransport, batches, sentence
 
@@ -143,7 +143,10 @@ def build(
     opening = shelf[0] if shelf else None
     scenes_folder = Path(tempfile.mkdtemp(prefix="avl-scenes-")) if scene else None
     settings = controls.settings(about)
-    catalogue = {name: {"title": title, "parameters": [vars(one) for one in many]} for name, (title, many) in controls.POLICIES.items()}
+    catalogue = {
+        name: {"title": title, "budget": bool(many), "parameters": [vars(one) for one in many]}
+        for name, (title, many) in controls.POLICIES.items()
+    }
     facts = {**vars(about), "notes": list(about.notes)}
     free = [gr.skip(), gr.Button(interactive=True), gr.Button(interactive=False)]
 
@@ -162,6 +165,11 @@ def build(
             raise gr.Error("The server no longer has this run.", print_exception=False)
         kind = wanted.get("kind")
         return report.page(run) if kind == "html" else report.steps_csv(run) if kind == "csv" else run.to_json()
+
+    def equal(wanted: Any) -> dict[str, Any]:
+        """An arm's settings at the stored share of the other arm."""
+        wanted = wanted if isinstance(wanted, dict) else {}
+        return controls.at_stored(wanted.get("arm"), wanted.get("fraction"), about)
 
     def check(path: Any, question: Any, chosen: Any, known: Any) -> tuple[Request, dict[str, Any]]:
         request = controls.prepare(path, question, chosen, about)
@@ -226,15 +234,17 @@ def build(
         number = data.get("example")
         if isinstance(number, int) and 0 <= number < len(shelf):
             chosen = shelf[number]
-            return [str(chosen.path), chosen.questions[0], *suggestions(list(chosen.questions), dict(chosen.answers))]
+            return [str(chosen.path), chosen.questions[0], *suggestions(list(chosen.questions), dict(chosen.answers), f"ex={chosen.key}")]
         if data.get("scene") and scene is not None and scenes_folder is not None:
-            seed = secrets.randbelow(2**31)
+            seed = data.get("seed")
+            if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**31:
+                seed = secrets.randbelow(2**31)
             drawn = scene(seed)
             # few files, written over and over: a button that anybody may press must not fill the disk
             file = scenes_folder / f"scene-{seed % 64}.png"
             drawn.image.save(file)
             asked = spread([(question.text[:1].upper() + question.text[1:], question.answer) for question in drawn.questions])
-            return [str(file), asked[0][0], *suggestions([text for text, _ in asked], dict(asked))]
+            return [str(file), asked[0][0], *suggestions([text for text, _ in asked], dict(asked), f"scene={seed}")]
         return [gr.skip()] * 4
 
     def own_picture() -> list[Any]:
@@ -243,7 +253,7 @@ def build(
 
     with gr.Blocks(title="A-VL × LLaVA", analytics_enabled=False, fill_width=True, delete_cache=(3600, 3600)) as blocks:
         player.component("header", about=facts)
-        opened = suggestions(list(opening.questions), dict(opening.answers)) if opening else suggestions([], {})
+        opened = suggestions(list(opening.questions), dict(opening.answers), f"ex={opening.key}") if opening else suggestions([], {})
         known = gr.State(opened[1], time_to_live=3600)
         with gr.Row(equal_height=False):
             with gr.Column(scale=0, min_width=348, elem_id="avl-left"):
@@ -259,7 +269,9 @@ def build(
                 strip = player.component(
                     "gallery",
                     value=opened[0],
-                    examples=[{"name": example.name, "thumbnail": gallery.thumbnail(example.path)} for example in shelf],
+                    examples=[
+                        {"key": example.key, "name": example.name, "thumbnail": gallery.thumbnail(example.path)} for example in shelf
+                    ],
                     scenes=scene is not None,
                 )
                 question = gr.Textbox(
@@ -274,7 +286,9 @@ def build(
                 with gr.Row(elem_id="avl-go"):
                     go = gr.Button("Run", variant="primary", elem_id="avl-run", min_width=80)
                     halt = gr.Button("Stop", variant="secondary", interactive=False, elem_id="avl-stop", min_width=80)
-                chosen = player.component("controls", value=settings, about=facts, policies=catalogue, presets=controls.presets())
+                chosen = player.component(
+                    "controls", value=settings, about=facts, policies=catalogue, presets=controls.presets(), server_functions=[equal]
+                )
             with gr.Column(scale=1, min_width=320):
                 first = None if recorded is None else recorded_value(recorded)
                 board = player.component("player", value=first, head=player.plotly_tag(), about=facts, server_functions=[missing, download])
@@ -296,6 +310,8 @@ def build(
         image.upload(own_picture, None, [strip, known], **shared)
         image.clear(own_picture, None, [strip, known], **shared)
         blocks.unload(stop)
+        if line is not None:
+            gr.api(api.endpoint(line, about), api_name="compare", concurrency_limit=None)
 
     async def health(_: HttpRequest) -> JSONResponse:
         ready = line is None or line.alive
@@ -317,9 +333,9 @@ def build(
     return Page(blocks, runs, line, launch)
 
 
-def suggestions(questions: list[str], answers: dict[str, str]) -> list[Any]:
-    """Values of the strip and of what the server knows about the picture."""
-    return [{"questions": questions, "seq": next(_numbers)}, {"questions": questions, "answers": answers}]
+def suggestions(questions: list[str], answers: dict[str, str], link: str = "") -> list[Any]:
+    """Values of the strip and of what the server knows about the picture; ``link`` names it in an address, where it has a name."""
+    return [{"questions": questions, "link": link, "seq": next(_numbers)}, {"questions": questions, "answers": answers}]
 
 
 def spread(questions: list[tuple[str, str]], most: int = 6) -> list[tuple[str, str]]:

@@ -18,7 +18,22 @@ ASSETS = Path(__file__).resolve().parents[2] / "assets"
 PLOTLY_JS = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
 
 SCRIPTS: dict[str, tuple[str, ...]] = {
-    "player": ("base.js", "trace.js", "overlay.js", "charts.js", "race.js", "predict.js", "player.js"),
+    "player": (
+        "base.js",
+        "trace.js",
+        "overlay.js",
+        "charts.js",
+        "race.js",
+        "predict.js",
+        "analysis.js",
+        "tour.js",
+        "player.js",
+        "curves.js",
+        "arms.js",
+        "picture.js",
+        "result.js",
+        "start.js",
+    ),
     "controls": ("base.js", "predict.js", "controls.js"),
     "gallery": ("base.js", "gallery.js"),
     "header": ("base.js", "header.js"),

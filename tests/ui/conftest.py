@@ -160,6 +160,10 @@ class Tab:
     def wait(self, state: str, timeout: float = 120_000) -> None:
         self.page.wait_for_selector(f"#avl-player .avl-player[data-state={state}]", timeout=timeout)
 
+    def until(self, condition: str, arg: Any = None) -> None:
+        """Wait for a condition, asked a few times a second: once per animation frame would eat the processor that the page needs."""
+        self.page.wait_for_function(condition, arg=arg, polling=150)
+
     def text(self, name: str) -> str:
         """Text of a part of the player by its data-id."""
         return self.page.locator(f"#avl-player [data-id={name}]").inner_text()

@@ -20,18 +20,18 @@ def test_main_job(real: Any, tab: Any) -> None:
     # the question box keeps its example; a batch and many tokens, so that there is time to look and to stop
     one.set("#avl-tokens", 256)
     one.set("#avl-batch", 16)
-    # every frame notes how long both answers are
+    # notes how long both answers are, over and over
     page.evaluate("""() => {
         window.seen = [];
         const look = () => {
             const run = window.avlPlayer.view.run;
-            if (run && run.arms.length) window.seen.push([...document.querySelectorAll('.avl-answer')].map((node) => node.childElementCount));
-            requestAnimationFrame(look);
+            const answers = [...document.querySelectorAll('.avl-answer')];
+            if (run && run.arms.length) window.seen.push(answers.map((node) => node.childElementCount));
         };
-        look();
+        setInterval(look, 40);
     }""")
     page.click("#avl-run")
-    page.wait_for_function("[0, 1].every((arm) => new Set(window.seen.map((lengths) => lengths[arm])).size > 3)")
+    one.until("[0, 1].every((arm) => new Set(window.seen.map((lengths) => lengths[arm])).size > 3)")
     for arm in range(2):
         lengths = [lengths[arm] for lengths in page.evaluate("window.seen")]
         assert lengths == sorted(lengths)
@@ -42,8 +42,8 @@ def test_main_job(real: Any, tab: Any) -> None:
     pixels = "document.querySelector('[data-id=overlay]').toDataURL()"
     first = page.evaluate(pixels)
     one.set("#avl-layer", 0)
-    page.wait_for_function("window.avlPlayer.view.layer === 0")
-    page.wait_for_function(f"(first) => {pixels} !== first", arg=first)
+    one.until("window.avlPlayer.view.layer === 0")
+    one.until(f"(first) => {pixels} !== first", arg=first)
     assert one.text("layerName").startswith("0 of 0–")
     page.click("#avl-stop")
     one.wait("done", 10_000)
@@ -54,9 +54,7 @@ def test_main_job(real: Any, tab: Any) -> None:
     # and again, to the end
     one.set("#avl-tokens", 12)
     page.click("#avl-run")
-    page.wait_for_function(
-        "window.avlPlayer.view.run.start && window.avlPlayer.view.run.start.limit === 12 && window.avlPlayer.view.run.finished"
-    )
+    one.until("window.avlPlayer.view.run.start && window.avlPlayer.view.run.start.limit === 12 && window.avlPlayer.view.run.finished")
     one.wait("done")
     assert "measured" in one.text("measured")
     assert "A-VL stored" in one.text("verdict")
@@ -77,7 +75,7 @@ def test_predicted_is_what_the_engine_measures(real: Any, tab: Any) -> None:
         page.select_option("select[aria-label='Policy of arm 1']", first)
         page.select_option("select[aria-label='Policy of arm 2']", second)
         page.click("#avl-run")
-        page.wait_for_function(
+        one.until(
             "(names) => { const run = window.avlPlayer.view.run; return run && run.start && window.avlPlayer.view.state === 'done' && "
             "names.every((name, i) => run.start.arms[i].policy.name === name); }",
             arg=[first, second],
@@ -96,12 +94,12 @@ def test_scenes_examples_and_questions(real: Any, tab: Any) -> None:
     page = one.page
     picture = page.locator("#avl-picture img").first.get_attribute("src")
     page.click(".avl-example.avl-new")
-    page.wait_for_function("(before) => document.querySelector('#avl-picture img').src !== before", arg=picture)
+    one.until("(before) => document.querySelector('#avl-picture img').src !== before", arg=picture)
     chips = page.locator(".avl-chip")
     chips.nth(1).wait_for()
     chips.nth(1).click()
     wanted = chips.nth(1).inner_text()
-    page.wait_for_function("(text) => document.querySelector('#avl-question textarea').value === text", arg=wanted)
+    one.until("(text) => document.querySelector('#avl-question textarea').value === text", arg=wanted)
     page.click("#avl-run")
     one.wait("done")
     assert "right answer" in one.text("measured")
@@ -113,7 +111,7 @@ def test_stop_mid_run(serve: Any, tab: Any) -> None:
     one = tab(server.url).open()
     one.set("#avl-tokens", 256)
     one.page.click("#avl-run")
-    one.page.wait_for_function("window.avlPlayer.view.run && window.avlPlayer.view.run.last > 3")
+    one.until("window.avlPlayer.view.run && window.avlPlayer.view.run.last > 3")
     began = time.monotonic()
     one.page.click("#avl-stop")
     one.wait("done", 5000)
@@ -123,7 +121,7 @@ def test_stop_mid_run(serve: Any, tab: Any) -> None:
     assert one.page.locator("#avl-run").is_enabled()
     assert one.page.locator("#avl-stop").is_disabled()
     one.page.click("#avl-run")
-    one.page.wait_for_function("window.avlPlayer.view.state === 'running' && window.avlPlayer.view.run.last > 0")
+    one.until("window.avlPlayer.view.state === 'running' && window.avlPlayer.view.run.last > 0")
     one.page.click("#avl-stop")
     one.wait("done", 5000)
 
@@ -133,7 +131,7 @@ def test_a_closed_tab_ends_its_run(serve: Any, tab: Any) -> None:
     one = tab(server.url).open()
     one.set("#avl-tokens", 256)
     one.page.click("#avl-run")
-    one.page.wait_for_function("window.avlPlayer.view.run && window.avlPlayer.view.run.last > 1")
+    one.until("window.avlPlayer.view.run && window.avlPlayer.view.run.last > 1")
     assert server.health()["running"] == 1
     one.close()
     server.wait_idle(5)
@@ -145,7 +143,7 @@ def test_a_second_visitor_waits_in_line_and_sees_the_place(serve: Any, tab: Any)
     for one in (first, second, third):
         one.set("#avl-tokens", 256)
     first.page.click("#avl-run")
-    first.page.wait_for_function("window.avlPlayer.view.run && window.avlPlayer.view.run.last > 1")
+    first.until("window.avlPlayer.view.run && window.avlPlayer.view.run.last > 1")
     second.page.click("#avl-run")
     second.wait("queued")
     assert second.text("status") == "Waiting in line: 1 run before yours."
@@ -176,16 +174,16 @@ def test_bad_input_is_said_on_the_page(serve: Any, tab: Any, tmp_path: Path) -> 
     junk.write_bytes(b"\x89PNG\r\n\x1a\n" + b"nonsense" * 50)
     page.locator("#avl-picture button[aria-label*='Clear'], #avl-picture button[title*='Clear']").first.click()
     page.click("#avl-run")
-    page.wait_for_function("document.querySelector('[data-id=alert]').textContent.includes('no picture')")
+    one.until("document.querySelector('[data-id=alert]').textContent.includes('no picture')")
     page.locator("#avl-picture input[type=file]").first.set_input_files(str(junk))
     page.wait_for_selector("#avl-picture img")
     page.click("#avl-run")
-    page.wait_for_function("document.querySelector('[data-id=alert]').textContent.includes('not a picture')")
+    one.until("document.querySelector('[data-id=alert]').textContent.includes('not a picture')")
     assert page.locator("#avl-run").is_enabled()
     assert "Traceback" not in page.inner_text("body")
     # the server is as it was
     page.click(".avl-example >> nth=0")
-    page.wait_for_function("document.querySelector('#avl-question textarea').value !== 'What is it?'")
+    one.until("document.querySelector('#avl-question textarea').value !== 'What is it?'")
     one.set("#avl-tokens", 4)
     page.click("#avl-run")
     one.wait("done")
@@ -263,11 +261,11 @@ def test_grids_of_any_shape_and_any_number_of_layers(serve: Any, tab: Any, kind:
     page.select_option("[data-id=grid]", "1")
     for view in ("drift", "consensus", "scores", "plain", "sets"):
         page.select_option("[data-id=view]", view)
-        page.wait_for_function("(view) => window.avlPlayer.view.mode === view", arg=view)
+        one.until("(view) => window.avlPlayer.view.mode === view", arg=view)
     for arm in range(2):
         page.locator(".avl-segment").nth(arm).click()
     page.locator("[data-id=overlay]").click(position={"x": 30, "y": 30})
-    page.wait_for_function("document.querySelector('[data-id=patch]').textContent.startsWith('Patch row')")
+    one.until("document.querySelector('[data-id=patch]').textContent.startsWith('Patch row')")
     assert one.errors == []
 
 
@@ -278,26 +276,26 @@ def test_playhead_keyboard_and_zoom(serve: Any, tab: Any) -> None:
     one.set("#avl-tokens", 120)
     page.evaluate("window.mounted = document.querySelector('[data-id=memory]')")
     page.click("#avl-run")
-    page.wait_for_function("window.avlPlayer.view.run && window.avlPlayer.view.run.last > 10")
+    one.until("window.avlPlayer.view.run && window.avlPlayer.view.run.last > 10")
     page.evaluate("Plotly.relayout(document.querySelector('[data-id=memory]'), {'xaxis.range': [2, 8]})")
-    page.wait_for_function("window.avlPlayer.view.run.last > 20")
+    one.until("window.avlPlayer.view.run.last > 20")
     one.wait("done")
     # the chart is the same node, and the visitor's zoom is still there
     assert page.evaluate("window.mounted === document.querySelector('[data-id=memory]') && window.mounted.isConnected")
     assert page.evaluate("document.querySelector('[data-id=memory]').layout.xaxis.range") == [2, 8]
     page.locator(".avl-answer").first.focus()
     page.keyboard.press("Home")
-    page.wait_for_function("window.avlPlayer.view.ts[0] === 0")
+    one.until("window.avlPlayer.view.ts[0] === 0")
     page.keyboard.press("ArrowRight")
     page.keyboard.press("ArrowRight")
-    page.wait_for_function("window.avlPlayer.view.ts[0] === 2")
+    one.until("window.avlPlayer.view.ts[0] === 2")
     layer = page.evaluate("window.avlPlayer.view.layer")
     page.keyboard.press("ArrowDown")
-    page.wait_for_function("(layer) => window.avlPlayer.view.layer === layer + 1", arg=layer)
+    one.until("(layer) => window.avlPlayer.view.layer === layer + 1", arg=layer)
     page.locator(".avl-token >> nth=5").click()
-    page.wait_for_function("window.avlPlayer.view.ts[0] === 5")
+    one.until("window.avlPlayer.view.ts[0] === 5")
     page.keyboard.press("Space")
-    page.wait_for_function("window.avlPlayer.view.playing && window.avlPlayer.view.ts[0] > 6")
+    one.until("window.avlPlayer.view.playing && window.avlPlayer.view.ts[0] > 6")
     page.keyboard.press("Space")
     # what is drawn while scrubbing stays within a frame
     cost = page.evaluate("""async () => {
@@ -316,6 +314,48 @@ def test_playhead_keyboard_and_zoom(serve: Any, tab: Any) -> None:
     assert page.locator("[data-id=memoryTable] tbody tr").count() == 120
     assert page.locator(".modebar-btn--logo").count() == 0
     assert "Share" not in page.locator("#avl-player").inner_html()
+    assert one.errors == []
+
+
+def test_a_link_restores_settings_example_layer_and_step(serve: Any, tab: Any) -> None:
+    server = serve("--pace", "0.005")
+    one = tab(server.url).open("?ex=scene-9&a=H2O&a.keep=40&b=AVL&S=20&C=off&K=2&P=off&T=70&n=12&B=1&l=6&t=4")
+    page = one.page
+    one.until("document.querySelector('#avl-question textarea').value.includes('Describe this image')")
+    assert page.locator("select[aria-label='Policy of arm 1']").input_value() == "H2O"
+    page.click("#avl-run")
+    one.wait("done")
+    arms = page.evaluate("window.avlPlayer.view.run.start.arms.map((arm) => arm.policy)")
+    assert (arms[0]["name"], arms[0]["keep"]) == ("H2O", 40)
+    assert {key: arms[1][key] for key in "SCKPT"} == {"S": 20, "C": None, "K": 2, "P": None, "T": 70}
+    assert page.evaluate("[window.avlPlayer.view.layer, window.avlPlayer.view.ts[0]]") == [6, 4]
+    link = page.evaluate("window.avlLink()")
+    assert "ex=scene-9" in link
+    assert "C=off" in link
+    # an upload has no name, so no link can carry it
+    page.locator("#avl-picture button[aria-label*='Clear'], #avl-picture button[title*='Clear']").first.click()
+    one.until("!window.avlLink().includes('ex=')")
+    assert one.errors == []
+
+
+def test_tour_help_and_equal_budget(serve: Any, tab: Any) -> None:
+    server = serve("--pace", "0.005")
+    one = tab(server.url).open()
+    page = one.page
+    page.select_option("select[aria-label='Policy of arm 1']", "H2O")
+    page.locator(".avl-equal").first.click()
+    one.until("window.avlLink().includes('a.keep=49') || window.avlLink().includes('a.keep=48')")
+    one.set("#avl-tokens", 20)
+    page.click("#avl-run")
+    one.wait("done")
+    page.click("[data-id=tour]")
+    for number in range(6):
+        assert page.locator(".avl-tour small").inner_text() == f"{number + 1} of 6"
+        page.locator(".avl-tour button").nth(1).click()
+    assert page.locator(".avl-tour").is_hidden()
+    page.locator("[data-id=memoryHead] .avl-help").click()
+    assert "saw-tooth" in page.locator("#avl-player .avl-help-text:visible").inner_text()
+    assert "share" in one.text("layersNote")
     assert one.errors == []
 
 

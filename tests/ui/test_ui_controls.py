@@ -157,3 +157,15 @@ def test_what_the_player_gets_to_draw_on_is_small(tmp_path: Path) -> None:
     uri = controls.shown(Image.effect_noise((3000, 2000), 60).convert("RGB"))
     assert uri.startswith("data:image/webp;base64,")
     assert len(uri) < 1_500_000
+
+
+def test_equal_budget() -> None:
+    facts = about()
+    fitted = controls.at_stored({"policy": "H2O", "keep": 90, "recent": 75}, 0.48, facts)
+    assert fitted == {"keep": 48, "recent": 75}
+    avl_fitted = controls.at_stored(avl_arm(), 0.3, facts)
+    assert avl_fitted["C"] <= avl_fitted["S"] < 45
+    for hostile in (None, "x", {}, {"policy": "AVL", "S": -1}):
+        assert "error" in controls.at_stored(hostile, 0.5, facts)
+    assert "error" in controls.at_stored(avl_arm(), "much", facts)
+    assert "error" in controls.at_stored({"policy": "Full"}, 0.5, facts)

@@ -1,0 +1,133 @@
+// The two answers: cards with text, times and memory, and where the answers part.
+
+function shortLabel(arm) {
+  const name = arm.spec.policy.name || arm.spec.label;
+  const title = { AVL: "A-VL", Full: "Full", FastV: "FastV", H2O: "H2O", StreamingLLM: "StreamingLLM" }[name] || arm.spec.label;
+  const twin = view.run.arms.some((other) => other !== arm && other.spec.policy.name === name);
+  return twin ? arm.spec.label : title;
+}
+
+function buildCards() {
+  cards.length = 0;
+  $.arms.replaceChildren(...view.run.arms.map((arm, index) => {
+    const card = { texts: [] };
+    const metric = (key, label, title) => h("div", { class: "avl-metric", title }, h("span", {}, label), card[key] = h("b", {}, DASH), card[`${key}Sub`] = h("small", {}, ""));
+    const bar = (key, label, title) => h("div", { class: "avl-bar", title }, h("span", { class: "avl-bar-name" }, label),
+      h("span", { class: "avl-bar-box" }, card[`${key}Fill`] = h("i", { class: `avl-bar-${key}` })), card[key] = h("b", {}, DASH), card[`${key}Share`] = h("small", {}, ""));
+    card.node = h("article", { class: `avl-panel avl-arm avl-arm-${index ? "b" : "a"}` },
+      h("header", {}, h("i", { class: "avl-dot" }), h("h3", {}, arm.spec.label), card.state = h("span", { class: "avl-arm-state" }, "waiting")),
+      card.answer = h("div", { class: "avl-answer", tabindex: "0", "aria-live": "off", "aria-label": `Answer of ${arm.spec.label}` }),
+      h("div", { class: "avl-metrics" },
+        metric("ttft", "First token", "time to first token: prefill of picture and question"),
+        metric("perToken", "Per token", "median of the decode steps so far; below: p99"),
+        metric("rate", "Speed", "batch rows / median step time"),
+      ),
+      bar("stored", "KV stored", "bytes of keys and values held now; share of what full attention holds"),
+      bar("read", "KV read", "bytes of keys and values that this step's attention reads; mean share of full attention over the steps so far"),
+      h("p", { class: "avl-impl" }, `attention: ${arm.spec.implementation}`),
+    );
+    card.answer.addEventListener("click", (event) => {
+      const t = event.target.dataset && event.target.dataset.t;
+      if (t !== undefined) { pause(); seek(Number(t)); setFocus(index); }
+    });
+    cards.push(card);
+    return card.node;
+  }));
+}
+
+function drawCards() {
+  const run = view.run;
+  const prefix = run.commonPrefix();
+  run.arms.forEach((arm, index) => {
+    const card = cards[index], t = view.ts[index];
+    while (card.texts.length < arm.tokens.length) {
+      const at = card.texts.length;
+      const chip = h("span", { class: "avl-token", "data-t": String(at) }, arm.texts[at] || NO_TEXT);
+      card.texts.push(chip);
+      card.answer.append(chip);
+    }
+    if (card.texts.length > arm.tokens.length) {
+      for (const chip of card.texts.splice(arm.tokens.length)) chip.remove();
+    }
+    const live = view.follow && !arm.end;
+    const from = prefix && prefix.differs ? prefix.same : Infinity;
+    const odd = from === Infinity ? null : aligned(run, prefix.same)[index];
+    if (card.t !== t || card.drawn !== arm.tokens.length || card.from !== from || card.live !== live) {
+      // a new token can move the alignment of earlier ones, so after a difference all chips are looked at
+      const low = from === Infinity && card.from === from && card.live === live && card.t !== undefined ? Math.max(0, Math.min(card.t, t, card.drawn - 1)) : 0;
+      for (let at = low; at < card.texts.length; at++) {
+        const chip = card.texts[at];
+        const name = "avl-token" + (at > t ? " avl-later" : "") + (odd && odd[at] ? " avl-different" : "") + (at === from ? " avl-first" : "") + (at === t && !(view.follow && arm.end) ? " avl-now" : "");
+        if (chip.className !== name) chip.className = name;
+      }
+      if (card.drawn !== arm.tokens.length && live) card.answer.scrollTop = card.answer.scrollHeight;
+      Object.assign(card, { t, drawn: arm.tokens.length, from, live });
+    }
+    const steps = arm.stepMs(t);
+    const middle = median(steps);
+    put(card.ttft, arm.prefill ? formatMs(arm.ms[0]) : DASH);
+    put(card.perToken, formatMs(middle));
+    put(card.perTokenSub, steps.length > 1 ? `p99 ${formatMs(quantile(steps, 0.99))}` : "");
+    put(card.rate, middle ? formatRate(1000 * run.start.batch / middle) : DASH);
+    put(card.rateSub, run.start.batch > 1 ? `${run.start.batch} rows` : "");
+    put(card.ttftSub, arm.prefill ? `peak ${formatBytes(arm.prefill.peak_bytes)}` : "");
+    if (arm.last >= 0) {
+      const share = arm.storedBytes[t] / run.fullBytes(t);
+      put(card.stored, formatBytes(arm.storedBytes[t]));
+      put(card.storedShare, `${formatPercent(share)} of full`);
+      card.storedFill.style.width = `${Math.min(100, share * 100)}%`;
+      const mean = arm.meanBytes(arm.readBytes, t);
+      const meanShare = mean === null ? null : mean / run.meanFullBytes(t);
+      put(card.read, t > 0 ? formatBytes(arm.readBytes[t]) : DASH);
+      put(card.readShare, mean === null ? "" : `mean ${formatPercent(meanShare)} of full`);
+      card.readFill.style.width = `${Math.min(100, (meanShare || 0) * 100)}%`;
+    }
+    const reason = arm.error ? "failed" : !arm.prefill ? (view.state === "done" || arm.end ? "not started" : index && !run.arms[0].prefill ? "waiting" : "prefill …") :
+      !arm.end ? `token ${arm.last + 1} of ${run.start.limit}` : arm.end.reason === "eos" ? `done, ${arm.last} tokens` : arm.end.reason === "length" ? `cut at ${arm.last + 1} tokens` : `stopped at ${arm.last + 1} tokens`;
+    put(card.state, reason);
+  });
+  drawDivergence(prefix);
+}
+
+// longest common subsequence of the two token lists after the common prefix: what belongs to one arm alone
+let alignment = { key: "", marks: null };
+
+function aligned(run, same) {
+  const [a, b] = run.arms.map((arm) => arm.tokens);
+  const key = `${view.id}/${a.length}/${b.length}`;
+  if (alignment.key === key) return alignment.marks;
+  const n = a.length - same, m = b.length - same, width = m + 1;
+  const best = new Uint16Array((n + 1) * width);
+  for (let i = n - 1; i >= 0; i--) for (let j = m - 1; j >= 0; j--) {
+    best[i * width + j] = a[same + i] === b[same + j] ? best[(i + 1) * width + j + 1] + 1 : Math.max(best[(i + 1) * width + j], best[i * width + j + 1]);
+  }
+  const marks = [new Uint8Array(a.length), new Uint8Array(b.length)];
+  let i = 0, j = 0;
+  while (i < n || j < m) {
+    if (i < n && j < m && a[same + i] === b[same + j]) { i++; j++; }
+    else if (j >= m || (i < n && best[(i + 1) * width + j] >= best[i * width + j + 1])) marks[0][same + i++] = 1;
+    else marks[1][same + j++] = 1;
+  }
+  alignment = { key, marks };
+  return marks;
+}
+
+function quoted(text) {
+  const shown = (text || "").trim();
+  return shown ? `“${shown.length > 40 ? `${shown.slice(0, 40)}…` : shown}”` : "(end)";
+}
+
+function drawDivergence(prefix) {
+  const run = view.run;
+  if (!prefix || run.last < 0) { put($.diverge, ""); return; }
+  const [a, b] = run.arms;
+  if (prefix.differs) {
+    put($.diverge, `Same up to token ${prefix.same}; first difference at token ${prefix.same + 1}: ${shortLabel(a)} ${quoted(a.texts[prefix.same])}, ${shortLabel(b)} ${quoted(b.texts[prefix.same])}`);
+  } else if (run.finished) {
+    const even = a.tokens.length === b.tokens.length;
+    put($.diverge, even ? `Both answers are the same, all ${prefix.same} tokens.` : `Same for the ${prefix.same} tokens that both arms generated.`);
+  } else {
+    put($.diverge, `Same so far: ${prefix.same} token${prefix.same === 1 ? "" : "s"}.`);
+  }
+  $.diverge.classList.toggle("avl-differs", prefix.differs);
+}

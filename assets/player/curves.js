@@ -1,0 +1,128 @@
+// The three charts of the player: KV memory, time per token, device memory.
+
+function buildCharts() {
+  const run = view.run;
+  const hasFull = run.arms.some((arm) => arm.spec.policy.name === "Full");
+  const memory = [{ name: hasFull ? "" : "full cache", colour: "--avl-muted", dash: "dash", width: hasFull ? 0 : 1.5 }];
+  const latency = [];
+  run.arms.forEach((arm, index) => {
+    const colour = index ? "--avl-b" : "--avl-a";
+    arm.memoryLine = memory.length;
+    const whole = arm.spec.policy.name === "Full";
+    memory.push({ name: whole ? "Full: stored and read" : `${shortLabel(arm)}: stored`, colour, arm: index, width: 2.4 });
+    memory.push({ name: whole ? "" : `${shortLabel(arm)}: read`, colour, arm: index, width: whole ? 0 : 1.6, dash: "dot" });
+    arm.latencyLine = latency.length;
+    latency.push({ name: shortLabel(arm), colour, width: 1.8 });
+    latency.push({ name: `${shortLabel(arm)}: update step`, colour, markers: true });
+  });
+  charts.memory.options.unit = unit.name;
+  charts.memory.options.hover = unit.name === "KiB" ? ".0f" : ".2f";
+  charts.memory.reset(memory);
+  charts.latency.reset(latency);
+  view.fullDrawn = -1;
+  buildKeys($.memoryKeys, memory.filter((line) => line.name).map((line) => ({ ...line, text: line.name })));
+  buildKeys($.latencyKeys, latency.filter((line, index) => !line.markers || hasUpdates(Math.floor(index / 2))).map((line) => ({ ...line, text: line.name })));
+  put($.memoryNote, `${unit.name}, all layers${run.start.batch > 1 ? `, ${run.start.batch} rows` : ""}`);
+  put($.latencyNote, "ms per decode step");
+  charts.device.lines = [];
+  setDevice();
+}
+
+function hasUpdates(index) {
+  const policy = view.run.arms[index].spec.policy;
+  return policy.name === "AVL" && policy.C !== null && policy.C !== undefined;
+}
+
+function buildKeys(node, lines) {
+  node.replaceChildren(...lines.map((line) => h("span", { class: "avl-key" },
+    h("i", { class: `avl-swatch ${line.markers ? "avl-swatch-marker" : line.dash ? `avl-swatch-${line.dash}` : ""}`, style: `--swatch: var(${line.colour})` }), line.text)));
+}
+
+function spread(data, index, t) {
+  const run = view.run, arm = run.arms[index];
+  const add = (list, line, y) => { list[line][0].push(t); list[line][1].push(y); };
+  add(data.memory, 0, run.fullBytes(t) / unit.size);
+  add(data.memory, arm.memoryLine, arm.storedBytes[t] / unit.size);
+  if (t > 0) {
+    add(data.memory, arm.memoryLine + 1, arm.readBytes[t] / unit.size);
+    add(data.latency, arm.latencyLine, arm.ms[t]);
+    if (arm.update[t]) add(data.latency, arm.latencyLine + 1, arm.ms[t]);
+  }
+}
+
+function pointsOf(event) { view.pending.push([event.arm, event.kind === "prefill" ? 0 : event.t]); }
+
+// Charts take the time they need, but at most a sixth of it all: a slow machine gets fewer redraws, never a growing backlog
+function flushSoon() {
+  if (view.flushTimer) return;
+  view.flushTimer = setTimeout(() => {
+    view.flushTimer = 0;
+    const began = performance.now();
+    flushPoints();
+    const cost = performance.now() - began;
+    measures.flushMs.push(cost);
+    view.flushAfter = performance.now() + Math.max(60, 5 * cost);
+  }, Math.max(0, (view.flushAfter || 0) - performance.now()));
+}
+
+function flushPoints() {
+  if (view.pending.length) {
+    const data = { memory: charts.memory.lines.map(() => [[], []]), latency: charts.latency.lines.map(() => [[], []]) };
+    for (const [arm, t] of view.pending) spread(data, arm, t);
+    view.pending = [];
+    const full = uniquePoints(data.memory[0]);
+    const from = full[0].findIndex((t) => t > view.fullDrawn);
+    data.memory[0] = from < 0 ? [[], []] : [full[0].slice(from), full[1].slice(from)];
+    if (from >= 0) view.fullDrawn = full[0][full[0].length - 1];
+    charts.memory.add(data.memory);
+    charts.latency.add(data.latency);
+  }
+  if (view.pendingReadings && view.pendingReadings.length) {
+    setDevice();
+    const data = charts.device.lines.map(() => [[], []]);
+    for (const event of view.pendingReadings) spreadReading(data, event);
+    view.pendingReadings = [];
+    charts.device.add(data);
+  }
+}
+
+function readingPoint(event) { (view.pendingReadings ||= []).push(event); }
+
+const READINGS = [
+  { key: "device_bytes", name: "device above start (pynvml)", colour: "--avl-a" },
+  { key: "allocated_bytes", name: "torch allocator", colour: "--avl-b", dash: "dash" },
+  { key: "rss_bytes", name: "process memory (RSS)", colour: "--avl-muted" },
+];
+
+function setDevice() {
+  const readings = view.run.readings;
+  const present = READINGS.filter(({ key }) => readings.some((event) => event[key] !== null && event[key] !== undefined));
+  // RSS is the stand-in where there is no device to ask
+  const shown = present.some(({ key }) => key !== "rss_bytes") ? present.filter(({ key }) => key !== "rss_bytes") : present;
+  const keys = shown.map(({ key }) => key).join();
+  if (charts.device.keys !== keys || !charts.device.lines.length) {
+    charts.device.keys = keys;
+    charts.device.shown = shown;
+    charts.device.reset(shown.length ? shown : [{ name: "no reading yet", colour: "--avl-muted" }]);
+    buildKeys($.deviceKeys, shown.map((line) => ({ ...line, text: line.name })));
+  }
+  const gpu = present.some(({ key }) => key === "device_bytes");
+  put($.deviceTitle, gpu || !readings.length ? "Device memory" : "Process memory");
+  const last = readings[readings.length - 1];
+  put($.deviceNote, !last ? "" : gpu ? last.note || "" : last.note || "n/a (no NVIDIA GPU); process RSS instead");
+}
+
+function spreadReading(data, event) {
+  (charts.device.shown || []).forEach(({ key }, line) => {
+    if (event[key] === null || event[key] === undefined) return;
+    data[line][0].push(+event.clock_ms.toFixed(2));
+    data[line][1].push(event[key] / 2 ** 20);
+  });
+}
+
+for (const name of ["memory", "latency", "device"]) {
+  $[`${name}Table`].addEventListener("toggle", () => {
+    const box = $[`${name}Table`].querySelector("div");
+    box.replaceChildren($[`${name}Table`].open && charts[name].lines.length ? tableElement(charts[name].table()) : "");
+  });
+}

@@ -1,0 +1,168 @@
+// The panel with the picture: arm, view, layer, patch, small pictures of all layers; and what the sets say about attention.
+
+function loadPicture() {
+  const run = view.run, grid = run.start.grids[view.grid];
+  const which = grid ? grid.image : 0;
+  const [width, height] = run.start.images[which] || [1, 1];
+  const source = run.images[which];
+  show($.emptyPicture, false);
+  overlay.grid = grid || null;
+  overlay.setPicture(null, width, height);
+  if (!source || !/^data:image\/(png|webp|jpeg);base64,/.test(source)) { invalidate(); return; }
+  const image = new Image();
+  image.onload = () => { if (view.run === run) { overlay.setPicture(image, width, height); invalidate(); } };
+  image.src = source;
+}
+
+function gridName(grid, index) {
+  const grids = view.run.start.grids, pictures = view.run.start.images.length;
+  const name = `${grid.rows} × ${grid.cols} tokens`;
+  return grids.length === 1 ? name : `${pictures > 1 ? `picture ${grid.image + 1}: ` : ""}${grid.newline ? "tiles" : index === 0 ? "whole picture" : "block"}, ${name}`;
+}
+
+function buildGrids() {
+  const grids = view.run.start.grids;
+  $.grid.replaceChildren(...grids.map((grid, index) => h("option", { value: String(index) }, gridName(grid, index))));
+  show($.grid, grids.length > 1);
+}
+
+function buildFocus() {
+  $.focus.replaceChildren(...view.run.arms.map((arm, index) => h("button", {
+    type: "button", role: "radio", class: `avl-segment avl-arm-${index ? "b" : "a"}`, "aria-checked": String(index === view.focus), onclick: () => setFocus(index),
+  }, h("i", { class: "avl-dot" }), shortLabel(arm))));
+}
+
+function setFocus(index) {
+  view.focus = index;
+  [...$.focus.children].forEach((node, at) => node.setAttribute("aria-checked", String(at === index)));
+  invalidate();
+}
+
+function buildThumbs() {
+  $.thumbs.replaceChildren(...Array.from({ length: view.run.start.layers }, (_, layer) => h("button", {
+    type: "button", class: "avl-thumb", "aria-label": `Layer ${layer}`, onclick: () => setLayer(layer),
+  }, h("canvas", {}), h("span", {}, String(layer)))));
+}
+
+function setLayer(layer) {
+  if (!view.run || !view.run.start) return;
+  view.touchedLayer = true;
+  view.layer = Math.max(0, Math.min(view.run.start.layers - 1, layer));
+  invalidate();
+}
+
+const LEGENDS = {
+  sets: [["core", "core, read at every step"], ["secondary", "secondary, kept, read at updates"], ["minor", "minor, evicted after prefill"], ["pruned", "dropped in prefill (P)"]],
+  drift: [["gained", "gained"], ["lost", "lost"], ["core", "stayed core"]],
+};
+
+function drawOverlay() {
+  const run = view.run, arm = view.focus, t = view.ts[arm] || 0, layer = view.layer;
+  let painter = null, legend = [];
+  if (view.mode === "sets") {
+    const classes = run.classes(arm, t, layer), counts = run.counts(arm, t, layer);
+    const styles = ["minor", "secondary", "core", "pruned"];
+    const whole = counts[CORE] === run.start.n_image;
+    painter = (token) => whole ? null : styles[classes[token]];
+    const allRead = !counts[SECONDARY];
+    legend = whole ? [["plain", `all ${run.start.n_image} image tokens are stored and read`]] :
+      [["core", `${allRead ? "kept and read" : "core, read"} ${counts[CORE]}`], ["secondary", `secondary, kept ${counts[SECONDARY]}`], ["minor", `minor, evicted ${counts[MINOR]}`], ["pruned", `dropped in prefill ${counts[PRUNED]}`]]
+        .filter((_, index) => counts[[CORE, SECONDARY, MINOR, PRUNED][index]] > 0);
+    if (!whole && run.arms[arm].update[t]) legend.push(["update", "update step: all kept tokens are read, a new core is chosen"]);
+  } else if (view.mode === "drift") {
+    const change = run.drift(arm, t, layer), classes = run.classes(arm, t, layer);
+    let gained = 0, lost = 0;
+    for (const value of change) { gained += value > 0; lost += value < 0; }
+    painter = (token) => change[token] > 0 ? "gained" : change[token] < 0 ? "lost" : classes[token] === CORE ? null : "dim";
+    legend = [["gained", `gained ${gained}`], ["lost", `lost ${lost}`], ["plain", "bright: stayed core"]];
+  } else if (view.mode === "consensus") {
+    const votes = run.consensus(arm, t), layers = run.start.layers;
+    painter = (token) => heatColour(votes[token] / layers);
+    legend = [["heat", `core in 0 … ${layers} layers`]];
+  } else if (view.mode === "scores") {
+    const scores = run.scoresAt(arm, t, layer);
+    if (scores) {
+      const values = scores.values;
+      const sorted = [...values].sort((x, y) => x - y);
+      const top = sorted[Math.floor(sorted.length * 0.99)] || 1e-9;
+      painter = (token) => heatColour(Math.sqrt(Math.min(1, values[token] / top)));
+      legend = [["heat", `attention of ${scores.t === 0 ? "the last prompt token" : `step ${scores.t}`}, dark low, bright high (top 1 % ≥ ${(top * 100).toFixed(2)} %)`]];
+    } else legend = [["plain", "this run carries no scores"]];
+  }
+  overlay.selected = view.patch;
+  overlay.draw(painter);
+  measures.overlayMs.push(overlay.drawMs);
+  if (measures.overlayMs.length > 400) measures.overlayMs.shift();
+  const words = legend.map((item) => item.join()).join("|");
+  if ($.legend.dataset.words !== words) {
+    $.legend.dataset.words = words;
+    $.legend.replaceChildren(...legend.map(([kind, text]) => h("span", { class: "avl-key" }, kind === "plain" ? null : h("i", { class: `avl-mark avl-mark-${kind}` }), text)));
+  }
+  put($.layerName, `${layer} of 0–${run.start.layers - 1}`);
+  if (Number($.layer.value) !== layer) $.layer.value = layer;
+  drawPatch(arm, t);
+}
+
+function ranges(numbers) {
+  const parts = [];
+  for (let i = 0; i < numbers.length;) {
+    let j = i;
+    while (j + 1 < numbers.length && numbers[j + 1] === numbers[j] + 1) j++;
+    parts.push(j > i ? `${numbers[i]}–${numbers[j]}` : String(numbers[i]));
+    i = j + 1;
+  }
+  return parts.join(", ");
+}
+
+function drawPatch(arm, t) {
+  if (view.patch < 0 || !overlay.grid) { put($.patch, "Click a patch to see in which layers it is core."); return; }
+  const grid = overlay.grid, stride = grid.cols + (grid.newline ? 1 : 0), at = view.patch - grid.first;
+  const names = [[], [], [], []];
+  for (let layer = 0; layer < view.run.start.layers; layer++) names[view.run.classes(arm, t, layer)[view.patch]].push(layer);
+  const words = [[CORE, "core"], [SECONDARY, "secondary"], [MINOR, "minor"], [PRUNED, "dropped"]].filter(([kind]) => names[kind].length).map(([kind, word]) => `${word} in ${ranges(names[kind])}`);
+  put($.patch, `Patch row ${Math.floor(at / stride) + 1}, column ${at % stride + 1} (token ${view.patch}), layers: ${words.join("; ")}`);
+}
+
+function drawThumbs() {
+  const run = view.run, arm = view.focus, t = view.ts[arm] || 0, grid = run.start.grids[view.grid];
+  if (!grid) return;
+  const at = run.arms[arm].setsIndex(t);
+  const key = `${view.id}/${arm}/${at}/${view.grid}/${run.arms[arm].sets.length ? "" : "all"}`;
+  const fresh = view.thumbKey !== key;
+  view.thumbKey = key;
+  [...$.thumbs.children].forEach((button, layer) => {
+    if (fresh) drawThumb(button.firstChild, grid, run.classes(arm, t, layer));
+    const core = view.patch >= 0 && run.classes(arm, t, layer)[view.patch] === CORE;
+    const name = "avl-thumb" + (layer === view.layer ? " avl-chosen" : "") + (core ? " avl-holds" : "");
+    if (button.className !== name) button.className = name;
+    const pressed = String(layer === view.layer);
+    if (button.getAttribute("aria-pressed") !== pressed) button.setAttribute("aria-pressed", pressed);
+  });
+}
+
+function drawAnalysis() {
+  const run = view.run, index = view.focus, arm = run.arms[index], t = view.ts[index] || 0;
+  const usable = arm.sets.length > 0 && run.start.layers > 1;
+  show($.analysisPanel, usable);
+  if (!usable) return;
+  const at = arm.setsIndex(t), key = `${view.id}/${index}/${arm.sets.length}/${at}/${view.layer}/${isDark()}/${root.clientWidth}`;
+  if (view.analysisKey === key) return;
+  view.analysisKey = key;
+  const layers = run.start.layers, styles = colours(), percent = arm.spec.policy.C || arm.spec.policy.S || arm.spec.policy.keep;
+  put($.analysisNote, `${shortLabel(arm)}${percent ? `, core = ${+percent.toFixed(1)} % of the image tokens` : ""}: overlap of two sets, as PPCI counts it`);
+  const rows = continuity(run, index);
+  heats.continuity.draw({
+    rows: layers, cols: rows.length, value: (r, c) => rows[c][r], rowTitle: "layer", colTitle: "core chosen after token", colName: (c) => arm.sets[c].t + 1, mark: [view.layer, at], styles,
+  });
+  const matrix = heterogeneity(run, index, t);
+  heats.layers.draw({ rows: layers, cols: layers, value: (r, c) => matrix[r][c], rowTitle: "layer", colTitle: "layer", colName: (c) => c, mark: [view.layer, view.layer], styles });
+  const mean = (values) => { const kept = values.filter((value) => value !== null); return kept.length ? kept.reduce((a, b) => a + b, 0) / kept.length : null; };
+  const last = rows.length > 1 ? mean(rows[rows.length - 1]) : null;
+  const against = mean(matrix[0].slice(1));
+  put($.continuityNote, `The paper: attention to the top 50 % stays for 20 steps, that to the top 30 % may shift after three. This run: ${last === null ? "one choice only so far" : `the latest core shares ${formatPercent(last)} with the first, mean over layers`}.`);
+  put($.layersNote, `The paper: the first layer and the later ones share less than 70 % of their top 50 %. This run: the cores of layer 0 and of later layers share ${formatPercent(against)} on average; two random sets of this size would share about ${percent ? formatPercent(percent / 100) : DASH}.`);
+  const scores = arm.scores[0];
+  const shares = scores && !arm._sparse ? (arm._sparse = sparsity(scores, run)) : arm._sparse;
+  show($.sparsityNote, Boolean(shares));
+  if (shares) put($.sparsityNote, `Sparsity: the paper finds that 22.88 % of the tokens receive over 80 % of the attention in all layers. This run, last prompt token: ${formatPercent(mean(shares))} of the image tokens hold 80 % of the image attention, mean over layers.`);
+}

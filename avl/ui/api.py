@@ -1,0 +1,124 @@
+"""``/compare`` for programs: the same line, the same checks and the same events as the page.
+
+No ``from __future__ import annotations`` here: Gradio reads the types of the endpoint from its signature as objects.
+"""
+
+import asyncio
+import base64
+import binascii
+import secrets
+import tempfile
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from gradio.utils import get_upload_folder
+
+from avl import trace
+
+from . import controls
+from .controls import About
+from .transport import Busy, Job, Request, ThreadTransport, batches
+
+MAX_BYTES = 8 * 2**20
+
+
+def picture_path(image: Any, folder: Path) -> Path:
+    """An API picture as a file: an upload of this server (``handle_file``), or a data URI. Never another path of the server.
+
+    Gradio checks the paths of components, but hands the arguments of an API endpoint over as they came.
+    """
+    if isinstance(image, dict) and isinstance(image.get("path"), str):
+        path = Path(image["path"]).resolve()
+        if path.is_relative_to(Path(get_upload_folder()).resolve()) and path.is_file():
+            return path
+    if isinstance(image, dict) and isinstance(image.get("url"), str):
+        image = image["url"]
+    if isinstance(image, str) and image.startswith("data:image/") and ";base64," in image[:64]:
+        data = image.split(",", 1)[1]
+        if len(data) > MAX_BYTES * 4 // 3:
+            raise ValueError(f"The picture is too large: {MAX_BYTES // 2**20} MB at most.")
+        try:
+            content = base64.b64decode(data, validate=True)
+        except (binascii.Error, ValueError):
+            raise ValueError("This data URI is not valid base64.") from None
+        path = folder / "picture"
+        path.write_bytes(content)
+        return path
+    raise ValueError("Pass the picture with gradio_client.handle_file(...), or as a data URI (data:image/png;base64,…).")
+
+
+def endpoint(line: ThreadTransport, about: About) -> Callable[..., Any]:
+    """The function behind ``/compare``."""
+    defaults = controls.settings(about)
+
+    def check(image: Any, question: Any, chosen: dict[str, Any]) -> Request:
+        with tempfile.TemporaryDirectory() as folder:
+            return controls.prepare(picture_path(image, Path(folder)), question, chosen, about)
+
+    async def compare(
+        image: dict,
+        question: str,
+        arms: list = defaults["arms"],
+        max_new_tokens: int = defaults["max_new_tokens"],
+        mode: str = "race",
+        batch: int = 1,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+    ) -> AsyncIterator[dict[str, Any]]:
+        """Answer one question about one picture under one or two policies.
+
+        Args:
+            image: the picture, `gradio_client.handle_file("picture.png")`.
+            question: a plain question.
+            arms: one or two of `{"policy": "Full"}`, `{"policy": "AVL", "S": 45, "C": 30, "K": 3, "P": 90, "T": 60}` (null is off),
+                `{"policy": "H2O", "keep": 50, "recent": 75}`, `{"policy": "FastV", "layer": 2, "keep": 50}`,
+                `{"policy": "StreamingLLM", "keep": 50, "sinks": 4}`.
+            max_new_tokens: most tokens of each answer.
+            mode: "race" or "isolated".
+            batch: the same request this many times at once.
+            temperature: 0 is greedy.
+            top_p: nucleus of the sampling.
+            seed: of the sampling.
+
+        Returns:
+            While it runs `{"state", "position", "events"}`; the last value is `{"state": "done", "answers", "trace"}` with the whole trace.
+        """
+        chosen = {
+            "arms": arms,
+            "max_new_tokens": max_new_tokens,
+            "mode": mode,
+            "batch": batch,
+            "temperature": temperature,
+            "top_p": top_p,
+            "seed": seed,
+        }
+        job: Job | None = None
+        try:
+            request = await asyncio.to_thread(check, image, question, chosen)
+            job = line.submit(request, f"api-{secrets.token_hex(8)}")
+            del request
+            run = trace.Trace()
+            async for events in batches(line, job):
+                for event in events:
+                    run.append(event)
+                yield {"state": job.state, "position": line.position(job), "events": [event.to_dict() for event in events]}
+            errors = [event.message for event in run if isinstance(event, trace.Error)]
+            if errors:
+                raise ValueError(errors[-1])
+            yield {
+                "state": "done",
+                "answers": [event.text for event in sorted(run.of(trace.End), key=lambda end: end.arm)],
+                "trace": {"schema": trace.SCHEMA, "meta": run.meta, "images": [], "events": [event.to_dict() for event in run]},
+            }
+        except (ValueError, Busy) as error:
+            raise gr.Error(str(error), print_exception=False) from None
+        finally:
+            if job is not None:
+                line.leave(job)
+
+    # a generator function's own annotation would be AsyncIterator, which says nothing to a caller
+    compare.__annotations__["return"] = dict
+    return compare

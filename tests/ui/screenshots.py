@@ -1,0 +1,141 @@
+"""Take the pictures of every state of the page into assets/screenshots: ``python tests/ui/screenshots.py [--only NAME …]``.
+
+The running, finished and phone pictures come from the real page with the bundled model; line, error and LLaVA-1.6 tiles from the made-up
+engine, because they need a pace or a shape that the bundled model does not have.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE.parents[1]), str(HERE)]
+
+from conftest import Server, Tab, chromium  # noqa: E402 (the path is set above)
+from playwright.sync_api import sync_playwright  # noqa: E402
+
+OUT = HERE.parents[1] / "assets" / "screenshots"
+SETTLE = 900  # milliseconds for pictures to load and charts to draw
+
+
+def shoot(tab: Tab, name: str, full: bool = True) -> None:
+    tab.page.wait_for_timeout(SETTLE)
+    tab.page.mouse.move(0, 0)
+    path = OUT / f"{name}.png"
+    tab.page.screenshot(path=path, full_page=full)
+    shrink(path)
+    print(path.name, path.stat().st_size // 1024, "KiB")
+
+
+def shrink(path: Path) -> None:
+    """256 colours are enough for flat surfaces, and a third of the size."""
+    from PIL import Image
+
+    Image.open(path).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
+
+
+def first(browser: Any, real: Server, _: Any) -> None:
+    shoot(Tab(browser, real.url).open(), "first-paint")
+
+
+def finished(browser: Any, real: Server, _: Any) -> None:
+    for scheme in ("light", "dark"):
+        tab = Tab(browser, real.url, color_scheme=scheme).open()
+        tab.page.click("#avl-run")
+        tab.wait("done", 300_000)
+        shoot(tab, f"finished-{scheme}")
+        if scheme == "light":
+            tab.set("[data-id=step]", 12)
+            shoot(tab, "scrubbed", full=False)
+        tab.close()
+
+
+def running(browser: Any, real: Server, _: Any) -> None:
+    tab = Tab(browser, real.url).open()
+    tab.set("#avl-tokens", 256)
+    tab.set("#avl-batch", 16)
+    tab.page.click("#avl-run")
+    tab.until("window.avlPlayer.view.run && window.avlPlayer.view.run.arms.every((arm) => arm.tokens.length > 12)")
+    shoot(tab, "running", full=False)
+    tab.page.click("#avl-stop")
+    tab.wait("done", 300_000)
+    shoot(tab, "stopped", full=False)
+    tab.close()
+
+
+def phone(browser: Any, real: Server, _: Any) -> None:
+    tab = Tab(browser, real.url, width=390, height=844, device_scale_factor=2).open()
+    shoot(tab, "phone-first", full=False)
+    tab.page.click("#avl-run")
+    tab.wait("done", 300_000)
+    shoot(tab, "phone-finished", full=False)
+    tab.close()
+
+
+def line(browser: Any, _: Any, fake: Any) -> None:
+    server = fake("--pace", "0.05")
+    one, two = Tab(browser, server.url).open(), Tab(browser, server.url).open()
+    for tab in (one, two):
+        tab.set("#avl-tokens", 256)
+    one.page.click("#avl-run")
+    one.until("window.avlPlayer.view.run && window.avlPlayer.view.run.last > 1")
+    two.page.click("#avl-run")
+    two.wait("queued")
+    shoot(two, "queue", full=False)
+    one.close()
+    two.close()
+
+
+def error(browser: Any, _: Any, fake: Any) -> None:
+    tab = Tab(browser, fake("--pace", "0.05").url).open()
+    tab.page.fill("#avl-question textarea", " ")
+    tab.page.click("#avl-run")
+    tab.page.wait_for_selector("[data-id=alert]:not([hidden])")
+    shoot(tab, "error", full=False)
+    tab.close()
+
+
+def tiles(browser: Any, _: Any, fake: Any) -> None:
+    tab = Tab(browser, fake("--pace", "0.01", "--kind", "tiles", "--layers", "32", "--gpu").url).open()
+    tab.set("#avl-tokens", 30)
+    tab.page.click("#avl-run")
+    tab.wait("done", 300_000)
+    tab.page.select_option("[data-id=grid]", "1")
+    shoot(tab, "tiles")
+    tab.close()
+
+
+STATES = {"first": first, "finished": finished, "running": running, "phone": phone, "queue": line, "error": error, "tiles": tiles}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", nargs="*", choices=list(STATES), default=list(STATES))
+    chosen = parser.parse_args().only
+    OUT.mkdir(parents=True, exist_ok=True)
+    servers: dict[tuple[str, ...], Server] = {}
+    logs = Path(tempfile.mkdtemp())
+
+    def fake(*options: str) -> Server:
+        if options not in servers:
+            servers[options] = Server([str(HERE / "serve_fake.py"), *options], logs / f"{len(servers)}.txt")
+        return servers[options]
+
+    real = Server(["app.py", "--device", "cpu"], logs / "real.txt") if {"first", "finished", "running", "phone"} & set(chosen) else None
+    try:
+        with sync_playwright() as playwright:
+            browser = playwright.chromium.launch(executable_path=chromium(), args=["--no-sandbox"])
+            for name in chosen:
+                STATES[name](browser, real, fake)
+            browser.close()
+    finally:
+        for server in [*servers.values(), *([real] if real else [])]:
+            server.stop()
+
+
+if __name__ == "__main__":
+    main()

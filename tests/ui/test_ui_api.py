@@ -1,0 +1,94 @@
+"""``/compare``: typed, the same checks as the page, and no way to other files of the server."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import pytest
+from fake import Fake, about
+from gradio.utils import get_upload_folder
+
+from avl.ui import api, page
+from avl.ui.transport import ThreadTransport
+
+
+def uri(path: Path) -> str:
+    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
+
+
+@pytest.fixture
+def compare() -> Any:
+    transport = ThreadTransport(Fake(pace=0, prefill=0))
+    yield api.endpoint(transport, about())
+    transport.close()
+
+
+def collect(compare: Any, *arguments: Any, **options: Any) -> list[dict[str, Any]]:
+    async def go() -> list[dict[str, Any]]:
+        return [value async for value in compare(*arguments, **options)]
+
+    return asyncio.run(go())
+
+
+def test_it_streams_events_and_ends_with_the_whole_trace(compare: Any, picture: Path) -> None:
+    got = collect(compare, {"url": uri(picture)}, "What?", [{"policy": "Full"}, {"policy": "H2O"}], max_new_tokens=5)
+    assert got[-1]["state"] == "done"
+    assert len(got[-1]["answers"]) == 2
+    assert got[-1]["trace"]["events"] == [event for value in got[:-1] for event in value["events"]]
+
+
+@pytest.mark.parametrize(
+    ("image", "question", "options", "word"),
+    [
+        ("picture", "", {}, "question is empty"),
+        ("picture", "q", {"arms": []}, "one or two arms"),
+        ("picture", "q", {"arms": [{"policy": "AVL", "S": 400}]}, "S must be"),
+        ("picture", "q", {"max_new_tokens": 10**7}, "max_new_tokens"),
+        ("picture", "q", {"mode": "x"}, "mode"),
+        ({"path": "/etc/hostname"}, "q", {}, "handle_file"),
+        ({"path": "assets/gallery/street.png"}, "q", {}, "handle_file"),
+        ({"url": "http://127.0.0.1/x.png"}, "q", {}, "handle_file"),
+        ({"url": "data:image/png;base64,@@@"}, "q", {}, "base64"),
+        ({"url": "data:image/png;base64,AAAA"}, "q", {}, "not a picture"),
+        (None, "q", {}, "handle_file"),
+        (7, "q", {}, "handle_file"),
+    ],
+)
+def test_refusals_are_one_sentence(compare: Any, picture: Path, image: Any, question: str, options: dict[str, Any], word: str) -> None:
+    with pytest.raises(gr.Error, match=word):
+        collect(compare, {"url": uri(picture)} if image == "picture" else image, question, **options)
+
+
+def test_uploads_are_found_and_links_out_of_the_folder_are_not(tmp_path: Path, picture: Path) -> None:
+    folder = Path(get_upload_folder()) / "avl-test"
+    folder.mkdir(parents=True, exist_ok=True)
+    inside, outside = folder / "inside.png", folder / "outside.png"
+    try:
+        inside.write_bytes(picture.read_bytes())
+        outside.unlink(missing_ok=True)
+        outside.symlink_to(picture)
+        assert api.picture_path({"path": str(inside)}, tmp_path) == inside.resolve()
+        with pytest.raises(ValueError, match="handle_file"):
+            api.picture_path({"path": str(outside)}, tmp_path)
+        with pytest.raises(ValueError, match="handle_file"):
+            api.picture_path({"path": str(folder / ".." / ".." / ".." / "etc" / "passwd")}, tmp_path)
+    finally:
+        inside.unlink(missing_ok=True)
+        outside.unlink(missing_ok=True)
+
+
+def test_the_page_offers_it_with_types() -> None:
+    built = page.build(Fake(), about())
+    try:
+        info = built.blocks.get_api_info()
+        assert list(info["named_endpoints"]) == ["/compare"]
+        endpoint = info["named_endpoints"]["/compare"]
+        assert [parameter["parameter_name"] for parameter in endpoint["parameters"]][:3] == ["image", "question", "arms"]
+        assert endpoint["parameters"][1]["type"]["type"] == "string"
+        assert len(endpoint["returns"]) == 1
+    finally:
+        built.transport.close()
