@@ -140,12 +140,12 @@ def benchmark(options: argparse.Namespace, say: Callable[[str], None] = print) -
             say(f"batch {batch:3} {row['arm']:8} {tpot:9.2f} ms per token, first after {ttft:.1f} ms")
         for gap in left:
             say(f"batch {batch:3} {gap['arm']:8} skipped: {gap['reason']}")
-    references = []
-    if not options.no_references:
-        for batch in batches[:1] if options.quick else batches:
-            for static in (False, True):
-                references.append(reference(subject, batch, static, 1 if options.quick else min(3, options.repeats)))
     sizes = {} if options.no_largest else {key: largest(subject, policy) for key, policy in arms.items()}
+    references = []  # last: what transformers compiles keeps memory
+    if not options.no_references:
+        for static in (False, True):
+            for batch in batches[:1] if options.quick else batches:
+                references.append(reference(subject, batch, static, 1 if options.quick else min(3, options.repeats)))
     return result | {"rows": rows, "skipped": skipped, "references": references, "largest": sizes}
 
 

@@ -257,34 +257,37 @@ def _stock(model: Any) -> Iterator[None]:
 def reference(subject: Subject, batch: int, static: bool, repeats: int) -> dict[str, Any]:
     """`model.generate` of transformers itself: an outside reference, which no target and no ratio of the policies rests on.
 
-    Time per token is what an answer takes beyond its first token, so that the prompt does not count.
+    A stopping criterion that never stops marks the time after every token, so that prompt and steps are told apart within one call.
     """
     name = "HF generate, static cache" if static else "HF generate, DynamicCache"
     entry: dict[str, Any] = {"batch": batch, "name": name}
     extra = {"cache_implementation": "static"} if static else {}
     new = subject.request.new_tokens
-    clock = Clock(subject.device)
 
-    def timed(tokens: int) -> float:
-        clock.start()
-        subject.model.generate(**inputs, max_new_tokens=tokens, do_sample=False, use_cache=True, **extra)
-        return clock.stop()
+    def timed() -> list[float]:
+        marks = Marks(subject.device)
 
-    inputs = subject.make(batch)
+        def note(ids: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+            marks.add()
+            return torch.zeros(ids.shape[0], dtype=torch.bool, device=ids.device)
+
+        settle(subject.device)
+        marks.add()
+        subject.model.generate(**inputs, max_new_tokens=new, do_sample=False, use_cache=True, stopping_criteria=[note], **extra)
+        return marks.gaps()
+
     try:
+        inputs = subject.make(batch)
         with _stock(subject.model):
-            timed(new)  # warms up, and compiles where transformers compiles
-            first, whole = [], []
-            for _ in range(repeats):
-                first.append(timed(1))
-                whole.append(timed(new))
+            timed()  # warms up, and compiles where transformers compiles
+            runs = [timed() for _ in range(repeats)]
     except Exception as error:  # a reference that fails must not end the run: the reason is its result
         return entry | {"tpot_ms": None, "note": one_line(error)}
     finally:
         settle(subject.device)
     return entry | {
-        "ttft_ms": spread(first),
-        "tpot_ms": spread([(all_ms - first_ms) / (new - 1) for first_ms, all_ms in zip(first, whole, strict=True)]),
+        "ttft_ms": spread([gaps[0] for gaps in runs]),
+        "tpot_ms": spread([statistics.median(gaps[1:]) for gaps in runs]),
     }
 
 
