@@ -144,7 +144,7 @@ def test_sampling_options(works, option, value):
 def test_a_layer_the_model_does_not_have(works):
     """FastV after more layers than there are would prune nothing, in silence."""
     model, processor = works
-    with one_sentence("layer", str(LAYERS + 5), str(LAYERS)):
+    with one_sentence("layer", str(LAYERS + 5), f"{LAYERS}|{LAYERS - 1}"):
         avl.make_cache(model, encode(processor, RAGGED), avl.FastV(layer=LAYERS + 5), max_new_tokens=4)
 
 
