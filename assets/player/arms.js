@@ -15,7 +15,7 @@ function buildCards() {
     const bar = (key, label, title) => h("div", { class: "avl-bar", title }, h("span", { class: "avl-bar-name" }, label),
       h("span", { class: "avl-bar-box" }, card[`${key}Fill`] = h("i", { class: `avl-bar-${key}` })), card[key] = h("b", {}, DASH), card[`${key}Share`] = h("small", {}, ""));
     card.node = h("article", { class: `avl-panel avl-arm avl-arm-${index ? "b" : "a"}` },
-      h("header", {}, h("i", { class: "avl-dot" }), h("h3", {}, arm.spec.label), card.state = h("span", { class: "avl-arm-state" }, "waiting")),
+      h("header", {}, h("i", { class: "avl-dot" }), h("h2", {}, arm.spec.label), card.state = h("span", { class: "avl-arm-state" }, "waiting")),
       card.answer = h("div", { class: "avl-answer", tabindex: "0", "aria-live": "off", "aria-label": `Answer of ${arm.spec.label}` }),
       h("div", { class: "avl-metrics" },
         metric("ttft", "First token", "time to first token: prefill of picture and question"),
@@ -42,7 +42,7 @@ function drawCards() {
     const card = cards[index], t = view.ts[index];
     while (card.texts.length < arm.tokens.length) {
       const at = card.texts.length;
-      const chip = h("span", { class: "avl-token", "data-t": String(at) }, arm.texts[at] || NO_TEXT);
+      const chip = h("span", { class: "avl-token", "data-t": String(at) }, (at ? arm.texts[at] : (arm.texts[at] || NO_TEXT).trimStart()) || NO_TEXT);
       card.texts.push(chip);
       card.answer.append(chip);
     }

@@ -24,7 +24,7 @@ function setUpHelp(parts) {
     const head = parts[`${name}Head`];
     if (!head) continue;
     const words = h("p", { class: "avl-help-text", hidden: true }, text);
-    const button = h("button", { type: "button", class: "avl-help", "aria-expanded": "false", "aria-label": `What is this? ${head.querySelector("h3").textContent}` }, "?");
+    const button = h("button", { type: "button", class: "avl-help", "aria-expanded": "false", "aria-label": `What is this? ${head.querySelector("h2").textContent}` }, "?");
     button.addEventListener("click", () => {
       words.hidden = !words.hidden;
       button.setAttribute("aria-expanded", String(!words.hidden));
@@ -39,7 +39,7 @@ class Tour {
     this.parts = parts;
     this.at = -1;
     this.box = h("div", { class: "avl-tour avl-panel", role: "dialog", "aria-label": "Tour", hidden: true },
-      this.count = h("small", {}), this.title = h("h3", {}), this.words = h("p", {}),
+      this.count = h("small", {}), this.title = h("h2", {}), this.words = h("p", {}),
       h("div", { class: "avl-tour-buttons" },
         this.back = h("button", { type: "button", class: "avl-btn", onclick: () => this.show(this.at - 1) }, "Back"),
         this.next = h("button", { type: "button", class: "avl-btn", onclick: () => this.show(this.at + 1) }, "Next"),

@@ -47,7 +47,7 @@ def finished(browser: Any, real: Server, _: Any) -> None:
         tab = Tab(browser, real.url, color_scheme=scheme).open()
         tab.page.click("#avl-run")
         tab.wait("done", 300_000)
-        shoot(tab, f"finished-{scheme}")
+        shoot(tab, "desktop-finished" if scheme == "light" else "desktop-dark")
         if scheme == "light":
             tab.set("[data-id=step]", 12)
             shoot(tab, "scrubbed", full=False)
