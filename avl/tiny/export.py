@@ -5,20 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from transformers import GenerationConfig, LlavaForConditionalGeneration, LlavaProcessor, PreTrainedTokenizerFast
+from tokenizers import Tokenizer
+from transformers import GenerationConfig, LlavaForConditionalGeneration, LlavaProcessor
 
 from . import model as sizes
-from .tokenizer import build_processor, build_tokenizer
+from .tokenizer import build_processor, build_tokenizer, wrapped
 
 LOG_ROWS = 60  # of the training log that travels with the model
 
 
 def assemble(folder: Path) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
     """An untrained model and the processor that fits it; the tokenizer is made once for a training folder and kept in it."""
-    kept = folder / "tokenizer"
+    kept = folder / "tokenizer" / "tokenizer.json"
     if not kept.exists():
-        build_tokenizer().save_pretrained(kept)
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(kept)
+        build_tokenizer().save_pretrained(kept.parent)
+    tokenizer = wrapped(Tokenizer.from_file(str(kept)))
     image = tokenizer.convert_tokens_to_ids("<image>")
     llava = sizes.build(len(tokenizer), image, tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
     return llava, build_processor(tokenizer)

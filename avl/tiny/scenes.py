@@ -40,7 +40,9 @@ COLOURS: dict[str, tuple[int, int, int]] = {
 }
 SIZES: dict[str, tuple[int, int]] = {"small": (42, 48), "medium": (67, 75), "large": (94, 103)}  # pixels
 POSITIONS = ("top left", "top", "top right", "left", "middle", "right", "bottom left", "bottom", "bottom right")
-BACKGROUNDS = ("sky", "meadow", "beach", "desert", "night", "room", "snow", "sea", "stripes", "dots")
+# The bundled weights saw "sky" drawn exactly like "dots" (a drawing fault found after training), so neither can be told apart by them;
+# both are left out, of new training too, until a model is trained on the drawing below.
+BACKGROUNDS = ("meadow", "beach", "desert", "night", "room", "snow", "sea", "stripes")
 SETTINGS = {  # how a sentence names a background
     "sky": "the sky",
     "meadow": "a meadow",
@@ -397,7 +399,7 @@ def _background(kind: str, rng: np.random.Generator, window, size: tuple[int, in
             xs = np.linspace(-6, CANVAS + 6, 60)
             points = pen.points(list(zip(xs.tolist(), (y + 4 * np.sin(phase + xs / 11)).tolist(), strict=True)))
             pen.to.line(points, fill=_mix(line, tops[kind][1], y / CANVAS), width=3)
-    else:
+    elif kind in ("stripes", "dots"):
         first = _jitter(rng, (232, 226, 236), 18)
         second = _mix(first, _jitter(rng, (170, 186, 200), 30), 0.55)
         pen.rectangle((-4, -4, CANVAS + 4, CANVAS + 4), fill=first)

@@ -92,7 +92,7 @@ def train_vision(
 
 
 def train_language(folder: Path, minutes: float, log: Log, batch: int = 4, peak: float = 1.2e-3, device: str = "cpu") -> None:
-    """Stage 2: projector and language model, and in its second half every other batch the tower. Reads `vision.pt`, resumes `language.pt`.
+    """Stage 2: projector and language model, and in its second half every third batch the tower. Reads `vision.pt`, resumes `language.pt`.
 
     The tower goes on at a quarter of the rate, from the language model's loss and its own heads' together.
 
@@ -136,7 +136,7 @@ def train_language(folder: Path, minutes: float, log: Log, batch: int = 4, peak:
         packed = next(source)
         marks = {k: v.to(device) for k, v in packed.marks.items()}
         packed = packing.Packed(**{k: marks if k == "marks" else v.to(device) for k, v in vars(packed).items()})
-        both = done > 0.5 and step % 2 == 0
+        both = done > 0.5 and step % 3 == 0
         with torch.set_grad_enabled(both):
             places = everywhere.expand(len(packed.images), -1)
             features, local = vision.run_tower(tower, packed.images.to(torch.bfloat16), places)
