@@ -9,7 +9,7 @@ from tokenizers import Tokenizer
 from transformers import GenerationConfig, LlavaForConditionalGeneration, LlavaProcessor
 
 from . import model as sizes
-from .tokenizer import build_processor, build_tokenizer, wrapped
+from .tokenizer import BOS, EOS, IMAGE, PAD, build_processor, build_tokenizer, wrapped
 
 LOG_ROWS = 60  # of the training log that travels with the model
 
@@ -20,8 +20,8 @@ def assemble(folder: Path) -> tuple[LlavaForConditionalGeneration, LlavaProcesso
     if not kept.exists():
         build_tokenizer().save_pretrained(kept.parent)
     tokenizer = wrapped(Tokenizer.from_file(str(kept)))
-    image = tokenizer.convert_tokens_to_ids("<image>")
-    llava = sizes.build(len(tokenizer), image, tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
+    image, bos, eos, pad = (tokenizer.backend_tokenizer.token_to_id(name) for name in (IMAGE, BOS, EOS, PAD))
+    llava = sizes.build(len(tokenizer), image, bos, eos, pad)
     return llava, build_processor(tokenizer)
 
 

@@ -135,7 +135,8 @@ def train_language(folder: Path, minutes: float, log: Log, batch: int = 4, peak:
         share = image_share(done, chance)
         packed = next(source)
         marks = {k: v.to(device) for k, v in packed.marks.items()}
-        packed = packing.Packed(**{k: marks if k == "marks" else v.to(device) for k, v in vars(packed).items()})
+        rest = (packed.ids, packed.block, packed.place, packed.target)
+        packed = packing.Packed(packed.images.to(device), marks, *(t.to(device) for t in rest))
         both = done > 0.5 and step % 3 == 0
         with torch.set_grad_enabled(both):
             places = everywhere.expand(len(packed.images), -1)
