@@ -20,7 +20,7 @@ def assemble(folder: Path) -> tuple[LlavaForConditionalGeneration, LlavaProcesso
     if not kept.exists():
         build_tokenizer().save_pretrained(kept.parent)
     tokenizer = wrapped(Tokenizer.from_file(str(kept)))
-    image, bos, eos, pad = (tokenizer.backend_tokenizer.token_to_id(name) for name in (IMAGE, BOS, EOS, PAD))
+    image, bos, eos, pad = (tokenizer.get_vocab()[name] for name in (IMAGE, BOS, EOS, PAD))
     llava = sizes.build(len(tokenizer), image, bos, eos, pad)
     return llava, build_processor(tokenizer)
 
