@@ -61,7 +61,7 @@ def test_figures_from_a_trace(small):
     assert (steps[0] == 1).all()
     assert steps.shape == (passes, layers)
     spread = analysis.sparsity(trace)
-    assert ((0 < spread) & (spread <= 0.8 + 1 / trace.start.n_image)).all(), "80 % of the attention needs at most 80 % of the best tokens"
+    assert ((spread > 0) & (spread <= 0.8 + 1 / trace.start.n_image)).all(), "80 % of the attention needs at most 80 % of the best tokens"
 
 
 def test_analysis_says_what_is_missing(small):

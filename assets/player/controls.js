@@ -135,8 +135,13 @@ generation($.temperature, "temperature", numeric);
 generation($.topp, "top_p", numeric);
 generation($.seed, "seed", (node) => (node.value.trim() === "" ? null : numeric(node)));
 
+const opening = JSON.stringify(props.value);
 watch("value", () => {
   const value = props.value;
+  if (location.search && JSON.stringify(value) === opening && JSON.stringify(settings) !== opening) {
+    publish(); // the server's opening settings arrive once more after the link's were set: the link wins
+    return;
+  }
   if (value && JSON.stringify(value) !== JSON.stringify(settings)) {
     settings = JSON.parse(JSON.stringify(value));
     build();

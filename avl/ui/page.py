@@ -224,13 +224,17 @@ def build(
         if line is not None:
             line.stop(str(visitor.session_hash))
 
-    def pick(event: gr.EventData, known: Any) -> list[Any]:
-        """A click in the strip: an example, a new scene, or a question."""
+    def pick(event: gr.EventData, known: Any, path: Any) -> list[Any]:
+        """A click in the strip: an example, a new scene, or a question.
+
+        A picture that stays is given back, never skipped: for a skipped output Gradio builds the component anew in this visitor's session,
+        and the new one would decode uploads by itself.
+        """
         data = event._data if isinstance(event._data, dict) else {}
         questions = known.get("questions", []) if isinstance(known, dict) else []
         number = data.get("question")
         if isinstance(number, int) and 0 <= number < len(questions):
-            return [gr.skip(), questions[number], gr.skip(), gr.skip()]
+            return [path, questions[number], gr.skip(), gr.skip()]
         number = data.get("example")
         if isinstance(number, int) and 0 <= number < len(shelf):
             chosen = shelf[number]
@@ -245,7 +249,7 @@ def build(
             drawn.image.save(file)
             asked = spread([(question.text[:1].upper() + question.text[1:], question.answer) for question in drawn.questions])
             return [str(file), asked[0][0], *suggestions([text for text, _ in asked], dict(asked), f"scene={seed}")]
-        return [gr.skip()] * 4
+        return [path, gr.skip(), gr.skip(), gr.skip()]
 
     def own_picture() -> list[Any]:
         """An upload replaces the example: nothing is known about it."""
@@ -306,7 +310,7 @@ def build(
         else:
             # the child process cannot hear a flag of ours: closing its generator ends it
             halt.click(lambda: [message(state="done"), *free[1:]], None, outputs, cancels=started, **shared)
-        strip.select(pick, [known], [image, question, strip, known], **shared)
+        strip.select(pick, [known, image], [image, question, strip, known], **shared)
         image.upload(own_picture, None, [strip, known], **shared)
         image.clear(own_picture, None, [strip, known], **shared)
         blocks.unload(stop)

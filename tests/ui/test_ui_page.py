@@ -239,13 +239,16 @@ def test_new_scene_examples_and_questions(make: Any) -> None:
     )
     built = make(Fake(), scene=lambda seed: drawn)
     pick = handler(built, "pick")
-    path, question, strip, known = pick(SimpleNamespace(_data={"scene": True}), {})
+    path, question, strip, known = pick(SimpleNamespace(_data={"scene": True}), {}, None)
     assert Path(path).exists()
     assert (question, strip["questions"], known["answers"]) == ("What is it", ["What is it"], {"What is it": "a cup"})
-    assert pick(SimpleNamespace(_data={"question": 0}), known)[1] == "What is it"
-    assert pick(SimpleNamespace(_data={"example": 1}), known)[0] == str(gallery.examples(True)[1].path)
+    # the picture that stays is given back: a skipped one would be decoded by Gradio from then on
+    assert pick(SimpleNamespace(_data={"question": 0}), known, path)[:2] == [path, "What is it"]
+    assert pick(SimpleNamespace(_data={"example": 1}), known, path)[0] == str(gallery.examples(True)[1].path)
     for hostile in (None, {}, {"question": 99}, {"question": "0"}, {"example": -1}, {"scene": False}):
-        assert all(isinstance(value, dict) and value.get("__type__") == "update" for value in pick(SimpleNamespace(_data=hostile), known))
+        first, *others = pick(SimpleNamespace(_data=hostile), known, path)
+        assert first == path
+        assert all(isinstance(value, dict) and value.get("__type__") == "update" for value in others)
 
 
 def test_a_recorded_trace_is_the_first_paint(make: Any, picture: Path) -> None:
