@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
 import time
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ import torch
 import avl
 from avl.evaluation.tasks import TASKS, Sample, held_out, score
 from avl.policies import Policy
+from avl.telemetry import machine_card
 
 MAX_NEW_TOKENS = 96  # the longest right answer needs 80
 POLICIES = ("Full", "AVL", "H2O", "FastV", "StreamingLLM")
@@ -155,7 +157,8 @@ def main(argv: list[str] | None = None) -> int:
         for policy in at_equal_memory(adaptive.stored, text, model.config.image_seq_length, layers, names):
             results.append(evaluate(model, processor, samples, policy, full, args.batch))
             print(table([results[-1]]).splitlines()[1], flush=True)
-    record = {"model": args.model, "samples": args.samples, "seed": args.seed, "device": str(model.device)}
+    record: dict[str, Any] = {"date": datetime.date.today().isoformat(), "machine": machine_card()}
+    record |= {"model": args.model, "samples": args.samples, "seed": args.seed, "device": str(model.device)}
     record["results"] = [asdict(r) for r in results]
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)
