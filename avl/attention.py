@@ -17,8 +17,9 @@ from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
 from avl.bank import Group, Part
-from avl.cache import AdaptiveCache, AdaptiveLayer
+from avl.cache import AdaptiveCache
 from avl.kernels import core_attention, resolve_impl
+from avl.layer import AdaptiveLayer
 from avl.scoring import accumulated_scores, last_query_scores
 
 PREFIX = "avl_"

@@ -19,7 +19,7 @@ FLOORS = [
     ("trace",),
     ("partition", "scoring", "spans", "prompt", "architectures", "recorder"),
     ("policies", "kernels"),
-    ("attention", "cache", "bank"),
+    ("attention", "cache", "layer", "bank"),
     ("decode", "prefill", "models", "attachment"),
     ("engine", "analysis", "telemetry", "tiny", "measure", "roofline", "plots", "random_weights"),
     ("ui", "cli", "bench", "evaluation", "doctor", "compare", "figures", "__main__"),
@@ -30,7 +30,7 @@ FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 
 OWNERS = {
     # the recipe of the bundled model builds an unmodified transformers model, so it counts as one of the rooms that may
-    "transformers": {"models", "attention", "cache", "prefill", "decode", "random_weights", "tiny"},
+    "transformers": {"models", "attention", "cache", "layer", "prefill", "decode", "random_weights", "tiny"},
     "gradio": {"ui"},
     "plotly": {"ui"},
     "triton": set(),  # kernels/ at the top level, never avl/

@@ -54,7 +54,7 @@ POLICIES: dict[str, tuple[str, tuple[Parameter, ...]]] = {
         "H2O",
         (
             Parameter("keep", "keeps", 1, 100, 50, help="share of the full cache that stays"),
-            Parameter("recent", "recent part", 0, 100, 75, help="share of what stays that is simply the most recent"),
+            Parameter("recent", "recent part", 1, 100, 75, help="share of what stays that is simply the most recent"),
         ),
     ),
     "FastV": (
