@@ -109,7 +109,8 @@ def chromium() -> str | None:
     return next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None)
 
 
-@pytest.fixture(scope="session")
+# per module: while it is open, Playwright's synchronous API keeps an event loop running in this thread, and asyncio.run refuses
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     """Headless Chromium. Without one, browser tests are skipped on a desk and fail in CI."""
     in_ci = os.environ.get("CI", "").lower() == "true"
