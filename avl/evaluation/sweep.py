@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
 import avl
 from avl.evaluation.evaluate import Result, at_equal_memory, evaluate, text_tokens
 from avl.evaluation.tasks import TASKS, held_out
+from avl.telemetry import machine_card
 from avl.tiny.scenes import FONT_FOLDER
 
 SHARES = (100, 80, 60, 45, 30, 20, 10, 5)
@@ -96,7 +99,8 @@ def main(argv: list[str] | None = None) -> int:
     model, processor = avl.load(args.model, device=args.device)
     avl.attach(model)
     results = sweep(model, processor, held_out(args.samples, args.seed), args.shares, args.others, args.batch)
-    record = {"model": args.model, "samples": args.samples, "seed": args.seed, "shares": args.shares}
+    record: dict[str, Any] = {"date": datetime.date.today().isoformat(), "machine": machine_card()}
+    record |= {"model": args.model, "samples": args.samples, "seed": args.seed, "shares": args.shares}
     record["results"] = {name: [asdict(r) for r in rows] for name, rows in results.items()}
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "sweep.json").write_text(json.dumps(record, indent=1) + "\n")
