@@ -21,7 +21,6 @@ from avl.cache import AdaptiveCache, make_cache
 from avl.decode import Decoder, next_tokens
 from avl.models import image_grids, model_name, open_image, prepare, repeat
 from avl.policies import Policy
-from avl.spans import find_rows
 from avl.telemetry import Clock, Meter, machine_card
 from avl.trace import Arm, End, Error, Event, Prefill, Scores, Sets, Start, Step, Warning, pack_bits, pack_scores
 
@@ -329,9 +328,9 @@ def _run(
         eos=frozenset(eos if isinstance(eos, list) else [] if eos is None else [eos]),
         scores=scores,
     )
-    for policy in policies:
-        make_cache(model, request.inputs, policy, max_new_tokens)  # allocates nothing; raises before the run if anything does not fit
-    row = find_rows(inputs["input_ids"], inputs["attention_mask"], facts.image_token_id)[0]
+    # allocates nothing; raises before the run if anything does not fit
+    caches = [make_cache(model, request.inputs, policy, max_new_tokens) for policy in policies]
+    row = caches[0].rows[0]
     sizes = [picture.size for picture in pictures]
     kind = model.dtype.itemsize
     start = Start(

@@ -71,7 +71,6 @@ def test_analysis_says_what_is_missing(small):
 
 def test_divergence(small):
     trace = Trace(list(avl.race(*small, picture(3), "what is here ?", [avl.Full(), avl.AVL(S=10)], max_new_tokens=8)))
-    ends = [end.tokens for end in trace.of(End)]
     ends = [end.tokens for end in sorted(trace.of(End), key=lambda end: end.arm)]
     found = analysis.divergence(trace)
     assert ends[0][: found.common] == ends[1][: found.common]

@@ -15,6 +15,8 @@ from typing import Any
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from avl.policies import TABLE_3
+
 from .transport import Request
 
 MAX_PIXELS = 20_000_000
@@ -72,15 +74,6 @@ POLICIES: dict[str, tuple[str, tuple[Parameter, ...]]] = {
         ),
     ),
 }
-
-TABLE_3: tuple[tuple[str, str, tuple[tuple[int, int | None, int | None, int | None, int | None], ...]], ...] = (
-    ("llava-1.5-7b", "LLaVA-1.5 7B", ((40, None, None, None, None), (40, 30, 3, None, None), (45, 30, 3, 90, None), (45, 30, 3, 90, 50))),
-    ("llava-1.5-13b", "LLaVA-1.5 13B", ((40, None, None, None, None), (45, 30, 3, None, None), (45, 30, 3, 90, None), (45, 30, 3, 90, 60))),
-    ("llava-1.6-7b", "LLaVA-1.6 7B", ((40, None, None, None, None), (45, 30, 3, 90, None), (45, 30, 3, 90, 70))),
-    ("llava-1.6-13b", "LLaVA-1.6 13B", ((40, None, None, None, None), (45, 30, 3, 90, None), (45, 30, 3, 90, 70))),
-)
-"""The paper's Table 3, row by row: model, then (S, C, K, P, T)."""
-
 
 def presets() -> list[dict[str, Any]]:
     """The rows of Table 3 for the page's preset menu."""
