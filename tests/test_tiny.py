@@ -1,4 +1,4 @@
-"""The bundled model's recipe: tokenizer, packed batches, and the tower's windows compute what transformers computes."""
+"""The bundled model's recipe: tokenizer, packed batches, and our tower on some patches computes what transformers computes."""
 
 import numpy as np
 import pytest
@@ -18,6 +18,22 @@ def words():
 def untrained(words):
     llava = sizes.build(len(words), words.convert_tokens_to_ids("<image>"), words.bos_token_id, words.eos_token_id, words.pad_token_id)
     return llava.eval()
+
+
+def cut(images):
+    """Every patch of uint8 pictures [batch, 336, 336, 3] as the recipe gives them: uint8 [batch, 576, 588], and their places."""
+    patches = images.reshape(-1, 24, 14, 24, 14, 3).transpose(2, 3).reshape(len(images), 576, -1)
+    return patches, torch.arange(576).expand(len(images), -1)
+
+
+def seen(images):
+    """The same pictures as the processor gives them to the model."""
+    return torch.stack([torch.from_numpy(vision.pixels(image.numpy())) for image in images])
+
+
+def noise(count):
+    """Pictures of nothing: uint8 [count, 336, 336, 3]."""
+    return torch.randint(0, 256, (count, 336, 336, 3), dtype=torch.uint8)
 
 
 @pytest.mark.parametrize("text", ["Ünïcödé 漢字 😀", 'tabs\t"quotes"\n\nlines', "USERS pay $99", "", " two  spaces "])
@@ -43,11 +59,10 @@ def test_processor_makes_576_image_tokens_and_the_towers_pixels(words):
 
 
 def test_whole_scene_through_our_tower_is_clips_own(untrained):
-    pixels = torch.randn(2, 3, 336, 336)
-    places = torch.arange(576).expand(2, -1)
+    images = noise(2)
     with torch.no_grad():
-        ours, _ = vision.run_tower(sizes.tower(untrained), pixels, places)
-        theirs = untrained.get_image_features(pixel_values=pixels, output_hidden_states=True)
+        ours, _ = vision.run_tower(sizes.tower(untrained), *cut(images))
+        theirs = untrained.get_image_features(pixel_values=seen(images), output_hidden_states=True)
         theirs = getattr(theirs, "pooler_output", theirs)
         theirs = theirs if isinstance(theirs, torch.Tensor) else torch.stack(list(theirs))
         assert torch.allclose(untrained.model.multi_modal_projector(ours), theirs, atol=1e-5)
@@ -55,7 +70,7 @@ def test_whole_scene_through_our_tower_is_clips_own(untrained):
 
 def test_labels_name_the_item_that_a_patch_shows():
     scene = next(s for s in map(scenes.draw, range(50)) if s.sign and s.objects)
-    marks = vision.labels(list(scene.items), scene.background, (0, 0, 336, 336))
+    marks = vision.labels(scene.items, scene.background)
     owner = scenes.owners(scene.items).reshape(-1)
     sign = scene.items.index(scene.sign)
     letters = marks["letters"][owner == sign]
@@ -72,16 +87,16 @@ def test_packed_loss_is_the_loss_of_separate_sequences(untrained, words):
     pairs = [("What is red?", "a star"), ("Read the sign.", "BREAD"), ("where is the cup", "top left")]
     blocks = [packer.block(*p) for p in pairs]
     row = packer.row(blocks, limit=64)
-    packed = packing.Packed(torch.randn(1, 3, 336, 336), {}, *(torch.from_numpy(x)[None] for x in row))
-    everything = torch.arange(576)
+    images = noise(1)
+    packed = packing.Packed(*cut(images), {}, *(torch.from_numpy(x)[None] for x in row))
     with torch.no_grad():
-        features, _ = vision.run_tower(sizes.tower(untrained), packed.images, everything[None])
-        loss, _ = packing.language_loss(untrained, packer, features, everything, packed)
+        features, _ = vision.run_tower(sizes.tower(untrained), packed.patches, packed.places)
+        loss, _ = packing.language_loss(untrained, packer, features, packed.places, packed)
         image = words.convert_tokens_to_ids("<image>")
         losses = []
         for tokens, asked in blocks:
             ids = torch.tensor([[*packer.prefix, *[image] * 576, *tokens]])
-            logits = untrained(input_ids=ids, pixel_values=packed.images).logits[0]
+            logits = untrained(input_ids=ids, pixel_values=seen(images)).logits[0]
             start = len(packer.prefix) + 576 + asked
             losses.append(F.cross_entropy(logits[start - 1 : -1], ids[0, start:], reduction="none"))
     assert torch.allclose(loss, torch.cat(losses).mean(), atol=1e-5)
@@ -90,20 +105,21 @@ def test_packed_loss_is_the_loss_of_separate_sequences(untrained, words):
 def test_dropped_image_tokens_equal_masked_ones(untrained, words):
     packer = packing.Packer(words)
     row = packer.row([packer.block("What is red?", "a star")], limit=24)
-    packed = packing.Packed(torch.randn(1, 3, 336, 336), {}, *(torch.from_numpy(x)[None] for x in row))
-    kept = packing.choose(torch.Generator().manual_seed(0), 100)
+    images = noise(1)
+    packed = packing.Packed(*cut(images), {}, *(torch.from_numpy(x)[None] for x in row))
+    (kept,) = packing.choose(torch.Generator().manual_seed(0), 1, 576, 100)
     assert len(kept.unique()) == 100
     assert (kept.diff() > 0).all()
     with torch.no_grad():
-        features, _ = vision.run_tower(sizes.tower(untrained), packed.images, torch.arange(576)[None])
-        loss, _ = packing.language_loss(untrained, packer, features[:, kept], kept, packed)
+        features, _ = vision.run_tower(sizes.tower(untrained), packed.patches, packed.places)
+        loss, _ = packing.language_loss(untrained, packer, features[:, kept], kept[None], packed)
         # The same by an attention mask over the full sequence.
         ids = torch.tensor([[*packer.prefix, *[words.convert_tokens_to_ids("<image>")] * 576, *packed.ids[0][packed.block[0] >= 0]]])
         mask = torch.ones_like(ids)
         mask[0, len(packer.prefix) : len(packer.prefix) + 576] = 0
         mask[0, len(packer.prefix) + kept] = 1
         places = torch.arange(ids.shape[1])[None]
-        logits = untrained(input_ids=ids, pixel_values=packed.images, attention_mask=mask, position_ids=places).logits[0]
+        logits = untrained(input_ids=ids, pixel_values=seen(images), attention_mask=mask, position_ids=places).logits[0]
         target = packed.target[0][packed.block[0] >= 0]
         learned = target >= 0
         expected = F.cross_entropy(logits[-len(target) :][learned], target[learned])
@@ -123,9 +139,51 @@ def test_questions_do_not_see_each_other():
     ]
 
 
-def test_batches_are_the_same_after_a_resume(words):
-    packer = packing.Packer(words)
-    first = iter(packing.Lessons(packer, 2))
-    next(first)
-    again = next(iter(packing.Lessons(packer, 2, start=1)))
-    assert torch.equal(next(first).ids, again.ids)
+def test_the_same_start_gives_the_same_batches(words):
+    """A run is repeatable, and what follows a resume is other than what came before it."""
+    one, same, other = (next(iter(packing.Lessons(packing.Packer(words), 2, torch.zeros(()), start))) for start in (0, 0, 1))
+    assert torch.equal(one.ids, same.ids)
+    assert torch.equal(one.patches, same.patches)
+    assert not torch.equal(one.patches, other.patches)
+
+
+def test_given_patches_are_the_scenes_own():
+    rng = np.random.default_rng(3)
+    scene = vision.Painter(rng)()
+    marks = vision.labels(scene.items, scene.background)
+    given = vision.give(rng, scene, marks, vision.GIVEN)
+    assert len(np.unique(given.places)) == vision.GIVEN
+    image = np.asarray(scene.image)
+    for patch, place in zip(given.patches[::37], given.places[::37], strict=True):
+        row, column = divmod(int(place), 24)
+        assert (image[row * 14 : row * 14 + 14, column * 14 : column * 14 + 14] == patch.reshape(14, 14, 3)).all()
+    assert (given.marks["kind"] == marks["kind"][given.places]).all()
+
+
+def test_no_training_scene_shows_a_held_out_pair_word_or_price():
+    paint = vision.Painter(np.random.default_rng(5))
+    named = unnamed = 0
+    for _ in range(120):
+        for item in paint(unnamed=0.5).items:
+            if item.kind == "sign":
+                assert not scenes.is_test_word(item.text)
+            elif item.kind == "tag":
+                assert int(item.text) in scenes.TRAIN_NUMBERS
+            elif item.colour:
+                named += 1
+                assert not scenes.is_test_pair(item.colour, item.shape)
+            else:
+                unnamed += 1
+                distances = [np.linalg.norm(np.subtract(item.tint, named)) for named in scenes.COLOURS.values()]
+                assert min(distances) > scenes.FAR_COLOUR
+    assert named > 50
+    assert unnamed > 50
+
+
+def test_hidden_places_differ_by_layer_and_never_hide_all():
+    places = torch.arange(576).expand(3, -1)
+    hidden = torch.cat([packing.hidden_places(torch.Generator().manual_seed(seed), 8, places) for seed in range(20)])
+    assert not hidden.all(-1).any()
+    assert 0.15 < hidden.float().mean() < 0.5
+    assert len(hidden.flatten(1).unique(dim=0)) > 100
+

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import torch
@@ -23,6 +24,13 @@ def assemble(folder: Path) -> tuple[LlavaForConditionalGeneration, LlavaProcesso
     image, bos, eos, pad = (tokenizer.get_vocab()[name] for name in (IMAGE, BOS, EOS, PAD))
     llava = sizes.build(len(tokenizer), image, bos, eos, pad)
     return llava, build_processor(tokenizer)
+
+
+def begin_with(folder: Path, model: Path) -> None:
+    """Take a trained model's tokenizer into a training folder: its words are rows of the embedding."""
+    kept = folder / "tokenizer" / "tokenizer.json"
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(model / "tokenizer.json", kept)
 
 
 def export(checkpoints: Path, out: Path) -> None:

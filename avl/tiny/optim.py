@@ -1,19 +1,35 @@
-"""AdamW on float32 weights behind a bfloat16 model, with a schedule that follows the share of the stage that is done."""
+"""AdamW on float32 weights behind a model that computes in the faster dtype; the schedule follows the share of the stage that is done."""
 
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterable
 
 import torch
 
 
+def faster_dtype(device: str) -> torch.dtype:
+    """float32 or bfloat16, by the time of a matrix product: CPUs with AMX and GPUs are faster in bfloat16, others often are not."""
+    took = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        a, b = torch.ones(8192, 192, dtype=dtype, device=device), torch.ones(192, 512, dtype=dtype, device=device)
+        times = []
+        for _ in range(6):
+            began = time.perf_counter()
+            (a @ b).sum().item()  # the answer is waited for
+            times.append(time.perf_counter() - began)
+        took[dtype] = min(times)
+    return min(took, key=lambda dtype: took[dtype])
+
+
 class Optimizer:
-    """Keeps float32 master weights; `modules` compute in bfloat16, several times faster on CPUs that know it.
+    """Keeps float32 master weights; `modules` compute in `dtype`.
 
     Args:
-        modules: what is trained; converted to bfloat16 in place. Parameters that need no gradient stay out.
+        modules: what is trained; converted to `dtype` in place. Parameters that need no gradient stay out.
         peak: the highest learning rate.
+        dtype: torch.float32 or torch.bfloat16.
         slow: modules trained at a quarter of the rate: those that an earlier stage trained already.
         warmup: share of the stage with a rising rate; afterwards a half cosine falls to `floor * peak`.
     """
@@ -22,6 +38,7 @@ class Optimizer:
         self,
         modules: Iterable[torch.nn.Module],
         peak: float,
+        dtype: torch.dtype,
         slow: Iterable[torch.nn.Module] = (),
         warmup: float = 0.03,
         floor: float = 0.01,
@@ -35,7 +52,7 @@ class Optimizer:
         self.live = [p for p in dict.fromkeys(p for m in modules for p in m.parameters()) if p.requires_grad]
         self.master = [torch.nn.Parameter(p.detach().clone()) for p in self.live]
         for module in modules:
-            module.bfloat16()
+            module.to(dtype)
         groups = []
         for part, factor in ((False, 1.0), (True, 0.25)):
             own = [m for m, p in zip(self.master, self.live, strict=True) if (id(p) in late) is part]
@@ -52,7 +69,7 @@ class Optimizer:
         return self.peak * (self.floor + (1 - self.floor) * 0.5 * (1 + math.cos(math.pi * t)))
 
     def step(self, done: float) -> float:
-        """Apply the gradients of the bfloat16 weights to the master weights; returns the gradient's norm."""
+        """Apply the gradients of the computing weights to the master weights; returns the gradient's norm."""
         for master, live in zip(self.master, self.live, strict=True):
             master.grad = None if live.grad is None else live.grad.float()
             live.grad = None
@@ -66,7 +83,7 @@ class Optimizer:
         return norm
 
     def publish(self) -> None:
-        """Copy the master weights into the bfloat16 model."""
+        """Copy the master weights into the computing model."""
         with torch.no_grad():
             for master, live in zip(self.master, self.live, strict=True):
                 live.copy_(master)

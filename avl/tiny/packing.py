@@ -17,30 +17,32 @@ import torch
 import torch.nn.functional as F
 from transformers import PreTrainedTokenizerFast
 
-from . import scenes
 from .model import IMAGE_TOKENS
 from .questions import questions
+from .scenes import GRID
 from .tokenizer import prompt
-from .vision import labels, pixels
+from .vision import GIVEN, Painter, give, labels, stack
 
 BLOCK_LIMIT = 288  # text tokens of one picture's questions
 RECALL = 24  # tokens back; what is newer is never forgotten
-RARE = {"count": 0.6, "exist": 0.5, "shape": 0.7}  # kinds with many questions in a scene are asked less often each
+RARE = {"count": 0.4, "exist": 0.35, "shape": 0.7}  # kinds with many questions in a scene are asked less often each
 
 
 @dataclass
 class Packed:
     """Tensors of one batch.
 
-    images: float32 [batch, 3, 336, 336].
-    marks: what each patch should say, as in vision.py; head -> int64 [batch, 576, labels].
+    patches: uint8 [batch, given, 588], those of the picture that are given.
+    places: int64 [batch, given], where they are on the grid.
+    marks: what each of them should say, as in vision.py; head -> int64 [batch, given, labels].
     ids: int64 [batch, text], the questions and answers behind one another, padded.
     block: int64 [batch, text], which question a token belongs to; -1 for padding.
     place: int64 [batch, text], the position that RoPE gets.
     target: int64 [batch, text], the token to predict; -100 where nothing is to be learned.
     """
 
-    images: torch.Tensor
+    patches: torch.Tensor
+    places: torch.Tensor
     marks: dict[str, torch.Tensor]
     ids: torch.Tensor
     block: torch.Tensor
@@ -82,43 +84,67 @@ class Packer:
 
 
 class Lessons(torch.utils.data.IterableDataset):
-    """Endless packed batches of training scenes. Batch number n is the same whatever came before."""
+    """Endless packed batches of training scenes. `whole` batches give all patches of a third as many pictures.
 
-    def __init__(self, packer: Packer, batch: int, start: int = 0, seed: int = 2) -> None:
+    Args:
+        packer: makes the rows.
+        batch: pictures in a batch.
+        whole: share of batches that give whole pictures; a tensor in shared memory, so that the trainer can raise it.
+        start, seed: of the chance that draws; the same two give the same batches.
+    """
+
+    def __init__(self, packer: Packer, batch: int, whole: torch.Tensor, start: int = 0, seed: int = 2) -> None:
         super().__init__()
-        self.packer, self.batch, self.start, self.seed = packer, batch, start, seed
+        self.packer, self.batch, self.whole, self.start, self.seed = packer, batch, whole, start, seed
 
     def __iter__(self) -> Iterator[Packed]:
-        info = torch.utils.data.get_worker_info()
-        step, stride = (self.start, 1) if info is None else (self.start + info.id, info.num_workers)
         torch.set_num_threads(1)
+        rng = np.random.default_rng([self.seed, self.start])
+        paint = Painter(rng)
         while True:
-            rng = np.random.default_rng([self.seed, step])
-            yield self.make(rng)
-            step += stride
+            if rng.random() < float(self.whole):
+                yield self.make(rng, paint, max(1, self.batch // 3), IMAGE_TOKENS)
+            else:
+                yield self.make(rng, paint, self.batch, GIVEN)
 
-    def make(self, rng: np.random.Generator) -> Packed:
+    def make(self, rng: np.random.Generator, paint: Painter, batch: int, given: int) -> Packed:
         """One batch."""
-        images, rows, marks = [], [], []
-        for _ in range(self.batch):
-            items = scenes.lay_out(rng, "train", text=(0.65, 0.5), invented=0.5)
-            background = str(rng.choice(scenes.BACKGROUNDS))
-            scene = scenes.Scene(scenes.render(items, background, rng), background, tuple(items), split="train")
+        parts, rows = [], []
+        for _ in range(batch):
+            scene = paint()
             asked = questions(scene, rng)
             first = [q for q in asked if q.kind in ("describe", "caption", "sign", "price")]
             rest = [q for q in asked if q not in first and rng.random() < RARE.get(q.kind, 1.0)]
             order = [*first, *(rest[i] for i in rng.permutation(len(rest)))]
-            images.append(pixels(scene.image))
-            marks.append(labels(items, background, (0, 0, scenes.CANVAS, scenes.CANVAS)))
+            parts.append(give(rng, scene, labels(scene.items, scene.background), given))
             rows.append(self.packer.row([self.packer.block(q.text, q.answer) for q in order]))
         ids, block, place, target = (torch.from_numpy(np.stack(column)) for column in zip(*rows, strict=True))
-        said = {name: torch.from_numpy(np.stack([m[name] for m in marks])) for name in marks[0]}
-        return Packed(torch.from_numpy(np.stack(images)), said, ids, block, place, target)
+        return Packed(*stack(parts), ids, block, place, target)
 
 
-def choose(generator: torch.Generator, keep: int) -> torch.Tensor:
-    """A random choice of `keep` image tokens, in order: int64 [keep]."""
-    return torch.randperm(IMAGE_TOKENS, generator=generator)[:keep].sort().values
+def choose(generator: torch.Generator, rows: int, among: int, keep: int) -> torch.Tensor:
+    """For each row another random choice of `keep` of `among` things, in order: int64 [rows, keep]."""
+    return torch.rand(rows, among, generator=generator).argsort(-1)[:, :keep].sort().values
+
+
+def hidden_places(generator: torch.Generator, layers: int, places: torch.Tensor) -> torch.Tensor:
+    """Image tokens that the questions shall not see, in each layer others: random ones, or all in a rectangle.
+
+    Args:
+        generator: the source of chance.
+        layers: how many layers there are.
+        places: int64 [batch, kept], where the tokens are on the grid.
+
+    Returns:
+        bool [layers, batch, kept].
+    """
+    shape = (layers, len(places), 1)
+    scattered = torch.rand(layers, *places.shape, generator=generator) < 0.7 * torch.rand((), generator=generator)
+    row, column = places // GRID, places % GRID
+    sides = GRID * (0.3 + 0.5 * torch.rand(2, *shape, generator=generator))
+    low = torch.rand(2, *shape, generator=generator) * (GRID + sides) - sides
+    inside = (row >= low[0]) & (row < low[0] + sides[0]) & (column >= low[1]) & (column < low[1] + sides[1])
+    return torch.where(torch.rand(shape, generator=generator) < 0.5, inside, scattered)
 
 
 def visible(block: torch.Tensor, before: int) -> torch.Tensor:
@@ -151,7 +177,7 @@ def language_loss(
         llava: the model; its projector and language model are used.
         packer: for the start of the prompt.
         features: [batch, kept, width], the vision tower's output for the image tokens that stay.
-        kept: int64 [kept], which image tokens those are.
+        kept: int64 [batch, kept], which of the 576 image tokens those are.
         packed: the questions.
         hide: optional bool [layers, batch, kept]: image tokens that the questions do not see in a layer.
         forget: optional bool [batch, text]: text tokens that are no longer seen RECALL tokens later.
@@ -166,11 +192,11 @@ def language_loss(
     prefix = torch.tensor(packer.prefix, device=image.device)
     start = text.embed_tokens(prefix).expand(batch, -1, -1)
     hidden = torch.cat([start, image, text.embed_tokens(packed.ids)], 1)
-    ahead = torch.cat([torch.arange(len(prefix), device=image.device), len(prefix) + kept])
-    places = torch.cat([ahead.expand(batch, -1), packed.place], 1)
+    ahead = torch.cat([torch.arange(len(prefix), device=image.device).expand(batch, -1), len(prefix) + kept], 1)
+    places = torch.cat([ahead, packed.place], 1)
     cos, sin = text.rotary_emb(hidden, places)
     cos, sin = cos[:, None], sin[:, None]
-    before = len(ahead)
+    before = ahead.shape[1]
     mask = visible(packed.block, before)
     if forget is not None:
         late = packed.place[:, :, None] - packed.place[:, None, :] > RECALL
@@ -191,7 +217,7 @@ def language_loss(
 def decoder_layer(
     layer: Any, hidden: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, bias: torch.Tensor, before: int
 ) -> torch.Tensor:
-    """One Llama layer with plain matrix products; the tokens in front never look at the questions, so that part is not computed."""
+    """One Llama layer; the tokens in front never look at the questions, so that part is not computed."""
     heads = layer.self_attn
     normed = layer.input_layernorm(hidden)
     shape = (*normed.shape[:2], -1, heads.head_dim)
@@ -199,8 +225,12 @@ def decoder_layer(
     q, k = q * cos + _turned(q) * sin, k * cos + _turned(k) * sin
     out = []
     for rows, columns in ((slice(0, before), before), (slice(before, None), hidden.shape[1])):
-        scores = (q[:, :, rows] * heads.scaling) @ k[:, :, :columns].transpose(-1, -2) + bias[:, None, rows, :columns]
-        out.append(scores.softmax(-1, dtype=scores.dtype) @ v[:, :, :columns])
+        own = bias[:, None, rows, :columns]
+        if q.dtype == torch.bfloat16:  # plain products train faster on a CPU than the fused attention
+            scores = (q[:, :, rows] * heads.scaling) @ k[:, :, :columns].transpose(-1, -2) + own
+            out.append(scores.softmax(-1, dtype=scores.dtype) @ v[:, :, :columns])
+        else:
+            out.append(F.scaled_dot_product_attention(q[:, :, rows], k[:, :, :columns], v[:, :, :columns], own, scale=heads.scaling))
     hidden = hidden + heads.o_proj(torch.cat(out, 2).transpose(1, 2).flatten(2))
     return hidden + layer.mlp(layer.post_attention_layernorm(hidden))
 

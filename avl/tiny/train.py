@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import LlavaForConditionalGeneration
 
 from . import model as sizes
 from . import packing, vision
-from .export import assemble, export
-from .optim import Optimizer
+from .export import assemble, begin_with, export
+from .optim import Optimizer, faster_dtype
 
 
 class Log:
@@ -38,30 +39,42 @@ def save(path: Path, **parts: Any) -> None:
 
 
 def train_vision(
-    folder: Path, minutes: float, whole_share: float, log: Log, batch: int = 48, peak: float = 1.5e-3, device: str = "cpu"
+    folder: Path,
+    minutes: float,
+    whole_share: float,
+    log: Log,
+    first: dict[str, torch.Tensor] | None = None,
+    batch: int = 24,
+    peak: float = 1.2e-3,
+    device: str = "cpu",
 ) -> None:
     """Stage 1. Reads and writes `vision.pt` in the folder; goes on where an earlier run stopped.
 
     Args:
         folder: of the checkpoint.
         minutes: of training, earlier runs included.
-        whole_share: the last part of the minutes, on whole scenes instead of windows.
+        whole_share: the last part of the minutes, on all patches of whole scenes.
         log: where progress goes.
-        batch: windows in a batch; a batch of whole scenes holds a third as many.
+        first: weights of a whole model to begin with; the tower's are used.
+        batch: pictures in a batch; a third as many when all their patches are given.
         peak: the highest learning rate.
         device: "cpu" or "cuda".
     """
     llava = sizes.build(400, 3, 0, 1, 2)  # only the tower is used
     tower = sizes.tower(llava).to(device)
+    if first is not None:
+        tower.load_state_dict(part_of(first, "vision_tower."))
     heads = vision.Heads(sizes.VISION_WIDTH).to(device)
     tower.post_layernorm.requires_grad_(False)
-    optimizer = Optimizer([tower, heads], peak)
+    dtype = faster_dtype(device)
+    optimizer = Optimizer([tower, heads], peak, dtype)
     step, samples, elapsed = 0, 0, 0.0
     path = folder / "vision.pt"
     if path.exists():
         old = torch.load(path, map_location=device)
         optimizer.load(old["optimizer"])
         step, samples, elapsed = old["step"], old["samples"], old["elapsed"]
+    log(stage="vision", dtype=str(dtype), threads=torch.get_num_threads(), minutes=elapsed / 60)
     whole: bool | None = None
     source: Any = None
     began = last = time.monotonic()
@@ -69,15 +82,14 @@ def train_vision(
     start = elapsed
     while elapsed < minutes * 60:
         if whole is not (whole := elapsed > minutes * 60 * (1 - whole_share)):
-            data = vision.Windows(batch // 3 if whole else batch, whole, start=step)
+            data = vision.Patches(batch // 3, vision.PATCHES, step) if whole else vision.Patches(batch, vision.GIVEN, step)
             source = iter(torch.utils.data.DataLoader(data, batch_size=None, num_workers=1, prefetch_factor=6))
-        images, places, marks = next(source)
-        images, places = images.to(device, torch.bfloat16), places.to(device)
+        patches, places, marks = next(source)
         marks = {k: v.to(device) for k, v in marks.items()}
-        loss, right = vision.loss_of(heads(*vision.run_tower(tower, images, places)), marks)
+        loss, right = vision.loss_of(heads(*vision.run_tower(tower, patches.to(device), places.to(device))), marks)
         loss.backward()
         norm = optimizer.step(elapsed / (minutes * 60))
-        step, samples = step + 1, samples + len(images)
+        step, samples = step + 1, samples + len(patches)
         elapsed = start + time.monotonic() - began
         for name, value in (right | {"loss": loss.item()}).items():
             seen.setdefault(name, []).append(value)
@@ -91,63 +103,78 @@ def train_vision(
             save(path, tower=weights, heads=heads.state_dict(), optimizer=optimizer.state(), step=step, samples=samples, elapsed=elapsed)
 
 
-def train_language(folder: Path, minutes: float, log: Log, batch: int = 4, peak: float = 1.2e-3, device: str = "cpu") -> None:
-    """Stage 2: projector and language model, and in its second half every third batch the tower. Reads `vision.pt`, resumes `language.pt`.
+def train_language(
+    folder: Path,
+    minutes: float,
+    log: Log,
+    first: dict[str, torch.Tensor] | None = None,
+    batch: int = 6,
+    peak: float = 1.2e-3,
+    device: str = "cpu",
+) -> None:
+    """Stage 2: projector and language model, and in every third batch the tower. Reads `vision.pt`, resumes `language.pt`.
 
     The tower goes on at a quarter of the rate, from the language model's loss and its own heads' together.
 
-    How many image tokens a batch keeps is drawn at random, few in the beginning, up to all of them in the end. In the last third, half of
-    the batches also hide a random part of them in each layer, another one in every layer, and forget a random part of the text that is
-    long past.
+    A random part of the image tokens that are given is kept. Later, half of the batches also hide some of them in each layer, others in
+    every layer, and forget a random part of the text that is long past. More and more batches give whole pictures.
 
     Args:
         folder: of the checkpoints.
         minutes: of training, earlier runs included.
         log: where progress goes.
-        batch: pictures in a batch, each with about ten questions; fewer when more image tokens are kept.
+        first: weights of a whole model to begin with; all but the tower's are used.
+        batch: pictures in a batch, each with about seventeen questions; a third as many when all their patches are given.
         peak: the highest learning rate.
         device: "cpu" or "cuda".
     """
     llava, processor = assemble(folder)
     packer = packing.Packer(processor.tokenizer)
     tower = sizes.tower(llava)
+    if first is not None:
+        llava.load_state_dict(first)
     tower.load_state_dict(torch.load(folder / "vision.pt", map_location="cpu")["tower"])
     llava.to(torch.device(device))  # type: ignore[arg-type]
     heads = vision.Heads(sizes.VISION_WIDTH).to(device)
     heads.load_state_dict(torch.load(folder / "vision.pt", map_location="cpu")["heads"])
     tower.post_layernorm.requires_grad_(False)
-    optimizer = Optimizer([llava.model.multi_modal_projector, llava.model.language_model, llava.lm_head], peak, slow=[tower, heads])
+    dtype = faster_dtype(device)
+    learned = [llava.model.multi_modal_projector, llava.model.language_model, llava.lm_head]
+    optimizer = Optimizer(learned, peak, dtype, slow=[tower, heads])
     step, samples, elapsed = 0, 0, 0.0
     path = folder / "language.pt"
     if path.exists():
         old = torch.load(path, map_location=device)
         optimizer.load(old["optimizer"])
         step, samples, elapsed = old["step"], old["samples"], old["elapsed"]
-    lessons = packing.Lessons(packer, batch, start=step)
+    log(stage="language", dtype=str(dtype), threads=torch.get_num_threads(), minutes=elapsed / 60)
+    whole = torch.zeros(()).share_memory_()
+    lessons = packing.Lessons(packer, batch, whole, start=step)
     source = iter(torch.utils.data.DataLoader(lessons, batch_size=None, num_workers=1, prefetch_factor=4))
-    everywhere = torch.arange(sizes.IMAGE_TOKENS, device=device)
     began = last = time.monotonic()
     start, seen = elapsed, []
     patches: dict[str, list[float]] = {}
     while elapsed < minutes * 60:
         done = elapsed / (minutes * 60)
+        whole.fill_(0.05 + 0.3 * done**2)
         chance = torch.Generator().manual_seed(step)
-        share = image_share(done, chance)
         packed = next(source)
+        places = packed.places
+        count, given = places.shape
+        kept = packing.choose(chance, count, given, round(kept_share(chance) * given))
+        hide = forget = None
+        if done > 0.4 and torch.rand((), generator=chance) < 0.5:
+            hide = packing.hidden_places(chance, sizes.TEXT_LAYERS, places.gather(1, kept)).to(device)
+            forget = (torch.rand(packed.ids.shape, generator=chance) < 0.5 * torch.rand((), generator=chance)).to(device)
         marks = {k: v.to(device) for k, v in packed.marks.items()}
         rest = (packed.ids, packed.block, packed.place, packed.target)
-        packed = packing.Packed(packed.images.to(device), marks, *(t.to(device) for t in rest))
-        both = done > 0.5 and step % 3 == 0
+        packed = packing.Packed(packed.patches.to(device), places.to(device), marks, *(t.to(device) for t in rest))
+        kept = kept.to(device)
+        both = done > 0.15 and step % 3 == 0
         with torch.set_grad_enabled(both):
-            places = everywhere.expand(len(packed.images), -1)
-            features, local = vision.run_tower(tower, packed.images.to(torch.bfloat16), places)
-        kept = packing.choose(chance, round(share * sizes.IMAGE_TOKENS)).to(device)
-        hide = forget = None
-        if done > 0.66 and torch.rand((), generator=chance) < 0.5:
-            ratio = 0.7 * torch.rand((), generator=chance)
-            hide = (torch.rand(sizes.TEXT_LAYERS, batch, len(kept), generator=chance) < ratio).to(device)
-            forget = (torch.rand(packed.ids.shape, generator=chance) < 0.3 * torch.rand((), generator=chance)).to(device)
-        loss, right = packing.language_loss(llava, packer, features[:, kept], kept, packed, hide, forget)
+            features, local = vision.run_tower(tower, packed.patches, packed.places)
+        some = features.gather(1, kept[..., None].expand(-1, -1, features.shape[-1]))
+        loss, right = packing.language_loss(llava, packer, some, packed.places.gather(1, kept), packed, hide, forget)
         total = loss
         if both:
             own, said = vision.loss_of(heads(features, local), marks)
@@ -156,7 +183,7 @@ def train_language(folder: Path, minutes: float, log: Log, batch: int = 4, peak:
                 patches.setdefault(name, []).append(value)
         total.backward()
         norm = optimizer.step(done)
-        step, samples = step + 1, samples + batch
+        step, samples = step + 1, samples + count
         elapsed = start + time.monotonic() - began
         seen.append((loss.item(), right.float().mean().item()))
         if step % 100 == 0:
@@ -170,12 +197,19 @@ def train_language(folder: Path, minutes: float, log: Log, batch: int = 4, peak:
             save(path, model=weights, optimizer=optimizer.state(), step=step, samples=samples, elapsed=elapsed)
 
 
-def image_share(done: float, chance: torch.Generator) -> float:
-    """The share of image tokens that a batch keeps when the share `done` of stage 2 is over."""
-    low, high = 0.2, 0.45 + 0.4 * done
-    if done > 0.5 and torch.rand((), generator=chance) < 0.12 + 0.3 * max(0.0, done - 0.8):
+def kept_share(chance: torch.Generator) -> float:
+    """The share of the given image tokens that a batch keeps: all of them in a fifth of the batches, else 30 to 100 %."""
+    if torch.rand((), generator=chance) < 0.2:
         return 1.0
-    return low + (high - low) * float(torch.rand((), generator=chance)) ** 1.5
+    return 0.3 + 0.7 * float(torch.rand((), generator=chance))
+
+
+def part_of(weights: dict[str, torch.Tensor], name: str) -> dict[str, torch.Tensor]:
+    """The weights below the module of this name, as that module calls them."""
+    found = {k.split(name, 1)[1].removeprefix("vision_model."): v for k, v in weights.items() if name in k}
+    if not found:
+        raise ValueError(f"there are no weights of {name.rstrip('.')} in this model")
+    return found
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -184,8 +218,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--runs", type=Path, default=Path("runs/tiny"), help="checkpoints and logs; training goes on from them")
     parser.add_argument("--out", type=Path, default=None, help="model folder to write; nothing is exported without it")
     parser.add_argument("--vision-minutes", type=float, default=30, help="stage 1")
-    parser.add_argument("--whole-share", type=float, default=0.25, help="part of stage 1 that sees whole scenes")
+    parser.add_argument("--whole-share", type=float, default=0.1, help="part of stage 1 that sees all patches")
     parser.add_argument("--language-minutes", type=float, default=50, help="stage 2")
+    parser.add_argument("--first", type=Path, default=None, help="model folder to begin with instead of random weights")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--fresh", action="store_true", help="start again instead of going on")
     args = parser.parse_args(argv)
@@ -194,8 +229,12 @@ def main(argv: list[str] | None = None) -> int:
         for name in ("vision.pt", "language.pt", "log.jsonl"):
             (args.runs / name).unlink(missing_ok=True)
     log = Log(args.runs / "log.jsonl")
-    train_vision(args.runs, args.vision_minutes, args.whole_share, log, device=args.device)
-    train_language(args.runs, args.language_minutes, log, device=args.device)
+    first = None
+    if args.first is not None:
+        begin_with(args.runs, args.first)
+        first = {k: v.float() for k, v in LlavaForConditionalGeneration.from_pretrained(args.first).state_dict().items()}
+    train_vision(args.runs, args.vision_minutes, args.whole_share, log, first, device=args.device)
+    train_language(args.runs, args.language_minutes, log, first, device=args.device)
     if args.out:
         export(args.runs, args.out)
     return 0
