@@ -68,6 +68,8 @@ def main(argv: list[str] | None = None) -> int:
             top_p=request.top_p,
             seed=request.seed,
             stop=stop,
+            repeats=request.repeats,
+            scores=request.scores,
         )
 
     bundled = flags.model == "tiny"

@@ -7,7 +7,8 @@ import sys
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "doctor": ("avl.doctor", "what is installed here, and what will run where"),
-    "compare": ("avl.compare", "answer one question under two policies in the terminal; --out keeps the trace"),
+    "compare": ("avl.compare", "answer one question under two policies in the terminal; --out keeps a report"),
+    "record": ("avl.record", "keep a run as a trace, with its attention, for the page to open with"),
     "bench": ("avl.bench", "time, memory and roofline of full attention, eviction only and A-VL, in one harness"),
     "eval": ("avl.evaluation.evaluate", "score the policies on held-out samples of the bundled model"),
     "sweep": ("avl.evaluation.sweep", "score A-VL over S and draw the curve"),

@@ -4,7 +4,8 @@ One versioned JSON document is the live stream, the recording, the download and 
 hold no tensors. This module imports nothing of the project, so every room can speak it.
 
 Time line of one arm: ``Prefill`` (the prompt; gives token 0), then ``Step`` t = 1, 2, … (step t feeds generated token t - 1 and gives
-token t), ``Sets`` whenever what the arm stores or reads of the image changes, ``End``. ``Start`` comes first and describes all arms.
+token t), ``Sets`` whenever what the arm stores or reads of the image changes, ``End``. ``Start`` comes first and describes all arms. After
+the last ``End`` come ``Repeat`` (the same run again, for the spread of its times) and ``Scores`` (attention of each pass), if asked for.
 Arms are numbered in the order they were asked for; one generation alone is arm 0.
 """
 
@@ -239,8 +240,22 @@ class End(Event):
     peak_bytes: int
 
 
+@dataclass(frozen=True)
+class Repeat(Event):
+    """An arm ran once more, after all arms had ended. ``number``: 1 for the second time, and so on. Times and tokens as in :class:`End`."""
+
+    kind: ClassVar[str] = "repeat"
+    arm: int
+    number: int
+    ttft_ms: float
+    median_ms: float | None
+    clock_ms: float
+    reason: str
+    tokens: tuple[int, ...]
+
+
 _KINDS: dict[str, type[Event]] = {
-    cls.kind: cls for cls in (Start, Prefill, Step, Sets, Scores, Reading, Warning, Error, End)
+    cls.kind: cls for cls in (Start, Prefill, Step, Sets, Scores, Reading, Warning, Error, End, Repeat)
 }
 
 

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from avl import cli, compare, doctor
-from avl.trace import End, Trace
+from avl.trace import End, Repeat, Scores, Step, Trace
 
 
 def test_usage_names_every_command(capsys):
@@ -46,11 +46,36 @@ def test_compare_answers_twice_and_keeps_the_trace(tmp_path, capsys):
     assert cli.main(["compare", str(picture), "What is this?", "--max-new-tokens", "4", "--out", str(out)]) == 0
     trace = Trace.from_json(out.read_text(encoding="utf-8"))
     assert {end.arm for end in trace.of(End)} == {0, 1}
-    assert trace.images[0].startswith("data:image/png;base64,")
+    assert trace.images[0].startswith("data:image/webp;base64,")
     shown = capsys.readouterr().out
     assert "Full attention" in shown
     assert "KV stored" in shown
     assert compare.table(trace) in shown
+
+
+def test_compare_writes_a_report_that_plays_offline(tmp_path, capsys):
+    picture, out = tmp_path / "grey.png", tmp_path / "run.html"
+    Image.new("RGB", (80, 60), "grey").save(picture)
+    assert cli.main(["compare", str(picture), "What is this?", "--max-new-tokens", "3", "--repeats", "3", "--out", str(out)]) == 0
+    shown = capsys.readouterr().out
+    assert "3 runs" in shown
+    page = out.read_text(encoding="utf-8")
+    assert page.startswith("<!doctype html>")
+    assert "default-src 'none'" in page
+
+
+def test_record_keeps_attention_spread_and_the_right_answer(tmp_path, capsys):
+    picture, out = tmp_path / "grey.png", tmp_path / "run.json"
+    Image.new("RGB", (80, 60), "grey").save(picture)
+    more = ["--max-new-tokens", "3", "--repeats", "2", "--answer", "grey", "--out", str(out)]
+    assert cli.main(["record", str(picture), "What is this?", *more]) == 0
+    trace = Trace.from_json(out.read_text(encoding="utf-8"))
+    assert trace.meta["expected"] == "grey"
+    assert len(trace.of(Repeat)) == 2
+    ends = trace.of(End)
+    assert len(trace.of(Scores)) == sum(len(trace.of(Step, arm)) + 1 for arm in (0, 1))
+    assert [event.tokens for event in trace.of(Repeat)] == [end.tokens for end in sorted(ends, key=lambda end: -end.arm)], "turned order"
+    assert "trace written" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -60,6 +85,8 @@ def test_compare_answers_twice_and_keeps_the_trace(tmp_path, capsys):
         (["{picture}", " "], "question is empty"),
         (["{picture}", "What?", "-S", "20", "-C", "30"], "C=30.0"),
         (["{picture}", "What?", "--model", "no/such/place"], "no model"),
+        (["{picture}", "What?", "--repeats", "0"], "repeats=0"),
+        (["{picture}", "What?", "--out", "run.pdf"], "no known ending"),
     ],
 )
 def test_bad_input_is_one_sentence_and_no_traceback(tmp_path, capsys, arguments, words):

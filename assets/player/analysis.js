@@ -1,111 +1,157 @@
-// What the trace says about attention itself: do layers agree (Figure 4), does a layer stay with its choice (Figure 5), how sparse is it.
+// What the trace says about attention itself: where it goes (Figure 1), how sparse it is (Figure 3), whether layers agree (Figure 4), and
+// whether a layer stays with its choice (Figure 5). Sets come from what a policy chose, or from recorded scores.
 
-class Heat {
-  constructor(canvas, pick) {
-    this.canvas = canvas;
-    this.shape = null;
-    canvas.addEventListener("click", (event) => {
-      if (!this.shape || !pick) return;
-      const box = canvas.getBoundingClientRect(), { left, top, cell, tall, rows, cols } = this.shape;
-      const col = Math.floor((event.clientX - box.left - left) / cell), row = Math.floor((event.clientY - box.top - top) / tall);
-      if (row >= 0 && col >= 0 && row < rows && col < cols) pick(row, col);
-    });
-  }
-
-  // values: rows x cols of 0..1 or null; mark: [row, col] or null
-  draw({ rows, cols, value, rowTitle, colTitle, colName, mark, styles }) {
-    const canvas = this.canvas, ratio = Math.min(window.devicePixelRatio || 1, 2);
-    const width = canvas.clientWidth || 300, left = 34, top = 4;
-    const cell = (width - left - 4) / Math.max(1, cols), tall = Math.max(5, Math.min(16, 230 / Math.max(1, rows)));
-    const height = top + rows * tall + 30;
-    canvas.width = Math.round(width * ratio);
-    canvas.height = Math.round(height * ratio);
-    canvas.style.height = `${height}px`;
-    this.shape = { left, top, cell, tall, rows, cols };
-    const context = canvas.getContext("2d");
-    context.setTransform(ratio, 0, 0, ratio, 0, 0);
-    context.clearRect(0, 0, width, height);
-    for (let r = 0; r < rows; r++) for (let c = 0; c < cols; c++) {
-      const x = value(r, c);
-      if (x === null) continue;
-      context.fillStyle = solidHeat(x);
-      context.fillRect(left + c * cell, top + r * tall, Math.max(0.6, cell - (cell > 4 ? 0.6 : 0)), tall - 0.6);
-    }
-    if (mark && mark[0] >= 0 && mark[1] >= 0) {
-      context.lineWidth = 2;
-      context.strokeStyle = styles.text;
-      context.strokeRect(left + mark[1] * cell, top + mark[0] * tall, Math.max(cell, 3), tall);
-    }
-    context.fillStyle = styles.muted;
-    context.font = "11px system-ui, sans-serif";
-    context.textBaseline = "middle";
-    context.textAlign = "right";
-    const every = Math.max(1, Math.ceil(14 / tall));
-    for (let r = 0; r < rows; r += every) context.fillText(String(r), left - 5, top + r * tall + tall / 2);
-    context.textAlign = "center";
-    const skip = Math.max(1, Math.ceil(34 / cell));
-    for (let c = 0; c < cols; c += skip) context.fillText(String(colName(c)), left + c * cell + cell / 2, top + rows * tall + 9);
-    context.textAlign = "left";
-    context.fillText(`${colTitle} →   (rows: ${rowTitle})`, left, top + rows * tall + 23);
-  }
-}
-
-function solidHeat(x) {
-  return heatColour(Math.min(0.999, Math.max(0, x))).replace(/,[\d.]+\)$/, ",1)");
-}
-
-// The best p % of a score vector as a bit set; ties go to the lower position
+// The best p % of a score vector as a bit set; ties go to the lower position, and what was not read (0) is never in it
 function topShare(values, percent) {
   const n = values.length, count = shareOf(percent, n);
   const order = Array.from(values.keys()).sort((a, b) => values[b] - values[a] || a - b);
   const chosen = new Uint8Array(n);
-  for (let i = 0; i < count; i++) chosen[order[i]] = 1;
+  for (let i = 0; i < count && values[order[i]] > 0; i++) chosen[order[i]] = 1;
   return chosen;
 }
 
+// PPCI (Equation 2): share of one set that is also in the other
 function overlapOf(a, b) {
   let both = 0, size = 0;
   for (let i = 0; i < a.length; i++) { both += a[i] & b[i]; size += a[i]; }
   return size ? both / size : null;
 }
 
-// Core sets of every layer at one Sets event, as bits
-function coreBits(run, armIndex, t) {
-  return Array.from({ length: run.start.layers }, (_, layer) => {
-    const classes = run.classes(armIndex, t, layer), bits = new Uint8Array(classes.length);
-    for (let i = 0; i < bits.length; i++) bits[i] = classes[i] === CORE;
-    return bits;
-  });
-}
-
-// PPCI of each layer's core at each of its choices against its first choice: layers x choices
-function continuity(run, armIndex) {
-  const arm = run.arms[armIndex];
-  const memory = arm._continuity ||= { first: null, rows: [] };
-  while (memory.rows.length < arm.sets.length) {
-    const bits = coreBits(run, armIndex, arm.sets[memory.rows.length].t + 1);
-    memory.first ||= bits;
-    memory.rows.push(bits.map((one, layer) => overlapOf(memory.first[layer], one)));
+// Sets of every layer, choice by choice. kind: "core", or p for the top p % of the scores
+class Choices {
+  constructor(run, armIndex, kind) {
+    this.run = run;
+    this.arm = run.arms[armIndex];
+    this.armIndex = armIndex;
+    this.kind = kind;
+    this.bits = [];
+    this.rows = [];
   }
-  return memory.rows;
+
+  get total() { return this.kind === "core" ? this.arm.sets.length : this.arm.scores.length; }
+
+  // token after which choice c was made
+  t(c) { return this.kind === "core" ? this.arm.sets[c].t : this.arm.scores[c].t; }
+
+  // the choice in force when step t reads
+  at(t) {
+    if (this.kind === "core") return this.arm.setsIndex(t);
+    let found = -1;
+    this.arm.scores.forEach((event, c) => { if (event.t <= t) found = c; });
+    return found;
+  }
+
+  _bits(c) {
+    const run = this.run, layers = run.start.layers;
+    if (this.kind === "core") {
+      return Array.from({ length: layers }, (_, layer) => run.classes(this.armIndex, this.t(c) + 1, layer).map((value) => Number(value === CORE)));
+    }
+    return this.arm.scores[c].image.map((packed) => topShare(unpackScores(packed, run.start.n_image), this.kind));
+  }
+
+  // works on until the budget (ms) is used; true when all is there
+  advance(budget) {
+    const began = performance.now();
+    while (this.rows.length < this.total) {
+      const bits = this._bits(this.rows.length);
+      this.bits.push(bits);
+      this.rows.push(bits.map((one, layer) => overlapOf(this.bits[0][layer], one)));
+      if (performance.now() - began > budget) break;
+    }
+    return this.rows.length >= this.total;
+  }
+
+  between(c) {
+    const bits = this.bits[c];
+    return bits ? bits.map((a) => bits.map((b) => overlapOf(a, b))) : [];
+  }
 }
 
-function heterogeneity(run, armIndex, t) {
-  const arm = run.arms[armIndex], key = arm.setsIndex(t);
-  if (arm._layers && arm._layers.key === key) return arm._layers.rows;
-  const bits = coreBits(run, armIndex, t);
-  const rows = bits.map((a) => bits.map((b) => overlapOf(a, b)));
-  arm._layers = { key, rows };
-  return rows;
+// Cumulative attention on the image by share of its tokens, best first: [[x %], [y %]] of one score vector
+function concentration(values) {
+  const sorted = Array.from(values).sort((a, b) => b - a), total = sorted.reduce((a, b) => a + b, 0);
+  let sum = 0;
+  return sorted.map((value) => { sum += value; return total > 0 ? sum / total : 0; });
 }
 
-// smallest share of the image tokens that holds 80 % of the image attention, per layer
-function sparsity(scores, run) {
-  return scores.image.map((packed) => {
-    const values = [...unpackScores(packed, run.start.n_image)].sort((a, b) => b - a);
-    const total = values.reduce((a, b) => a + b, 0);
-    let sum = 0, count = 0;
-    while (count < values.length && sum < 0.8 * total) sum += values[count++];
-    return total > 0 ? count / values.length : null;
+// smallest share of the tokens that holds 80 % of the attention
+function sparsityOf(values) {
+  const curve = concentration(values);
+  const at = curve.findIndex((sum) => sum >= 0.8);
+  return at < 0 ? null : (at + 1) / curve.length;
+}
+
+const meanOf = (values) => { const kept = values.filter((value) => value !== null && value !== undefined); return kept.length ? kept.reduce((a, b) => a + b, 0) / kept.length : null; };
+
+const MODALITIES = [["system", "--avl-muted", "dash"], ["image", "--avl-b", "solid"], ["instruction", "--avl-a", "solid"], ["generated", "--avl-good", "dot"]];
+
+function choicesFor(arm) {
+  const percent = arm.spec.policy.C || arm.spec.policy.S || arm.spec.policy.keep;
+  const options = arm.sets.length ? [["core", `the sets that ${shortLabel(arm)} reads${percent ? ` (${+percent.toFixed(1)} % of the image tokens)` : ""}`]] : [];
+  if (arm.scores.length) for (const p of [20, 30, 50]) options.push([String(p), `the ${p} % of the image tokens with most attention (${p} % PPCI)`]);
+  return options;
+}
+
+function drawAnalysis() {
+  const run = view.run, index = view.focus, arm = run.arms[index], t = view.ts[index] || 0;
+  const options = run.start.layers > 1 ? choicesFor(arm) : [];
+  show($.analysisPanel, options.length > 0);
+  if (!options.length) return;
+  const names = options.map(([value]) => value).join();
+  if ($.compared.dataset.names !== `${index}/${names}`) {
+    $.compared.dataset.names = `${index}/${names}`;
+    const kept = options.some(([value]) => value === view.compared) ? view.compared : options[options.length > 1 && options[0][0] !== "core" ? options.length - 1 : 0][0];
+    $.compared.replaceChildren(...options.map(([value, text]) => h("option", { value, selected: value === kept }, text)));
+    view.compared = kept;
+  }
+  const kind = view.compared === "core" ? "core" : Number(view.compared);
+  const known = arm.choices ||= new Map();
+  if (!known.has(kind)) known.set(kind, new Choices(run, index, kind));
+  const choices = known.get(kind);
+  if (!choices.advance(10)) invalidate();
+  const at = Math.min(choices.at(t), choices.rows.length - 1), layers = run.start.layers, styles = colours();
+  const key = `${view.id}/${index}/${kind}/${choices.rows.length}/${at}/${view.layer}/${isDark()}/${root.clientWidth}/${arm.scores.length}`;
+  if (view.analysisKey === key) return;
+  view.analysisKey = key;
+  const core = kind === "core", rows = choices.rows;
+  put($.analysisNote, core && !arm.scores.length ? "overlap of two sets, as PPCI counts it; tick “record attention” in the settings for the paper’s other figures" : "overlap of two sets, as PPCI counts it");
+  put($.continuityTitle, core ? "a layer’s core against its first one" : `a layer’s top ${kind} % against that of the prompt’s last token`);
+  put($.layersTitle, core ? "cores of two layers at the playhead" : `top ${kind} % of two layers at the playhead`);
+  heats.continuity.draw({
+    rows: layers, cols: rows.length, value: (r, c) => rows[c][r], rowTitle: "layer", colTitle: core ? "core chosen after token" : "token", colName: (c) => choices.t(c) + 1, mark: [view.layer, at], styles,
   });
+  const matrix = choices.between(at);
+  heats.layers.draw({ rows: layers, cols: layers, value: (r, c) => (matrix[r] ? matrix[r][c] : null), rowTitle: "layer", colTitle: "layer", colName: (c) => c, mark: [view.layer, view.layer], styles });
+  const latest = rows.length > 1 ? meanOf(rows[rows.length - 1]) : null, against = matrix.length ? meanOf(matrix[0].slice(1)) : null;
+  const chance = core ? arm.spec.policy.C || arm.spec.policy.S || arm.spec.policy.keep : kind;
+  put($.continuityNote, `The paper (Figure 5): attention to the top 50 % stays for 20 steps, that to the top 30 % may shift after three. This run: ${latest === null ? "one choice only so far" : `the latest set shares ${formatPercent(latest)} with the first, mean over layers`}.`);
+  put($.layersNote, `The paper (Figure 4): the first layer and the later ones share less than 70 % of their top 50 %. This run: layer 0 and the later layers share ${formatPercent(against)} on average; two random sets of this size would share about ${chance ? formatPercent(chance / 100) : DASH}.`);
+  drawRecorded(arm);
+}
+
+// Figures that need the scores themselves
+function drawRecorded(arm) {
+  const shared = arm.scores.length > 0 && Boolean(arm.scores[0].shares);
+  show($.recorded, arm.scores.length > 0);
+  if (!arm.scores.length) return;
+  const run = view.run, key = `${view.id}/${arm.index}/${arm.scores.length}/${view.layer}`;
+  if (view.recordedKey === key) return;
+  view.recordedKey = key;
+  if (shared) {
+    const rows = arm.scores.map((event) => event.shares.reduce((sum, layer) => sum.map((value, m) => value + layer[m] / event.shares.length), [0, 0, 0, 0]));
+    charts.shares.lines = MODALITIES.map(([name, colour, dash]) => ({ name, colour, dash, width: 2 }));
+    charts.shares.fill(MODALITIES.map((_, m) => [arm.scores.map((event) => event.t), rows.map((row) => row[m] * 100)]));
+    buildKeys($.sharesKeys, charts.shares.lines.map((line) => ({ ...line, text: line.name })));
+    const first = rows[0], last = rows[rows.length - 1];
+    put($.sharesNote, `The paper (Figure 1): attention to text decays fast, that to image tokens stays high. This run: the image holds ${formatPercent(first[1])} at the prompt’s last token and ${formatPercent(last[1])} at the last one, the question ${formatPercent(first[2])} and ${formatPercent(last[2])}.`);
+  }
+  const values = arm.scores[0].image.map((packed) => unpackScores(packed, run.start.n_image));
+  const curves = values.map(concentration), n = run.start.n_image;
+  const at = Array.from({ length: 51 }, (_, i) => Math.max(1, Math.round((i / 50) * n)) - 1);
+  const x = at.map((i) => +(((i + 1) / n) * 100).toFixed(2));
+  charts.sparsity.lines = [{ name: "mean of the layers", colour: "--avl-a", width: 2.2 }, { name: `layer ${view.layer}`, colour: "--avl-b", dash: "dot", width: 2 }];
+  charts.sparsity.fill([[x, at.map((i) => meanOf(curves.map((curve) => curve[i])) * 100)], [x, at.map((i) => curves[view.layer][i] * 100)]]);
+  buildKeys($.sparsityKeys, charts.sparsity.lines.map((line) => ({ ...line, text: line.name })));
+  const held = values.map(sparsityOf);
+  put($.sparsityNote, `The paper: 22.88 % of the tokens receive over 80 % of the attention in all layers. This run, prompt’s last token: ${formatPercent(meanOf(held))} of the image tokens hold 80 % of the attention on the image, mean over layers (${formatPercent(Math.min(...held.filter((v) => v !== null)))} to ${formatPercent(Math.max(...held.filter((v) => v !== null)))}).`);
 }

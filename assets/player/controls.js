@@ -110,6 +110,8 @@ function drawGeneration() {
   put($.tokensOut, `≤ ${settings.max_new_tokens}`);
   $.batch.value = settings.batch;
   $.mode.value = settings.mode;
+  $.repeats.value = settings.repeats;
+  $.scores.checked = settings.scores;
   $.temperature.value = settings.temperature;
   $.topp.value = settings.top_p;
   $.seed.value = settings.seed === null ? "" : settings.seed;
@@ -131,6 +133,8 @@ const numeric = (node) => (node.value.trim() === "" || !isFinite(Number(node.val
 generation($.tokens, "max_new_tokens", numeric);
 generation($.batch, "batch", numeric);
 generation($.mode, "mode", (node) => node.value);
+generation($.repeats, "repeats", numeric);
+$.scores.addEventListener("change", () => { settings.scores = $.scores.checked; publish(); });
 generation($.temperature, "temperature", numeric);
 generation($.topp, "top_p", numeric);
 generation($.seed, "seed", (node) => (node.value.trim() === "" ? null : numeric(node)));
@@ -169,6 +173,8 @@ function fromLink(name, low, high) {
 });
 settings.max_new_tokens = fromLink("n", 1, about.max_tokens) ?? settings.max_new_tokens;
 settings.batch = fromLink("B", 1, 256) ?? settings.batch;
+settings.repeats = fromLink("r", 1, 20) ?? settings.repeats;
+settings.scores = settings.scores || link.get("scores") === "1";
 if ([...link.keys()].length) publish();
 
 window.avlLink = () => {
@@ -183,6 +189,8 @@ window.avlLink = () => {
   });
   out.set("n", String(settings.max_new_tokens));
   out.set("B", String(settings.batch));
+  if (settings.repeats > 1) out.set("r", String(settings.repeats));
+  if (settings.scores) out.set("scores", "1");
   return out.toString();
 };
 build();

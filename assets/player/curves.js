@@ -120,9 +120,9 @@ function spreadReading(data, event) {
   });
 }
 
-for (const name of ["memory", "latency", "device"]) {
+for (const [name, source] of [...Object.entries(charts), ...Object.entries(heats)]) {
   $[`${name}Table`].addEventListener("toggle", () => {
-    const box = $[`${name}Table`].querySelector("div");
-    box.replaceChildren($[`${name}Table`].open && charts[name].lines.length ? tableElement(charts[name].table()) : "");
+    const box = $[`${name}Table`].querySelector("div"), filled = source.shown || (source.lines && source.lines.length);
+    box.replaceChildren($[`${name}Table`].open && filled ? tableElement(source.table()) : "");
   });
 }

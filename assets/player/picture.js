@@ -1,4 +1,4 @@
-// The panel with the picture: arm, view, layer, patch, small pictures of all layers; and what the sets say about attention.
+// The panel with the picture: arm, view, layer, patch, small pictures of all layers.
 
 function loadPicture() {
   const run = view.run, grid = run.start.grids[view.grid];
@@ -138,31 +138,4 @@ function drawThumbs() {
     const pressed = String(layer === view.layer);
     if (button.getAttribute("aria-pressed") !== pressed) button.setAttribute("aria-pressed", pressed);
   });
-}
-
-function drawAnalysis() {
-  const run = view.run, index = view.focus, arm = run.arms[index], t = view.ts[index] || 0;
-  const usable = arm.sets.length > 0 && run.start.layers > 1;
-  show($.analysisPanel, usable);
-  if (!usable) return;
-  const at = arm.setsIndex(t), key = `${view.id}/${index}/${arm.sets.length}/${at}/${view.layer}/${isDark()}/${root.clientWidth}`;
-  if (view.analysisKey === key) return;
-  view.analysisKey = key;
-  const layers = run.start.layers, styles = colours(), percent = arm.spec.policy.C || arm.spec.policy.S || arm.spec.policy.keep;
-  put($.analysisNote, `${shortLabel(arm)}${percent ? `, core = ${+percent.toFixed(1)} % of the image tokens` : ""}: overlap of two sets, as PPCI counts it`);
-  const rows = continuity(run, index);
-  heats.continuity.draw({
-    rows: layers, cols: rows.length, value: (r, c) => rows[c][r], rowTitle: "layer", colTitle: "core chosen after token", colName: (c) => arm.sets[c].t + 1, mark: [view.layer, at], styles,
-  });
-  const matrix = heterogeneity(run, index, t);
-  heats.layers.draw({ rows: layers, cols: layers, value: (r, c) => matrix[r][c], rowTitle: "layer", colTitle: "layer", colName: (c) => c, mark: [view.layer, view.layer], styles });
-  const mean = (values) => { const kept = values.filter((value) => value !== null); return kept.length ? kept.reduce((a, b) => a + b, 0) / kept.length : null; };
-  const last = rows.length > 1 ? mean(rows[rows.length - 1]) : null;
-  const against = mean(matrix[0].slice(1));
-  put($.continuityNote, `The paper: attention to the top 50 % stays for 20 steps, that to the top 30 % may shift after three. This run: ${last === null ? "one choice only so far" : `the latest core shares ${formatPercent(last)} with the first, mean over layers`}.`);
-  put($.layersNote, `The paper: the first layer and the later ones share less than 70 % of their top 50 %. This run: the cores of layer 0 and of later layers share ${formatPercent(against)} on average; two random sets of this size would share about ${percent ? formatPercent(percent / 100) : DASH}.`);
-  const scores = arm.scores[0];
-  const shares = scores && !arm._sparse ? (arm._sparse = sparsity(scores, run)) : arm._sparse;
-  show($.sparsityNote, Boolean(shares));
-  if (shares) put($.sparsityNote, `Sparsity: the paper finds that 22.88 % of the tokens receive over 80 % of the attention in all layers. This run, last prompt token: ${formatPercent(mean(shares))} of the image tokens hold 80 % of the image attention, mean over layers.`);
 }

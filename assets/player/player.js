@@ -6,7 +6,7 @@ for (const node of root.querySelectorAll("[data-id]")) $[node.dataset.id] = node
 
 const view = {
   run: null, id: null, state: "idle", recorded: false,
-  follow: true, playing: false, clock: null, ts: [0, 0],
+  follow: true, playing: false, compared: "core", clock: null, ts: [0, 0],
   focus: 0, layer: 0, mode: "sets", grid: 0, patch: -1,
   received: 0, picture: null, pending: [],
 };
@@ -18,9 +18,11 @@ const charts = {
   memory: new Chart(plotly, $.memory, { x: "generated token", unit: "MiB", hover: ".2f", height: 200, pick: seek }),
   latency: new Chart(plotly, $.latency, { x: "generated token", unit: "ms", hover: ".2f", height: 190, pick: seek }),
   device: new Chart(plotly, $.device, { x: "compute time, ms", unit: "MiB", hover: ".1f", height: 140 }),
+  shares: new Chart(plotly, $.shares, { x: "generated token", unit: "%", hover: ".1f", height: 140, pick: seek }),
+  sparsity: new Chart(plotly, $.sparsity, { x: "share of the image tokens, %", unit: "% of the attention", hover: ".1f", height: 140 }),
 };
 const heats = {
-  continuity: new Heat($.continuity, (layer, choice) => { const sets = view.run.arms[view.focus].sets[choice]; pause(); setLayer(layer); if (sets) seek(sets.t + 1); }),
+  continuity: new Heat($.continuity, (layer, choice) => { pause(); setLayer(layer); seek(Number(heats.continuity.shown.colName(choice)) - (view.compared === "core" ? 0 : 1)); }),
   layers: new Heat($.layers, (layer) => setLayer(layer)),
 };
 setUpHelp($);
@@ -218,6 +220,7 @@ $.forth.addEventListener("click", () => { pause(); seek(currentStep() + 1); });
 $.step.addEventListener("input", () => { pause(); seek(Number($.step.value)); });
 $.layer.addEventListener("input", () => setLayer(Number($.layer.value)));
 $.view.addEventListener("change", () => { view.mode = $.view.value; invalidate(); });
+$.compared.addEventListener("change", () => { view.compared = $.compared.value; invalidate(); });
 $.grid.addEventListener("change", () => { view.grid = Number($.grid.value); view.patch = -1; loadPicture(); invalidate(); });
 $.overlay.addEventListener("click", (event) => {
   const box = $.overlay.getBoundingClientRect();
@@ -281,7 +284,7 @@ function drawLead() {
   const run = view.run;
   if (run.arms.length < 2 || run.arms.some((arm) => arm.last < 1)) { put($.lead, ""); return; }
   const [a, b] = run.arms;
-  const [x, y] = run.arms.map((arm) => median(arm.stepMs()));
+  const [x, y] = run.arms.map((arm, index) => median(run.medians(index)));
   const ratio = x / y;
   const [fast, slow, times] = ratio >= 1 ? [b, a, ratio] : [a, b, 1 / ratio];
   put($.lead, times < 1.01 ? "same time per token" : `${shortLabel(fast)} takes ${fixed(100 / times, 0)} % of ${shortLabel(slow)}’s time per token`);

@@ -5,6 +5,13 @@ function showError(message) {
   show($.alert, true);
 }
 
+// what a run still does when its answers stand
+function furtherWork(run) {
+  const again = run.arms.reduce((most, arm) => Math.max(most, arm.repeats.length), 0);
+  if (run.arms.some((arm) => arm.scores.length)) return "The answers are complete; their attention is being recorded …";
+  return again ? `The answers are complete; run ${again + 1} for the spread of the times is done …` : "The answers are complete; more is being measured …";
+}
+
 function hideError() { show($.alert, false); put($.alert, ""); }
 
 let spokenAt = 0;
@@ -15,7 +22,7 @@ function setStatus() {
   const words = {
     idle: "Pick a picture, ask, press Run.",
     queued: place > 0 ? `Waiting in line: ${place} run${place === 1 ? "" : "s"} before yours.` : "Your run is next.",
-    running: !start ? "Starting …" : run.last < 0 ? "Prefill: reading the picture and the question …" : `Decoding: token ${run.last + 1} of at most ${start.limit}.`,
+    running: !start ? "Starting …" : run.finished ? furtherWork(run) : run.last < 0 ? "Prefill: reading the picture and the question …" : `Decoding: token ${run.last + 1} of at most ${start.limit}.`,
     stopping: "Stopping: the step in progress ends first …",
     refused: "Nothing was run.",
     failed: "The run ended early.",
@@ -56,6 +63,8 @@ function predicted(arm) {
 
 function drawResult() {
   const run = view.run, start = run.start;
+  const times = repeated(run);
+  put($.runs, times > 1 ? `median of ${times} runs` : "n = 1 run");
   put($.verdict, verdict());
   const row = (name, cells, title) => h("tr", { title }, h("th", { scope: "row" }, name), cells.map((text) => h("td", {}, text)));
   const expected = run.arms.map(predicted);
@@ -69,6 +78,7 @@ function drawResult() {
       row("KV stored at the end", run.arms.map((arm) => formatBytes(arm.storedBytes[arm.last]))),
       row("most KV held at once", run.arms.map((arm) => formatBytes(arm.end ? arm.end.peak_bytes : arm.prefill && arm.prefill.peak_bytes))),
       row("time to first token", run.arms.map((arm) => formatMs(arm.ms[0]))),
+      repeated(run) < 2 ? null : row(`time per token over ${repeated(run)} runs: median (least to most)`, run.arms.map((arm, index) => spreadOf(run.medians(index)))),
       row("time per token, median (p99)", run.arms.map((arm) => `${formatMs(median(arm.stepMs()))} (${formatMs(quantile(arm.stepMs(), 0.99))})`)),
       row("compute time, all", run.arms.map((arm) => formatMs(arm.clockNow))),
       row("tokens", run.arms.map((arm) => `${arm.last + (arm.end && arm.end.reason === "eos" ? 0 : 1)}${arm.end ? `, ${{ eos: "ended by itself", length: "cut at the limit", stopped: "stopped" }[arm.end.reason] || arm.end.reason}` : ""}`)),
@@ -80,6 +90,10 @@ function drawResult() {
   const machine = [gpu || cpu, !gpu && threads ? `${threads} threads` : "", torch ? `torch ${torch}` : "", transformers ? `transformers ${transformers}` : ""].filter(Boolean).join(" · ");
   $.warnings.append(h("li", { class: "avl-machine" }, `${start.model.name || "model"} · ${start.model.dtype || ""} · ${start.model.device || ""}${machine ? ` · ${machine}` : ""} · seed ${start.seed ?? DASH} · ${start.temperature ? `temperature ${start.temperature}` : "greedy"}`));
 }
+
+const repeated = (run) => Math.min(...run.arms.map((arm, index) => run.medians(index).length));
+
+const spreadOf = (values) => `${formatMs(median(values))} (${formatMs(Math.min(...values))} to ${formatMs(Math.max(...values))})`;
 
 function plainWords(text) {
   return String(text).toLowerCase().replace(/[^\p{L}\p{N}]+/gu, " ").trim();
@@ -98,7 +112,7 @@ function verdict() {
     const stored = arm.meanBytes(arm.storedBytes) / run.meanFullBytes(arm.last), read = arm.meanBytes(arm.readBytes) / run.meanFullBytes(arm.last);
     sentences.push(`${shortLabel(arm)} stored ${formatPercent(stored)} and read ${formatPercent(read)} of the full KV cache.`);
     if (!full || full.last < 1) continue;
-    const ratio = median(arm.stepMs()) / median(full.stepMs());
+    const ratio = median(run.medians(arm.index)) / median(run.medians(full.index));
     if (ratio > 1.02) sentences.push(`It was slower in this run: ${fixed(ratio, 2)} × the time per token of full attention. ${why(arm, ratio)}`);
     else if (ratio >= 0.98) sentences.push(`Its steps took the same time as full attention’s (${fixed(ratio, 2)} ×). ${why(arm, ratio)}`);
     else sentences.push(`Its steps took ${fixed(ratio, 2)} × the time of full attention’s in this run.`);

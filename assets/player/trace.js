@@ -43,6 +43,7 @@ class ArmTrace {
     this.update = [];
     this.sets = [];
     this.scores = [];
+    this.repeats = [];
     this.pruned = null;
     this._decoded = new Map();
   }
@@ -118,6 +119,9 @@ class Run {
       }
       case "scores":
         if (arm) arm.scores.push(event);
+        break;
+      case "repeat":
+        if (arm) arm.repeats.push(event);
         break;
       case "reading":
         this.readings.push(event);
@@ -227,6 +231,12 @@ class Run {
     const counts = [0, 0, 0, 0];
     for (const value of this.classes(armIndex, t, layer)) counts[value]++;
     return counts;
+  }
+
+  // time per token of this run and of each repetition of it
+  medians(armIndex) {
+    const arm = this.arms[armIndex];
+    return [median(arm.stepMs()), ...arm.repeats.map((event) => event.median_ms)].filter((ms) => ms !== null && ms !== undefined);
   }
 
   scoresAt(armIndex, t, layer) {

@@ -67,6 +67,8 @@ def endpoint(line: ThreadTransport, about: About) -> Callable[..., Any]:
         temperature: float = 0.0,
         top_p: float = 1.0,
         seed: int = 0,
+        repeats: int = 1,
+        scores: bool = False,
     ) -> AsyncIterator[dict[str, Any]]:
         """Answer one question about one picture under one or two policies.
 
@@ -82,6 +84,8 @@ def endpoint(line: ThreadTransport, about: About) -> Callable[..., Any]:
             temperature: 0 is greedy.
             top_p: nucleus of the sampling.
             seed: of the sampling.
+            repeats: run it so many times; each further time is one `repeat` event per arm.
+            scores: record the attention of every pass afterwards (`scores` events).
 
         Returns:
             While it runs `{"state", "position", "events"}`; the last value is `{"state": "done", "answers", "trace"}` with the whole trace.
@@ -94,6 +98,8 @@ def endpoint(line: ThreadTransport, about: About) -> Callable[..., Any]:
             "temperature": temperature,
             "top_p": top_p,
             "seed": seed,
+            "repeats": repeats,
+            "scores": scores,
         }
         job: Job | None = None
         try:

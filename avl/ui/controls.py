@@ -22,6 +22,9 @@ from .transport import Request
 MAX_PIXELS = 20_000_000
 MAX_QUESTION = 2_000
 MAX_BATCH = 256
+MAX_REPEATS = 20
+MAX_SCORES = 5_000_000
+"""Attention weights of a run that the page records at most: image tokens x layers x passes of all arms. They travel as two bytes each."""
 SHOWN_SIDE = 1024
 """The longer side of the picture sent back to the player; the model always gets the whole upload."""
 
@@ -120,6 +123,8 @@ def settings(about: About) -> dict[str, Any]:
         "temperature": 0.0,
         "top_p": 1.0,
         "seed": 0,
+        "repeats": 1,
+        "scores": False,
     }
 
 
@@ -205,6 +210,9 @@ def prepare(path: Any, question: Any, chosen: Any, about: About) -> Request:
     if mode not in ("race", "isolated"):
         raise ValueError("The mode must be “race” or “isolated”.")
     seed = chosen.get("seed")
+    scores = chosen.get("scores", False)
+    if not isinstance(scores, bool):
+        raise ValueError("The scores must be true or false.")
     request = Request(
         images=(),
         question=question.strip(),
@@ -215,7 +223,13 @@ def prepare(path: Any, question: Any, chosen: Any, about: About) -> Request:
         temperature=number(chosen, "temperature", 0, 2, 0.0, whole=False),
         top_p=number(chosen, "top_p", 0.01, 1, 1.0, whole=False),
         seed=None if seed is None else number(chosen, "seed", 0, 2**31 - 1),
+        repeats=number(chosen, "repeats", 1, MAX_REPEATS, 1),
+        scores=scores,
     )
+    weights = about.n_image * about.layers * request.max_new_tokens * len(policies)
+    if scores and weights > MAX_SCORES:
+        most = MAX_SCORES * request.max_new_tokens // weights
+        raise ValueError(f"Recording the attention of so many tokens would take too much memory: {most} new tokens at most with it.")
     return Request(**{**vars(request), "images": (picture(path),)})
 
 

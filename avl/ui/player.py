@@ -25,6 +25,7 @@ SCRIPTS: dict[str, tuple[str, ...]] = {
         "charts.js",
         "race.js",
         "predict.js",
+        "heat.js",
         "analysis.js",
         "tour.js",
         "player.js",

@@ -38,6 +38,8 @@ class Request:
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int | None = None
+    repeats: int = 1
+    scores: bool = False
 
 
 Race = Callable[[Request, threading.Event], Iterator[trace.Event]]
@@ -236,7 +238,8 @@ class ZeroGPUTransport:
     def __init__(self, race: Race, gpu: Callable[..., Any], *, seconds_per_token: float = 0.25) -> None:
         def duration(request: Request) -> int:
             # quota is charged by this estimate: two arms, prefill and start-up included
-            return int(min(120, 20 + 2 * request.max_new_tokens * seconds_per_token * request.batch**0.5))
+            times = request.repeats + request.scores
+            return int(min(120, 20 + 2 * times * request.max_new_tokens * seconds_per_token * request.batch**0.5))
 
         def stream(request: Request) -> Iterator[trace.Event | None]:
             yield None  # closing is only noticed after a yield, so there is one before prefill

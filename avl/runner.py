@@ -1,0 +1,234 @@
+"""One arm of a run: a request under one policy, step by step, each step timed on its own and told as events."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from avl.cache import AdaptiveCache, make_cache
+from avl.decode import Decoder, next_tokens
+from avl.policies import Policy
+from avl.telemetry import Clock, Meter
+from avl.trace import End, Event, Prefill, Repeat, Scores, Sets, Step, pack_bits, pack_scores
+
+_READ_EVERY = 8  # steps between two memory readings of an arm
+_SETS_EVERY = 4  # steps between two Sets of a policy whose stored image tokens change at every step
+
+
+@dataclass(frozen=True)
+class Request:
+    """What all arms of a run share."""
+
+    model: Any
+    processor: Any
+    inputs: dict[str, Any]
+    max_new_tokens: int
+    temperature: float
+    top_p: float
+    seed: int | None
+    eos: frozenset[int]
+
+
+class _Text:
+    """Token ids to text, piece by piece; a piece may be empty while a character is incomplete."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self.ids: list[int] = []
+        self.text = ""
+
+    def add(self, token: int) -> str:
+        """The piece that ``token`` adds."""
+        self.ids.append(token)
+        text = self._tokenizer.decode(self.ids, skip_special_tokens=True)
+        if text.endswith("\ufffd") or not text.startswith(self.text):
+            return ""
+        piece, self.text = text[len(self.text) :], text
+        return piece
+
+    def finish(self) -> str:
+        """The whole answer."""
+        return self._tokenizer.decode(self.ids, skip_special_tokens=True).strip()
+
+
+@dataclass
+class Runner:
+    """One arm: its cache, its clock and how far it is."""
+
+    number: int
+    policy: Policy
+    request: Request
+    meter: Meter
+    cache: AdaptiveCache
+    times: list[float] = field(default_factory=list)
+    stored: list[int] = field(default_factory=list)
+    read: list[int] = field(default_factory=list)
+    reason: str | None = None
+    ttft_ms: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.decoder = Decoder(self.request.model, self.cache)
+        self.text = _Text(self.request.processor.tokenizer)
+        self.clock = Clock(self.request.model.device)
+        self.generator = None
+        if self.request.temperature > 0 and self.request.seed is not None:
+            self.generator = torch.Generator().manual_seed(self.request.seed)
+        self.tokens: torch.Tensor | None = None
+        self.fed: list[torch.Tensor] = []
+        self.finished_rows = torch.zeros(self.cache.batch_size, dtype=torch.bool)
+        self.last_sets: list[list[int]] | None = None
+
+    @property
+    def clock_ms(self) -> float:
+        return self.ttft_ms + sum(self.times)
+
+    @property
+    def t(self) -> int:
+        return len(self.times)
+
+    def prefill(self) -> Iterator[Event]:
+        """The prompt and token 0."""
+        self.clock.start()
+        tokens = self._choose(self.decoder.prompt(self.request.inputs))
+        self.ttft_ms = self.clock.stop()
+        piece = self._take(tokens)
+        cache = self.cache
+        yield Prefill(
+            arm=self.number,
+            ms=self.ttft_ms,
+            token=self._first(tokens),
+            text=piece,
+            stored=tuple(cache.stored_tokens),
+            stored_bytes=cache.stored_bytes,
+            peak_bytes=cache.peak_bytes,
+        )
+        yield from self._sets()
+        yield self.meter.read(self.number, self.clock_ms)
+        yield from self._end()
+
+    def step(self) -> Iterator[Event]:
+        """Feed the last token, choose the next."""
+        assert self.tokens is not None
+        self.clock.start()
+        tokens = self._choose(self.decoder.step(self.tokens))
+        self.times.append(self.clock.stop())
+        piece = self._take(tokens)
+        cache = self.cache
+        stored, read = sum(cache.stored_tokens), sum(cache.read_tokens)
+        self.stored.append(cache.stored_bytes)
+        self.read.append(cache.read_bytes)
+        yield Step(
+            arm=self.number,
+            t=self.t,
+            token=self._first(tokens),
+            text=piece,
+            ms=self.times[-1],
+            clock_ms=self.clock_ms,
+            stored=stored,
+            read=read,
+            stored_bytes=self.stored[-1],
+            read_bytes=self.read[-1],
+            update=cache.update_step,
+        )
+        yield from self._sets()
+        if self.t % _READ_EVERY == 0:
+            yield self.meter.read(self.number, self.clock_ms)
+        yield from self._end()
+
+    def stop(self) -> Iterator[Event]:
+        """End before the answer is complete."""
+        self.reason = "stopped"
+        yield from self._end()
+
+    def _choose(self, logits: torch.Tensor) -> torch.Tensor:
+        request = self.request
+        return next_tokens(logits, request.temperature, request.top_p, self.generator)
+
+    @staticmethod
+    def _first(tokens: torch.Tensor) -> int:
+        return int(tokens[0])
+
+    def _take(self, tokens: torch.Tensor) -> str:
+        """Note the new tokens; the piece of text they add to row 0."""
+        self.tokens = tokens
+        self.fed.append(tokens)
+        ids = tokens.tolist()
+        over = bool(self.finished_rows[0])
+        for row, token in enumerate(ids):
+            if token in self.request.eos:
+                self.finished_rows[row] = True
+        piece = "" if over or self.finished_rows[0] else self.text.add(ids[0])
+        if bool(self.finished_rows.all()):
+            self.reason = "eos"
+        elif self.t + 1 >= self.request.max_new_tokens:
+            self.reason = "length"
+        return piece
+
+    def _sets(self) -> Iterator[Event]:
+        """What row 0 stores and reads of its image, when that has changed."""
+        cache, policy = self.cache, self.policy
+        first = self.t == 0
+        if not first and not (cache.update_step if policy.pins_image else self.t % _SETS_EVERY == 0):
+            return
+        n = cache.rows[0].n_image
+        sets = cache.image_sets(0)
+        stored = [members for members, _ in sets]
+        selects = any(policy.select(layer, n) is not None for layer in range(len(sets)))
+        same = stored == self.last_sets
+        if same and not selects:
+            return
+        self.last_sets = stored
+        yield Sets(
+            arm=self.number,
+            t=self.t,
+            stored=None if same else tuple(pack_bits(members, n) for members in stored),
+            core=tuple(pack_bits(core, n) for _, core in sets) if selects else None,
+            pruned=pack_bits(cache.pruned[0], n) if first and 0 in cache.pruned else None,
+        )
+
+    def _end(self) -> Iterator[Event]:
+        if self.reason is None:
+            return
+        yield End(
+            arm=self.number,
+            reason=self.reason,
+            text=self.text.finish(),
+            tokens=tuple(self.text.ids),
+            ttft_ms=self.ttft_ms,
+            median_ms=statistics.median(self.times) if self.times else None,
+            clock_ms=self.clock_ms,
+            stored_bytes=statistics.fmean(self.stored) if self.stored else float(self.cache.stored_bytes),
+            read_bytes=statistics.fmean(self.read) if self.read else 0.0,
+            peak_bytes=self.cache.peak_bytes,
+        )
+
+    def free(self) -> None:
+        """Give the cache's memory back; tokens and times stay."""
+        del self.cache, self.decoder
+
+    def again(self, number: int) -> Repeat:
+        """What this arm took, as the ``number``-th time that the same was run."""
+        middle = statistics.median(self.times) if self.times else None
+        return Repeat(self.number, number, self.ttft_ms, middle, self.clock_ms, self.reason or "stopped", tuple(self.text.ids))
+
+
+def attention(runner: Runner) -> Iterator[Scores]:
+    """The attention of every pass of a finished arm, pass by pass: the same tokens are fed once more to a cache that records.
+
+    Recording asks every layer for all its scores. A second pass over the answer keeps that out of the times of the first.
+    """
+    request = runner.request
+    cache = make_cache(request.model, request.inputs, runner.policy, request.max_new_tokens)
+    recorder = cache.record()
+    decoder = Decoder(request.model, cache)
+    for t in range(len(runner.fed)):
+        if t:
+            decoder.step(runner.fed[t - 1])
+        else:
+            decoder.prompt(request.inputs)
+        layers = recorder.layers()
+        yield Scores(runner.number, t, tuple(pack_scores(layer.image) for layer in layers), tuple(layer.shares for layer in layers))
