@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from avl.evaluation import tasks
-from avl.tiny import scenes
+from avl.tiny import drawing, scenes
 from avl.tiny.words import TEST_NUMBERS, TEST_WORDS, TRAIN_NUMBERS, TRAIN_WORDS
 
 
@@ -46,13 +46,13 @@ def test_items_stay_inside_and_apart():
 
 
 def test_most_patches_are_background():
-    shares = [(scenes.owners(scenes.draw(seed).items) < 0).mean() for seed in range(40)]
+    shares = [(drawing.owners(scenes.draw(seed).items) < 0).mean() for seed in range(40)]
     assert np.mean(shares) > 0.7
 
 
 def test_owner_of_an_items_centre_is_the_item():
     scene = scenes.draw(5)
-    owner = scenes.owners(scene.items)
+    owner = drawing.owners(scene.items)
     for index, item in enumerate(scene.items):
         if item.shape == "ring":
             continue

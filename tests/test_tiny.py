@@ -5,8 +5,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from avl.tiny import drawing, packing, scenes, tokenizer, vision
 from avl.tiny import model as sizes
-from avl.tiny import packing, scenes, tokenizer, vision
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,7 @@ def test_whole_scene_through_our_tower_is_clips_own(untrained):
 def test_labels_name_the_item_that_a_patch_shows():
     scene = next(s for s in map(scenes.draw, range(50)) if s.sign and s.objects)
     marks = vision.labels(scene.items, scene.background)
-    owner = scenes.owners(scene.items).reshape(-1)
+    owner = drawing.owners(scene.items).reshape(-1)
     sign = scene.items.index(scene.sign)
     letters = marks["letters"][owner == sign]
     assert len(letters) >= 2 * 2 * len(scene.sign.text)

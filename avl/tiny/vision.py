@@ -16,9 +16,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from . import scenes
+from . import drawing, scenes
 from .scenes import BACKGROUNDS, COLOURS, GRID, MAX_DIGITS, MAX_LETTERS, PATCH, PITCH, POSITIONS, SHAPES, SIZES, Item
-from .scenes import backdrop as draw_backdrop
 
 MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)  # CLIP's
 STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
@@ -49,7 +48,7 @@ WEIGHTS = {"shape": 2.0, "letters": 3.0, "digits": 1.5, "letter": 1.5, "backgrou
 
 def labels(items: Sequence[Item], background: str) -> dict[str, np.ndarray]:
     """What each patch of a scene should say: head -> int array [576, labels], IGNORE where there is nothing to say."""
-    owner = scenes.owners(list(items)).reshape(-1)
+    owner = drawing.owners(items).reshape(-1)
     out = {name: np.full((PATCHES, n), IGNORE, np.int64) for name, (n, _) in (HEADS | LOCAL_HEADS).items()}
     out["kind"][:] = 0
     out["background"][:] = BACKGROUNDS.index(background)
@@ -114,14 +113,14 @@ class Painter:
         rng = self.rng
         if len(self.pool) < POOL or rng.random() < FRESH:
             background = str(rng.choice(BACKGROUNDS))
-            drawn = (background, draw_backdrop(background, rng))
+            drawn = (background, drawing.backdrop(background, rng))
             if len(self.pool) < POOL:
                 self.pool.append(drawn)
             else:
                 self.pool[int(rng.integers(POOL))] = drawn
         background, under = self.pool[int(rng.integers(len(self.pool)))]
         items = scenes.lay_out(rng, "train", text=(0.65, 0.5), invented=0.6, unnamed=unnamed)
-        return scenes.Scene(scenes.render(items, background, rng, under), background, tuple(items), split="train")
+        return scenes.Scene(drawing.render(items, background, rng, under), background, tuple(items), split="train")
 
 
 @dataclass

@@ -58,14 +58,13 @@ class Fake:
         kind: str = "one",
         pace: float = 0.01,
         prefill: float = 0.05,
-        scores: bool = True,
         device_bytes: bool = False,
         fail_at: int | None = None,
         text: list[str] | None = None,
         differ_at: int = 9,
     ) -> None:
         self.layers, self.side, self.kind, self.pace, self.prefill = layers, side, kind, pace, prefill
-        self.scores, self.device_bytes, self.fail_at, self.differ_at = scores, device_bytes, fail_at, differ_at
+        self.device_bytes, self.fail_at, self.differ_at = device_bytes, fail_at, differ_at
         self.words = text or WORDS
         self.log: list[str] = []
         self.active = 0
@@ -76,6 +75,8 @@ class Fake:
         self.most_active = max(self.most_active, self.active)
         self.log.append("begin")
         try:
+            if self.active > 1:
+                raise RuntimeError("two runs overlap on the device")
             yield from self._run(request, stop)
         finally:
             self.active -= 1
@@ -125,6 +126,18 @@ class Fake:
             yield from arm.step()
             if arm.finished:
                 live.remove(arm)
+        for number in range(1, request.repeats):
+            for arm in arms:
+                if stop.is_set():
+                    return
+                time.sleep(self.pace)
+                middle = arm.clock / len(arm.texts) * (1 + 0.02 * number)
+                yield trace.Repeat(arm.index, number, self.prefill, middle, arm.clock, "length", tuple(range(len(arm.texts))))
+        for arm in arms if request.scores else []:
+            for t in range(len(arm.texts)):
+                if stop.is_set():
+                    return
+                yield arm.attention(t)
 
 
 class _Arm:
@@ -216,9 +229,6 @@ class _Arm:
     def _first_sets(self, counts: list[tuple[int, int]]) -> Iterator[trace.Event]:
         n = self.start.n_image
         scores = self._scores()
-        if self.fake.scores:
-            packed = tuple(trace.pack_scores(row / row.sum()) for row in scores)
-            yield trace.Scores(self.index, 0, packed, tuple((0.4, 0.3, 0.2, 0.1) for _ in scores))
         if self.policy.name in ("Full", "StreamingLLM"):
             return
         pruned = None
@@ -232,6 +242,12 @@ class _Arm:
         if counts[-1][1] < counts[-1][0]:
             core = self._top(scores, counts[-1][1], self.kept)
         yield trace.Sets(self.index, 0, stored, core, pruned)
+
+    def attention(self, t: int) -> trace.Scores:
+        scores = self._scores()
+        packed = tuple(trace.pack_scores(row / row.sum()) for row in scores)
+        generated = min(0.3, 0.02 * t)
+        return trace.Scores(self.index, t, packed, tuple((0.4 - generated, 0.3, 0.3, generated) for _ in scores))
 
     def _window(self) -> int:
         share = getattr(self.policy, "T", None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import time
 from pathlib import Path
 from typing import Any
@@ -311,7 +312,7 @@ def test_playhead_keyboard_and_zoom(serve: Any, tab: Any) -> None:
         const times = [...window.avlPlayer.measures.overlayMs].sort((a, b) => a - b);
         return times[Math.floor(times.length / 2)];
     }""")
-    assert cost < 4
+    assert cost < 2
     page.locator("[data-id=memoryTable] summary").click()
     steps = page.evaluate("window.avlPlayer.view.run.last")
     assert page.locator("[data-id=memoryTable] tbody tr").count() in (steps, steps + 1)
@@ -361,6 +362,124 @@ def test_tour_help_and_equal_budget(serve: Any, tab: Any) -> None:
     assert "saw-tooth" in page.locator("#avl-player .avl-help-text:visible").inner_text()
     assert "share" in one.text("layersNote")
     assert one.errors == []
+
+
+def test_repeats_and_recorded_attention(serve: Any, tab: Any) -> None:
+    """The spread in the result; the paper's figures from the scores, in words, as pictures and as tables; the link carries both."""
+    server = serve("--pace", "0.005")
+    one = tab(server.url).open("?r=3&scores=1")
+    page = one.page
+    one.set("#avl-tokens", 16)
+    page.click("#avl-run")
+    one.wait("done")
+    assert "over 3 runs" in one.text("measured")
+    assert one.text("runs") == "median of 3 runs"
+    assert page.locator("[data-id=compared] option").count() == 4
+    page.select_option("[data-id=compared]", "30")
+    one.until("document.querySelector('[data-id=continuityTitle]').textContent.includes('top 30 %')")
+    # the full-attention arm has no sets, but its attention was recorded
+    page.locator(".avl-segment").first.click()
+    one.until("document.querySelectorAll('[data-id=compared] option').length === 3")
+    said = {"continuityNote": "Figure 5", "layersNote": "Figure 4", "sharesNote": "Figure 1", "sparsityNote": "22.88 %"}
+    for name, words in said.items():
+        assert words in one.text(name)
+        assert "This run" in one.text(name)
+    for name, rows in [("continuity", 8), ("layers", 8), ("shares", 16), ("sparsity", 51)]:
+        page.locator(f"[data-id={name}Table] summary").click()
+        assert page.locator(f"[data-id={name}Table] tbody tr").count() == rows, name
+    page.select_option("[data-id=view]", "scores")
+    one.until("document.querySelector('[data-id=legend]').textContent.includes('attention of')")
+    assert {"r=3", "scores=1"} <= set(page.evaluate("window.avlLink()").split("&"))
+    assert one.errors == []
+
+
+def test_sixty_starts_stops_and_reloads_of_two_visitors(serve: Any, tab: Any) -> None:
+    """Whatever two visitors press, nothing hangs, runs never overlap on the device, and the next run is as good as the first."""
+    server = serve("--pace", "0.01", "--prefill", "0.02")
+    seed = random.randrange(10**6)
+    rng = random.Random(seed)
+    tabs = [tab(server.url).open() for _ in range(2)]
+    for _ in range(60):
+        one = rng.choice(tabs)
+        action = rng.choice(["run", "run", "stop", "stop", "reload"])
+        if action == "reload":
+            one.open()
+        else:
+            button = one.page.locator(f"#avl-{action}")
+            if button.is_enabled():
+                button.click()
+        time.sleep(rng.uniform(0, 0.15))
+    for one in tabs:
+        if one.page.locator("#avl-stop").is_enabled():
+            one.page.click("#avl-stop")
+    server.wait_idle(10)
+    for one in tabs:
+        one.open()
+        one.set("#avl-tokens", 6)
+        one.page.click("#avl-run")
+        one.wait("done", 20_000)
+        assert one.tokens() == [6, 6], f"seed {seed}"
+        assert one.page.locator("[data-id=alert]").is_hidden(), f"seed {seed}"
+        assert one.errors == [], f"seed {seed}"
+
+
+# Faults of Gradio's own markup, by rule and part of the selector; everything else has to be clean
+GRADIO_FAULTS: dict[str, str] = {}
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_accessibility(serve: Any, tab: Any, scheme: str) -> None:
+    """axe-core, before and after a run, in both themes."""
+    from axe_playwright_python.sync_playwright import Axe
+
+    server = serve("--pace", "0.005")
+    one = tab(server.url, color_scheme=scheme).open("?scores=1")
+    one.set("#avl-tokens", 12)
+    for after in (False, True):
+        if after:
+            one.page.click("#avl-run")
+            one.wait("done")
+            for table in one.page.locator("#avl-player details summary").all():
+                if table.is_visible():
+                    table.click()
+        found = Axe().run(one.page).response["violations"]
+        ours = [
+            f"{fault['id']}: {node['target']} {node['failureSummary'][:300]}"
+            for fault in found
+            for node in fault["nodes"]
+            if not (fault["id"] in GRADIO_FAULTS and GRADIO_FAULTS[fault["id"]] in str(node["target"]))
+        ]
+        assert ours == []
+
+
+def test_it_opens_fast_and_scrubs_at_the_screens_pace(serve: Any, tab: Any) -> None:
+    """Best of three: a shared machine can be slow, but the page must not be."""
+    server = serve("--pace", "0.005")
+    opened, frames = [], []
+    for _ in range(3):
+        one = tab(server.url)
+        began = time.monotonic()
+        one.open()
+        opened.append(time.monotonic() - began)
+        one.set("#avl-tokens", 120)
+        one.page.click("#avl-run")
+        one.wait("done")
+        frames.append(
+            one.page.evaluate("""async () => {
+                const slider = document.querySelector('[data-id=step]'), began = performance.now();
+                for (let t = 0; t < 110; t++) {
+                    slider.value = t;
+                    slider.dispatchEvent(new Event('input', { bubbles: true }));
+                    await new Promise(requestAnimationFrame);
+                }
+                return 110000 / (performance.now() - began);
+            }""")
+        )
+        one.close()
+        if min(opened) < 3 and max(frames) > 50:
+            break
+    assert min(opened) < 3, opened
+    assert max(frames) > 50, frames
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

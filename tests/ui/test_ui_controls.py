@@ -72,6 +72,9 @@ def test_policies(arm: dict[str, Any], policy: Any) -> None:
         ("q", {"top_p": 0}, "top_p must be"),
         ("q", {"seed": -1}, "seed must be"),
         ("q", {"mode": "fast"}, "mode"),
+        ("q", {"repeats": 0}, "repeats must be"),
+        ("q", {"repeats": 21}, "repeats must be"),
+        ("q", {"scores": "yes"}, "true or false"),
     ],
 )
 def test_bad_settings_are_one_sentence(picture: Path, question: Any, change: dict[str, Any], word: str) -> None:
@@ -81,6 +84,14 @@ def test_bad_settings_are_one_sentence(picture: Path, question: Any, change: dic
     assert word in said
     assert "\n" not in said
     assert len(said) < 250
+
+
+def test_recording_is_refused_where_it_would_fill_the_page(picture: Path) -> None:
+    large = about(n_image=2880, layers=32, max_tokens=256)
+    with pytest.raises(ValueError, match="27 new tokens at most"):
+        controls.prepare(str(picture), "q", settings(scores=True, max_new_tokens=200), large)
+    assert controls.prepare(str(picture), "q", settings(scores=True, max_new_tokens=27), large).scores
+    assert not controls.prepare(str(picture), "q", settings(max_new_tokens=200), large).scores
 
 
 @pytest.mark.parametrize("chosen", [None, [], "x", 5])
