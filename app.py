@@ -11,7 +11,7 @@ from collections.abc import Iterator
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio is imported
 
 import avl
-from avl import engine, models, trace
+from avl import engine, models, telemetry, trace
 from avl.tiny import scenes
 from avl.ui import gallery, page
 from avl.ui.controls import About
@@ -91,7 +91,14 @@ def main(argv: list[str] | None = None) -> int:
         notes=(*([BUNDLED_NOTE] if bundled else []), BATCH_NOTE),
     )
     zero_gpu = spaces.GPU if spaces is not None and os.environ.get("SPACES_ZERO_GPU") else None
-    built = page.build(race, about, scene=lambda seed: scenes.draw(seed, "test"), recorded=gallery.recording(bundled), zero_gpu=zero_gpu)
+    built = page.build(
+        race,
+        about,
+        scene=lambda seed: scenes.draw(seed, "test"),
+        recorded=gallery.recording(bundled),
+        zero_gpu=zero_gpu,
+        idle=lambda: telemetry.idle(model.device),
+    )
     built.launch(server_name=flags.host, server_port=flags.port, share=flags.share)
     return 0
 

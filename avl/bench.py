@@ -23,7 +23,8 @@ from avl.attachment import attach
 from avl.attention import decode_implementation
 from avl.kernels.bench import one_line
 from avl.measure import Arms, Subject, compare, largest, measure_rates, reference
-from avl.models import ASSETS, DTYPES, load, model_name, open_image, prepare, repeat
+from avl.models import ASSETS, DTYPES, load, model_name, prepare, repeat
+from avl.pictures import open_image
 from avl.policies import AVL, H2O, PRESETS, FastV, Full, Policy, StreamingLLM
 from avl.spans import find_rows
 from avl.telemetry import machine_card

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import base64
-import io
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from PIL import Image
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
@@ -17,11 +14,10 @@ from rich.table import Table
 from rich.text import Text
 
 from avl.engine import MODES, race
-from avl.models import CHECKPOINTS, load, open_image
+from avl.models import CHECKPOINTS, load
+from avl.pictures import data_uri, open_image
 from avl.policies import AVL, H2O, FastV, Full, Policy, StreamingLLM
 from avl.trace import End, Error, Prefill, Repeat, Scores, Start, Step, Trace
-
-SHOWN_SIDE = 1024  # longer side of a picture kept with a trace, pixels
 
 
 def parser(name: str, description: str | None) -> argparse.ArgumentParser:
@@ -72,7 +68,7 @@ def run(chosen: argparse.Namespace, scores: bool = False) -> Trace:
     policies = [others[chosen.against], AVL(S=chosen.S, C=chosen.C, K=chosen.K, P=chosen.P, T=chosen.T)]
     pictures = [open_image(path) for path in chosen.image]
     model, processor = load(chosen.model, device=chosen.device, dtype=chosen.dtype, revision=chosen.revision)
-    trace = Trace(images=[_data_uri(picture) for picture in pictures])
+    trace = Trace(images=[data_uri(picture) for picture in pictures])
     events = race(
         model,
         processor,
@@ -179,11 +175,3 @@ def write(trace: Trace, path: Path) -> None:
         path.write_text(report.page(trace), encoding="utf-8")
     else:
         path.write_text(trace.to_json(), encoding="utf-8")
-
-
-def _data_uri(picture: Image.Image) -> str:
-    small = picture.copy()
-    small.thumbnail((SHOWN_SIDE, SHOWN_SIDE))
-    buffer = io.BytesIO()
-    small.save(buffer, "WEBP", quality=90)
-    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

@@ -16,7 +16,8 @@ from avl.architectures import describe
 from avl.attachment import attach
 from avl.attention import decode_implementation
 from avl.cache import make_cache
-from avl.models import image_grids, model_name, open_image, prepare, repeat
+from avl.models import image_grids, model_name, prepare, repeat
+from avl.pictures import open_image
 from avl.policies import Policy
 from avl.runner import Request, Runner, attention
 from avl.telemetry import Meter, machine_card

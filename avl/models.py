@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import io
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
 from avl.architectures import SUPPORTED, TEXT_MODELS, describe
 from avl.trace import Grid
@@ -28,9 +26,6 @@ CHECKPOINTS: dict[str, str] = {
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 DTYPES |= {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-MAX_PIXELS = 20_000_000
-"""Largest picture that is opened: a small file can unpack to gigabytes."""
 
 
 def load(
@@ -153,54 +148,6 @@ def model_name(model: Any) -> str:
     if path == str(TINY):
         return "tiny"
     return Path(path).name if Path(path).exists() else path or type(model).__name__
-
-
-def open_image(source: Any) -> Image.Image:
-    """A picture as upright RGB.
-
-    Args:
-        source: PIL image, path, bytes, or numpy array ``[height, width, 3]`` of uint8.
-
-    Raises:
-        ValueError: nothing given, not a picture, without area, or larger than :data:`MAX_PIXELS`.
-    """
-    if source is None:
-        raise ValueError("there is no image: upload one, or pick an example")
-    if not isinstance(source, Image.Image):
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # checked below, with our own sentence
-                if isinstance(source, bytes):
-                    source = Image.open(io.BytesIO(source))
-                elif isinstance(source, str | Path):
-                    source = Image.open(source)
-                else:
-                    source = Image.fromarray(source)
-        except FileNotFoundError:
-            raise ValueError(f"there is no image file {source}: check the path") from None
-        except (UnidentifiedImageError, OSError, SyntaxError, TypeError, ValueError, AttributeError, Image.DecompressionBombError) as error:
-            if isinstance(error, Image.DecompressionBombError):
-                raise ValueError(_too_large()) from None
-            raise ValueError("this file cannot be read as an image: use a PNG, JPEG or WebP picture") from None
-    width, height = source.size
-    if width * height > MAX_PIXELS:
-        raise ValueError(_too_large(source))
-    if min(width, height) < 2 or max(width, height) > 200 * min(width, height):
-        raise ValueError(f"this image has no area to look at ({width} × {height} pixels): choose another one")
-    try:
-        upright = ImageOps.exif_transpose(source)
-        if "A" in upright.getbands() or "transparency" in upright.info:
-            # what shows through is white, as on a page; a bare conversion would make it black
-            clear = upright.convert("RGBA")
-            upright = Image.alpha_composite(Image.new("RGBA", clear.size, "white"), clear)
-        return upright.convert("RGB")
-    except (OSError, SyntaxError, ValueError):
-        raise ValueError("this image is damaged and cannot be decoded: save it again as PNG or JPEG") from None
-
-
-def _too_large(image: Image.Image | None = None) -> str:
-    size = f" ({image.width} × {image.height})" if image is not None else ""
-    return f"this image is too large{size}: at most {MAX_PIXELS // 1_000_000} million pixels, scale it down first"
 
 
 def chat_prompt(processor: Any, question: str, n_images: int) -> str:

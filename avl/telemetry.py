@@ -98,6 +98,35 @@ def device_power_watts(device: torch.device) -> float | None:
         return None
 
 
+def idle(device: torch.device) -> dict[str, Any]:
+    """Readings between runs, for the page's header; None for what this machine cannot tell.
+
+    Returns:
+        ``used_bytes`` and ``total_bytes`` of the device (pynvml, all processes), ``power_watts``, ``rss_bytes`` of this process, and
+        ``free_bytes``: what a cache could still take, on the GPU or in main memory.
+    """
+    nvml = _nvml(device)
+    total = None
+    if not isinstance(nvml, str):
+        try:
+            total = int(nvml[0].nvmlDeviceGetMemoryInfo(nvml[1]).total)
+        except Exception:
+            total = None
+    if device.type == "cuda":
+        # what torch's allocator holds and does not use is free to us, whatever the driver says
+        free, spare = torch.cuda.mem_get_info(device)[0], torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        free += spare
+    else:
+        free = psutil.virtual_memory().available
+    return {
+        "used_bytes": device_used_bytes(device),
+        "total_bytes": total,
+        "power_watts": device_power_watts(device),
+        "rss_bytes": psutil.Process().memory_info().rss,
+        "free_bytes": free,
+    }
+
+
 def settle(device: torch.device) -> None:
     """Give cached blocks back to the device, so that what pynvml reads next is what is really held."""
     if device.type == "cuda":

@@ -16,7 +16,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 FLOORS = [
-    ("trace",),
+    ("trace", "pictures"),
     ("partition", "scoring", "spans", "prompt", "architectures", "recorder"),
     ("policies", "kernels"),
     ("attention", "cache", "layer", "bank"),

@@ -101,7 +101,21 @@ function set(index, key, value) {
   }
   publish();
   $.arms.children[index].redraw();
+  drawFits();
 }
+
+// Rows whose caches fit into the free memory: in a race all arms hold theirs at once, and prefill adds one layer's full share
+function drawFits() {
+  const free = window.avlFreeBytes;
+  show($.fits, Boolean(free));
+  if (!free) return;
+  const one = { ...sizeNow(), batch: 1 }, entry = one.token_bytes / one.layers;
+  const peaks = settings.arms.map((arm) => (predictStep(arm, one, one.limit).stored + one.n_image + one.n_text) * entry);
+  const row = settings.mode === "isolated" ? Math.max(...peaks) : peaks.reduce((a, b) => a + b, 0);
+  const rows = Math.floor(free / row);
+  put($.fits, `caches take ${formatBytes(row)} a row; ${formatBytes(free)} are free: ${rows >= 256 ? "every batch fits" : rows < 1 ? "not even one row fits" : `up to about batch ${rows} fits`}`);
+}
+document.addEventListener("avl:idle", drawFits);
 
 $.tokens.max = about.max_tokens;
 
@@ -115,6 +129,7 @@ function drawGeneration() {
   $.temperature.value = settings.temperature;
   $.topp.value = settings.top_p;
   $.seed.value = settings.seed === null ? "" : settings.seed;
+  drawFits();
 }
 
 function generation(node, key, read) {
@@ -125,6 +140,7 @@ function generation(node, key, read) {
     if (key === "max_new_tokens") put($.tokensOut, `≤ ${value}`);
     publish();
     for (const box of $.arms.children) box.redraw();
+    drawFits();
   });
 }
 

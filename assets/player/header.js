@@ -5,4 +5,16 @@ const about = props.about;
 const at = (id) => root.querySelector(`[data-id="${id}"]`);
 put(at("machine"), [about.name, about.dtype, about.device, about.machine].filter(Boolean).join(" · "));
 put(at("honest"), about.notes.join(" "));
+
+// readings between runs; other components hear of the free memory
+function showIdle() {
+  const now = props.value;
+  if (!now || typeof now !== "object") return;
+  const device = now.used_bytes === null ? `n/a (no NVIDIA GPU): process memory ${formatBytes(now.rss_bytes)}` : `${formatBytes(now.used_bytes)} of ${formatBytes(now.total_bytes)} in use on the device (pynvml)`;
+  put(at("idle"), [device, now.power_watts === null ? "" : `${fixed(now.power_watts, 0)} W`].filter(Boolean).join(" · "));
+  window.avlFreeBytes = now.free_bytes;
+  document.dispatchEvent(new CustomEvent("avl:idle"));
+}
+watch("value", showIdle);
+showIdle();
 show(at("honest"), about.notes.length > 0);

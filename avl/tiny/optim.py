@@ -30,7 +30,7 @@ class Optimizer:
         modules: what is trained; converted to `dtype` in place. Parameters that need no gradient stay out.
         peak: the highest learning rate.
         dtype: torch.float32 or torch.bfloat16.
-        slow: modules trained at a quarter of the rate: those that an earlier stage trained already.
+        slow: modules trained at a twelfth of the rate: those that an earlier stage trained to its end.
         warmup: share of the stage with a rising rate; afterwards a half cosine falls to `floor * peak`.
     """
 
@@ -54,7 +54,7 @@ class Optimizer:
         for module in modules:
             module.to(dtype)
         groups = []
-        for part, factor in ((False, 1.0), (True, 0.25)):
+        for part, factor in ((False, 1.0), (True, 1 / 12)):
             own = [m for m, p in zip(self.master, self.live, strict=True) if (id(p) in late) is part]
             for matrix, decay in ((True, 0.02), (False, 0.0)):
                 groups.append({"params": [m for m in own if (m.dim() > 1) is matrix], "weight_decay": decay, "factor": factor})

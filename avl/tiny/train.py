@@ -112,9 +112,9 @@ def train_language(
     peak: float = 1.2e-3,
     device: str = "cpu",
 ) -> None:
-    """Stage 2: projector and language model, and in every third batch the tower. Reads `vision.pt`, resumes `language.pt`.
+    """Stage 2: projector and language model, and later in every third batch the tower. Reads `vision.pt`, resumes `language.pt`.
 
-    The tower goes on at a quarter of the rate, from the language model's loss and its own heads' together.
+    The tower goes on at a twelfth of the rate, as more of it would undo what it knows, from the language model's loss and its heads' own.
 
     A random part of the image tokens that are given is kept. Later, half of the batches also hide some of them in each layer, others in
     every layer, and forget a random part of the text that is long past. More and more batches give whole pictures.
@@ -170,7 +170,7 @@ def train_language(
         rest = (packed.ids, packed.block, packed.place, packed.target)
         packed = packing.Packed(packed.patches.to(device), places.to(device), marks, *(t.to(device) for t in rest))
         kept = kept.to(device)
-        both = done > 0.15 and step % 3 == 0
+        both = done > 0.3 and step % 3 == 0
         with torch.set_grad_enabled(both):
             features, local = vision.run_tower(tower, packed.patches, packed.places)
         some = features.gather(1, kept[..., None].expand(-1, -1, features.shape[-1]))

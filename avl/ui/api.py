@@ -19,7 +19,7 @@ from avl import trace
 
 from . import controls
 from .controls import About
-from .transport import Busy, Job, Request, ThreadTransport, batches
+from .transport import Busy, Job, Request, ThreadTransport, batches, sentence
 
 MAX_BYTES = 8 * 2**20
 
@@ -120,7 +120,7 @@ def endpoint(line: ThreadTransport, about: About) -> Callable[..., Any]:
                 "trace": {"schema": trace.SCHEMA, "meta": run.meta, "images": [], "events": [event.to_dict() for event in run]},
             }
         except (ValueError, Busy) as error:
-            raise gr.Error(str(error), print_exception=False) from None
+            raise gr.Error(sentence(error), print_exception=False) from None
         finally:
             if job is not None:
                 line.leave(job)

@@ -5,28 +5,23 @@ Whatever reaches :func:`prepare` is hostile until checked: the page's own widget
 
 from __future__ import annotations
 
-import base64
-import io
 import math
-import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
+from avl import pictures
 from avl.policies import TABLE_3
 
 from .transport import Request
 
-MAX_PIXELS = 20_000_000
 MAX_QUESTION = 2_000
 MAX_BATCH = 256
 MAX_REPEATS = 20
 MAX_SCORES = 5_000_000
 """Attention weights of a run that the page records at most: image tokens x layers x passes of all arms. They travel as two bytes each."""
-SHOWN_SIDE = 1024
-"""The longer side of the picture sent back to the player; the model always gets the whole upload."""
 
 
 @dataclass(frozen=True)
@@ -170,28 +165,12 @@ def at_stored(choice: Any, fraction: Any, about: About) -> dict[str, Any]:
 
 
 def picture(path: Any) -> Image.Image:
-    """Open an upload: upright, RGB, not too large. Raises ValueError with one sentence."""
+    """Open an upload: upright, RGB, not too large. Raises ValueError with one sentence, which never names a path of the server."""
     if not path:
         raise ValueError("There is no picture yet: upload one, pick an example or press “New scene”.")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the check below is stricter
-            image: Image.Image = Image.open(Path(path))
-            width, height = image.size
-            if width * height > MAX_PIXELS:
-                raise ValueError(f"The picture is too large ({width} × {height}): {MAX_PIXELS // 1_000_000} million pixels at most.")
-            if min(width, height) < 2 or max(width, height) > 200 * min(width, height):
-                raise ValueError(f"A picture of {width} × {height} pixels has no area to look at: choose another one.")
-            image = ImageOps.exif_transpose(image)
-            if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-                image = image.convert("RGBA")
-                white = Image.new("RGBA", image.size, "white")
-                image = Image.alpha_composite(white, image)
-            return image.convert("RGB")
-    except Image.DecompressionBombError:
-        raise ValueError(f"The picture is too large: {MAX_PIXELS // 1_000_000} million pixels at most.") from None
-    except (UnidentifiedImageError, OSError, SyntaxError, EOFError, OverflowError):
-        raise ValueError("This file is not a picture that can be read: use PNG, JPEG or WebP.") from None
+    if not Path(path).is_file():
+        raise ValueError("The server no longer has this picture: choose it again.")
+    return pictures.open_image(Path(path))
 
 
 def prepare(path: Any, question: Any, chosen: Any, about: About) -> Request:
@@ -231,12 +210,3 @@ def prepare(path: Any, question: Any, chosen: Any, about: About) -> Request:
         most = MAX_SCORES * request.max_new_tokens // weights
         raise ValueError(f"Recording the attention of so many tokens would take too much memory: {most} new tokens at most with it.")
     return Request(**{**vars(request), "images": (picture(path),)})
-
-
-def shown(image: Image.Image) -> str:
-    """The picture as the data URI that the player draws on."""
-    small = image.copy()
-    small.thumbnail((SHOWN_SIDE, SHOWN_SIDE))
-    buffer = io.BytesIO()
-    small.save(buffer, "WEBP", quality=90)
-    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

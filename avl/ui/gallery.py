@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 import logging
 from dataclasses import dataclass
@@ -13,6 +11,7 @@ from pathlib import Path
 from PIL import Image
 
 from avl import trace
+from avl.pictures import data_uri
 
 from .player import ASSETS
 
@@ -67,8 +66,4 @@ def recording(bundled: bool) -> trace.Trace | None:
 def thumbnail(path: Path) -> str:
     """A small picture as a data URI for the strip."""
     with Image.open(path) as image:
-        small = image.convert("RGB")
-    small.thumbnail((132, 132))
-    buffer = io.BytesIO()
-    small.save(buffer, "WEBP", quality=80)
-    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+        return data_uri(image, side=132, quality=80)

@@ -17,7 +17,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
-from avl import trace
+from avl import pictures, trace
 
 from . import api, controls, gallery, player, report
 from .controls import About
@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 
 Scene = Callable[[int], Any]
 """Draw the scene of a seed: an object with ``image`` and ``questions`` (each with ``text`` and ``answer``)."""
+
+IDLE_SECONDS = 5  # between two readings of the header, while nothing runs
 
 _numbers = itertools.count(1)
 
@@ -65,7 +67,7 @@ class Stream:
 
     def __init__(self, key: str, request: Request, meta: dict[str, Any], runs: report.Runs) -> None:
         self.key = key
-        self.trace = trace.Trace(images=[controls.shown(image) for image in request.images], meta=meta)
+        self.trace = trace.Trace(images=[pictures.data_uri(image) for image in request.images], meta=meta)
         self._pictures_sent = False
         runs.add(key, self.trace)
 
@@ -119,6 +121,7 @@ def build(
     scene: Scene | None = None,
     recorded: trace.Trace | None = None,
     zero_gpu: Callable[..., Any] | None = None,
+    idle: Callable[[], dict[str, Any]] | None = None,
     transport: ThreadTransport | None = None,
 ) -> Page:
     """Build the page.
@@ -129,6 +132,7 @@ def build(
         scene: draws a scene with known answers, for "New scene"; None hides the button.
         recorded: a trace to show until the visitor runs something.
         zero_gpu: ``spaces.GPU`` where the page runs on ZeroGPU; else one worker thread runs everything.
+        idle: reads memory and power between runs for the header, as ``telemetry.idle``; None shows none.
         transport: for tests; by default a :class:`ThreadTransport` of ``race``.
 
     Returns:
@@ -194,7 +198,7 @@ def build(
                 yield [stream.batch(events, state, line.position(job)), gr.skip(), gr.skip()]
             yield [stream.whole(), *free[1:]]
         except (ValueError, Busy) as error:
-            yield [message(state="refused", message=str(error)), *free[1:]]
+            yield [message(state="refused", message=sentence(error)), *free[1:]]
         except Exception as error:  # a person sees a sentence, the log the rest
             log.exception("the handler failed")
             yield [message(state="refused", message=sentence(error)), *free[1:]]
@@ -213,7 +217,7 @@ def build(
                 yield [stream.batch([] if event is None else [event], "running", 0), gr.skip(), gr.skip()]
             yield [stream.whole(), *free[1:]]
         except ValueError as error:
-            yield [message(state="refused", message=str(error)), *free[1:]]
+            yield [message(state="refused", message=sentence(error)), *free[1:]]
         except gr.Error:
             raise  # ZeroGPU's own words about quota
         except Exception as error:
@@ -256,7 +260,7 @@ def build(
         return suggestions(["Describe the picture."], {})
 
     with gr.Blocks(title="A-VL × LLaVA", analytics_enabled=False, fill_width=True, delete_cache=(3600, 3600)) as blocks:
-        player.component("header", about=facts)
+        header = player.component("header", value=idle() if idle else None, about=facts)
         opened = suggestions(list(opening.questions), dict(opening.answers), f"ex={opening.key}") if opening else suggestions([], {})
         known = gr.State(opened[1], time_to_live=3600)
         with gr.Row(equal_height=False):
@@ -314,6 +318,13 @@ def build(
         image.upload(own_picture, None, [strip, known], **shared)
         image.clear(own_picture, None, [strip, known], **shared)
         blocks.unload(stop)
+        if idle is not None and line is not None:
+
+            def between_runs() -> Any:
+                # never beside a run: it would take time from what is being measured
+                return gr.skip() if line.load[0] else idle()
+
+            gr.Timer(IDLE_SECONDS).tick(between_runs, None, header, **shared)
         if line is not None:
             gr.api(api.endpoint(line, about), api_name="compare", concurrency_limit=None)
 

@@ -52,8 +52,11 @@ class Busy(RuntimeError):
 
 def sentence(error: BaseException) -> str:
     """One clear sentence for the page. Only errors made for a person pass through as they are; the rest goes to the log."""
-    if isinstance(error, ValueError):
-        return str(error)
+    if isinstance(error, ValueError | Busy):
+        text = str(error)
+        # the library's sentences begin small; names of parameters stay as they are
+        text = text[:1].upper() + text[1:] if text.split(" ")[0].isalpha() else text
+        return text if text.endswith((".", "!", "?")) else text + "."
     if isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__:
         return "The device ran out of memory: choose a smaller batch, fewer new tokens or a smaller picture."
     return f"The run failed inside ({type(error).__name__}); the server's log has the details."

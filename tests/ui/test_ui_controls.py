@@ -10,6 +10,7 @@ from fake import about
 from PIL import Image
 
 import avl
+from avl import pictures
 from avl.ui import controls
 
 
@@ -128,11 +129,11 @@ def junk(tmp_path: Path, name: str) -> str | None:
         ("none", "no picture"),
         ("text", "not a picture"),
         ("empty", "not a picture"),
-        ("cut", "not a picture"),
+        ("cut", "damaged"),
         ("huge", "too large"),
         ("bomb", "too large"),
         ("line", "no area"),
-        ("missing", "not a picture"),
+        ("missing", "no longer has this picture"),
     ],
 )
 def test_bad_pictures_are_one_sentence(tmp_path: Path, name: str, word: str) -> None:
@@ -165,7 +166,7 @@ def test_presets_are_rows_of_table_3_and_agree_with_the_library() -> None:
 
 
 def test_what_the_player_gets_to_draw_on_is_small(tmp_path: Path) -> None:
-    uri = controls.shown(Image.effect_noise((3000, 2000), 60).convert("RGB"))
+    uri = pictures.data_uri(Image.effect_noise((3000, 2000), 60).convert("RGB"))
     assert uri.startswith("data:image/webp;base64,")
     assert len(uri) < 1_500_000
 

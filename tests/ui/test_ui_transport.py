@@ -173,7 +173,7 @@ def test_a_failure_is_one_sentence_and_the_worker_lives(make: Any) -> None:
     assert transport.alive
 
 
-def test_a_refusal_of_the_engine_passes_as_it_is(make: Any) -> None:
+def test_a_refusal_of_the_engine_is_a_sentence_of_the_page(make: Any) -> None:
     def race(_: Request, __: threading.Event) -> Iterator[trace.Event]:
         raise ValueError("the prompt is longer than the model's context")
 
@@ -182,13 +182,14 @@ def test_a_refusal_of_the_engine_passes_as_it_is(make: Any) -> None:
     async def go() -> list[trace.Event]:
         return await drain(transport, transport.submit(request(), "a"))
 
-    assert asyncio.run(go()) == [trace.Error("the prompt is longer than the model's context")]
+    assert asyncio.run(go()) == [trace.Error("The prompt is longer than the model's context.")]
 
 
 def test_words_for_errors() -> None:
     out_of_memory = type("OutOfMemoryError", (RuntimeError,), {})("CUDA out of memory. Tried to allocate 20 MiB")
     assert "smaller batch" in sentence(out_of_memory)
-    assert sentence(ValueError("S is off")) == "S is off"
+    assert sentence(ValueError("the picture is gone")) == "The picture is gone."
+    assert sentence(ValueError("max_new_tokens must be 1!")) == "max_new_tokens must be 1!"
     assert "secret" not in sentence(KeyError("/secret/path"))
 
 
