@@ -86,12 +86,12 @@ def test_packed_loss_is_the_loss_of_separate_sequences(untrained, words):
     packer = packing.Packer(words)
     pairs = [("What is red?", "a star"), ("Read the sign.", "BREAD"), ("where is the cup", "top left")]
     blocks = [packer.block(*p) for p in pairs]
-    row = packer.row(blocks, limit=64)
+    row = packer.row(blocks, [], limit=64)
     images = noise(1)
     packed = packing.Packed(*cut(images), {}, *(torch.from_numpy(x)[None] for x in row))
     with torch.no_grad():
         features, _ = vision.run_tower(sizes.tower(untrained), packed.patches, packed.places)
-        loss, _ = packing.language_loss(untrained, packer, features, packed.places, packed)
+        loss, _, _ = packing.language_loss(untrained, packer, features, packed.places, packed)
         image = words.convert_tokens_to_ids("<image>")
         losses = []
         for tokens, asked in blocks:
@@ -104,7 +104,7 @@ def test_packed_loss_is_the_loss_of_separate_sequences(untrained, words):
 
 def test_dropped_image_tokens_equal_masked_ones(untrained, words):
     packer = packing.Packer(words)
-    row = packer.row([packer.block("What is red?", "a star")], limit=24)
+    row = packer.row([packer.block("What is red?", "a star")], [], limit=24)
     images = noise(1)
     packed = packing.Packed(*cut(images), {}, *(torch.from_numpy(x)[None] for x in row))
     (kept,) = packing.choose(torch.Generator().manual_seed(0), 1, 576, 100)
@@ -112,7 +112,7 @@ def test_dropped_image_tokens_equal_masked_ones(untrained, words):
     assert (kept.diff() > 0).all()
     with torch.no_grad():
         features, _ = vision.run_tower(sizes.tower(untrained), packed.patches, packed.places)
-        loss, _ = packing.language_loss(untrained, packer, features[:, kept], kept[None], packed)
+        loss, _, _ = packing.language_loss(untrained, packer, features[:, kept], kept[None], packed)
         # The same by an attention mask over the full sequence.
         ids = torch.tensor([[*packer.prefix, *[words.convert_tokens_to_ids("<image>")] * 576, *packed.ids[0][packed.block[0] >= 0]]])
         mask = torch.ones_like(ids)
@@ -124,6 +124,31 @@ def test_dropped_image_tokens_equal_masked_ones(untrained, words):
         learned = target >= 0
         expected = F.cross_entropy(logits[-len(target) :][learned], target[learned])
     assert torch.allclose(loss, expected, atol=1e-5)
+
+
+def test_names_in_a_question_are_about_what_they_match():
+    one = scenes.Item("object", (0, 0, 9, 9), "left", "star", "red", "small")
+    two = scenes.Item("object", (0, 0, 9, 9), "top", "star", "blue", "large")
+    words = ["how", "many", "stars", "are", "there", "is", "the", "red", "star", "left", "of", "the", "blue", "thing", "or", "of", "a", "cup"]
+    marks = packing.mentions(words, [one, two])
+    said = {word: marks[place].tolist() for place, word in enumerate(words) if marks[place, 0] >= 0}
+    blue, star = list(scenes.COLOURS).index("blue"), scenes.SHAPES.index("star")
+    assert said == {
+        "stars": [2, -100, -100, -100, -100],
+        "star": [1, 0, star, 0, scenes.POSITIONS.index("left")],
+        "blue": [1, blue, star, 2, scenes.POSITIONS.index("top")],
+        "cup": [0, -100, -100, -100, -100],
+    }
+    heads = packing.Mentions(8)
+    loss, right = heads.loss(torch.randn(1, len(words), 8), torch.from_numpy(marks)[None])
+    assert loss > 0
+    assert 0 <= right <= 1
+
+
+def test_names_of_objects_are_single_tokens(words):
+    """`mentions` reads tokens as words."""
+    for name in (*scenes.SHAPES, *scenes.PLURALS.values(), *scenes.COLOURS):
+        assert len(words.tokenize(f" {name}")) == 1, name
 
 
 def test_questions_do_not_see_each_other():

@@ -19,13 +19,16 @@ from transformers import PreTrainedTokenizerFast
 
 from .model import IMAGE_TOKENS
 from .questions import questions
-from .scenes import GRID
+from .scenes import COLOURS, GRID, PLURALS, POSITIONS, SHAPES, SIZES, Item
 from .tokenizer import prompt
 from .vision import GIVEN, Painter, give, labels, stack
 
+MENTION_LAYER = 5  # after so many decoder layers a token that names an object shall know it
+MENTION_CLASSES = (5, len(COLOURS), len(SHAPES), len(SIZES), len(POSITIONS))  # how many match the name; the facts of the one that does
 BLOCK_LIMIT = 288  # text tokens of one picture's questions
 RECALL = 24  # tokens back; what is newer is never forgotten
-RARE = {"count": 0.4, "exist": 0.35, "shape": 0.7}  # kinds with many questions in a scene are asked less often each
+# Kinds that are many in a scene, long, or learned early are asked less often
+RARE = {"count": 0.5, "exist": 0.5, "shape": 0.7, "at": 0.8, "describe": 0.4, "caption": 0.4, "sign": 0.6, "price": 0.6}
 
 
 @dataclass
@@ -39,6 +42,7 @@ class Packed:
     block: int64 [batch, text], which question a token belongs to; -1 for padding.
     place: int64 [batch, text], the position that RoPE gets.
     target: int64 [batch, text], the token to predict; -100 where nothing is to be learned.
+    mentions: int64 [batch, text, 5], what a token that names an object is about (see `mentions`); -100 elsewhere.
     """
 
     patches: torch.Tensor
@@ -48,6 +52,51 @@ class Packed:
     block: torch.Tensor
     place: torch.Tensor
     target: torch.Tensor
+    mentions: torch.Tensor
+
+
+def mentions(words: list[str], objects: list[Item]) -> np.ndarray:
+    """What the names in a question are about: int64 [words, 5], -100 where a word names nothing.
+
+    At the last word of a name ("star", "red star", "red" before any other word): how many objects match it, and where exactly one does,
+    its colour, shape, size and position.
+    """
+    out = np.full((len(words), len(MENTION_CLASSES)), -100, np.int64)
+    shapes = {s: s for s in SHAPES} | {plural: s for s, plural in PLURALS.items()}
+    for at, word in enumerate(words):
+        colour = word if word in COLOURS else ""
+        shape = shapes.get(word, "")
+        if colour and at + 1 < len(words) and words[at + 1] in shapes:
+            continue  # the name goes on
+        if shape and at and words[at - 1] in COLOURS:
+            colour = words[at - 1]
+        if not colour and not shape:
+            continue
+        found = [o for o in objects if shape in ("", o.shape) and colour in ("", o.colour)]
+        out[at, 0] = len(found)
+        if len(found) == 1:
+            (o,) = found
+            out[at, 1:] = list(COLOURS).index(o.colour), SHAPES.index(o.shape), list(SIZES).index(o.size), POSITIONS.index(o.position)
+    return out
+
+
+class Mentions(torch.nn.Linear):
+    """The temporary heads on the language model's hidden states, half-way up."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width, sum(MENTION_CLASSES))
+
+    def loss(self, hidden: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, float]:
+        """Mean loss over what is named in hidden states [batch, text, width], and the share of labels that are right."""
+        named = labels[..., 0] >= 0
+        total, right, count = hidden.new_zeros(()), 0, 0
+        for logits, label in zip(self(hidden[named]).float().split(MENTION_CLASSES, -1), labels[named].T, strict=True):
+            known = label >= 0
+            if known.any():
+                total = total + F.cross_entropy(logits[known], label[known])
+                right += int((logits[known].argmax(-1) == label[known]).sum())
+                count += int(known.sum())
+        return total / len(MENTION_CLASSES), right / max(1, count)
 
 
 class Packer:
@@ -66,9 +115,10 @@ class Packer:
         told = self.tokenizer(f" {answer}", add_special_tokens=False)["input_ids"]
         return [*asked, *told, self.tokenizer.eos_token_id], len(asked)
 
-    def row(self, blocks: list[tuple[list[int], int]], limit: int = BLOCK_LIMIT) -> tuple[np.ndarray, ...]:
-        """Pack as many blocks as fit: ids, block, place, target, each int64 [limit]."""
+    def row(self, blocks: list[tuple[list[int], int]], objects: list[Item], limit: int = BLOCK_LIMIT) -> tuple[np.ndarray, ...]:
+        """Pack as many blocks as fit: ids, block, place, target, each int64 [limit], and mentions, int64 [limit, 5]."""
         ids, block, place, target = (np.full(limit, fill, np.int64) for fill in (self.tokenizer.pad_token_id, -1, 0, -100))
+        named = np.full((limit, len(MENTION_CLASSES)), -100, np.int64)
         used = 0
         for index, (tokens, asked) in enumerate(blocks):
             end = used + len(tokens)
@@ -79,8 +129,10 @@ class Packer:
             place[used:end] = len(self.prefix) + IMAGE_TOKENS + np.arange(len(tokens))
             # The last token of the question predicts the first of the answer, and so on.
             target[used + asked - 1 : end - 1] = tokens[asked:]
+            words = [word.lstrip("Ġ").lower() for word in self.tokenizer.convert_ids_to_tokens(tokens[:asked])]
+            named[used : used + asked] = mentions(words, objects)
             used = end
-        return ids, block, place, target
+        return ids, block, place, target, named
 
 
 class Lessons(torch.utils.data.IterableDataset):
@@ -113,13 +165,14 @@ class Lessons(torch.utils.data.IterableDataset):
         for _ in range(batch):
             scene = paint()
             asked = questions(scene, rng)
+            asked = [q for q in asked if rng.random() < RARE.get(q.kind, 1.0)]
             first = [q for q in asked if q.kind in ("describe", "caption", "sign", "price")]
-            rest = [q for q in asked if q not in first and rng.random() < RARE.get(q.kind, 1.0)]
+            rest = [q for q in asked if q not in first]
             order = [*first, *(rest[i] for i in rng.permutation(len(rest)))]
             parts.append(give(rng, scene, labels(scene.items, scene.background), given))
-            rows.append(self.packer.row([self.packer.block(q.text, q.answer) for q in order]))
-        ids, block, place, target = (torch.from_numpy(np.stack(column)) for column in zip(*rows, strict=True))
-        return Packed(*stack(parts), ids, block, place, target)
+            rows.append(self.packer.row([self.packer.block(q.text, q.answer) for q in order], scene.objects))
+        ids, block, place, target, named = (torch.from_numpy(np.stack(column)) for column in zip(*rows, strict=True))
+        return Packed(*stack(parts), ids, block, place, target, named)
 
 
 def choose(generator: torch.Generator, rows: int, among: int, keep: int) -> torch.Tensor:
@@ -170,7 +223,7 @@ def language_loss(
     packed: Packed,
     hide: torch.Tensor | None = None,
     forget: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The loss of one batch, by the model's own weights.
 
     Args:
@@ -183,7 +236,8 @@ def language_loss(
         forget: optional bool [batch, text]: text tokens that are no longer seen RECALL tokens later.
 
     Returns:
-        The mean loss over answer tokens, and for each of them whether the right token was the likeliest (bool, flat).
+        The mean loss over answer tokens; for each of them whether the right token was the likeliest (bool, flat); and the text's hidden
+        states after MENTION_LAYER layers, [batch, text, width].
     """
     model = llava.model
     text = model.language_model
@@ -208,10 +262,12 @@ def language_loss(
             own = bias.clone()
             own[:, before:, len(prefix) : before].masked_fill_(hide[index][:, None], -1e4)
         hidden = decoder_layer(layer, hidden, cos, sin, own, before)
+        if index + 1 == MENTION_LAYER:
+            middle = hidden[:, before:]
     learned = packed.target >= 0
     logits = llava.lm_head(text.norm(hidden[:, before:][learned])).float()
     target = packed.target[learned]
-    return F.cross_entropy(logits, target), logits.argmax(-1) == target
+    return F.cross_entropy(logits, target), logits.argmax(-1) == target, middle
 
 
 def decoder_layer(
