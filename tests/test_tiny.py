@@ -102,6 +102,37 @@ def test_packed_loss_is_the_loss_of_separate_sequences(untrained, words):
     assert torch.allclose(loss, torch.cat(losses).mean(), atol=1e-5)
 
 
+def test_a_question_counts_by_the_root_of_its_answers_length(untrained, words):
+    packer = packing.Packer(words)
+    pairs = [("What is red?", "a small red star in the top left"), ("where is the cup", "left")]
+    images = noise(1)
+
+    def loss_of(chosen, **options):
+        row = packer.row([packer.block(*p) for p in chosen], [], limit=64)
+        packed = packing.Packed(*cut(images), {}, *(torch.from_numpy(x)[None] for x in row))
+        with torch.no_grad():
+            features, _ = vision.run_tower(sizes.tower(untrained), packed.patches, packed.places)
+            loss, right, told = packing.language_loss(untrained, packer, features, packed.places, packed, **options)
+        assert [states.shape for states in told] == [(1, 64, sizes.TEXT_WIDTH)] * 2
+        return loss, len(right)
+
+    (one, n), (two, m) = (loss_of([pair]) for pair in pairs)
+    expected = (one * n**0.5 + two * m**0.5) / (n**0.5 + m**0.5)
+    assert torch.allclose(loss_of(pairs, by_question=True)[0], expected, atol=1e-5)
+
+
+def test_the_end_of_a_question_with_one_name_is_about_it(words):
+    packer = packing.Packer(words)
+    star = scenes.Item("object", (0, 0, 9, 9), "left", "star", "red", "small")
+    blocks = [packer.block("Where is the star?", "left"), packer.block("Is the star left of the cup?", "no")]
+    _, block, _, target, named, subject = packer.row(blocks, [star], limit=64)
+    assert (named[:, 0] >= 0).sum() == 3
+    (at,) = np.flatnonzero(subject[:, 0] >= 0)
+    assert block[at] == 0
+    assert target[at] >= 0, "the token that says the first word of the answer"
+    assert subject[at].tolist() == named[named[:, 0] >= 0][0].tolist()
+
+
 def test_dropped_image_tokens_equal_masked_ones(untrained, words):
     packer = packing.Packer(words)
     row = packer.row([packer.block("What is red?", "a star")], [], limit=24)

@@ -23,7 +23,7 @@ from .scenes import COLOURS, GRID, PLURALS, POSITIONS, SHAPES, SIZES, Item
 from .tokenizer import prompt
 from .vision import GIVEN, Painter, give, labels, stack
 
-MENTION_LAYER = 5  # after so many decoder layers a token that names an object shall know it
+MENTION_LAYER, SUBJECT_LAYER = 5, 7  # after so many decoder layers a token that names an object, and a question's end, shall know it
 MENTION_CLASSES = (5, len(COLOURS), len(SHAPES), len(SIZES), len(POSITIONS))  # how many match the name; the facts of the one that does
 BLOCK_LIMIT = 288  # text tokens of one picture's questions
 RECALL = 24  # tokens back; what is newer is never forgotten
@@ -43,6 +43,7 @@ class Packed:
     place: int64 [batch, text], the position that RoPE gets.
     target: int64 [batch, text], the token to predict; -100 where nothing is to be learned.
     mentions: int64 [batch, text, 5], what a token that names an object is about (see `mentions`); -100 elsewhere.
+    subjects: the same at the last token of a question that has one name in it.
     """
 
     patches: torch.Tensor
@@ -53,6 +54,7 @@ class Packed:
     place: torch.Tensor
     target: torch.Tensor
     mentions: torch.Tensor
+    subjects: torch.Tensor
 
 
 def mentions(words: list[str], objects: list[Item]) -> np.ndarray:
@@ -81,7 +83,7 @@ def mentions(words: list[str], objects: list[Item]) -> np.ndarray:
 
 
 class Mentions(torch.nn.Linear):
-    """The temporary heads on the language model's hidden states, half-way up."""
+    """Temporary heads on the language model's hidden states, for `mentions` or for `subjects`."""
 
     def __init__(self, width: int) -> None:
         super().__init__(width, sum(MENTION_CLASSES))
@@ -116,9 +118,9 @@ class Packer:
         return [*asked, *told, self.tokenizer.eos_token_id], len(asked)
 
     def row(self, blocks: list[tuple[list[int], int]], objects: list[Item], limit: int = BLOCK_LIMIT) -> tuple[np.ndarray, ...]:
-        """Pack as many blocks as fit: ids, block, place, target, each int64 [limit], and mentions, int64 [limit, 5]."""
+        """Pack as many blocks as fit: ids, block, place, target, each int64 [limit], mentions and subjects, each int64 [limit, 5]."""
         ids, block, place, target = (np.full(limit, fill, np.int64) for fill in (self.tokenizer.pad_token_id, -1, 0, -100))
-        named = np.full((limit, len(MENTION_CLASSES)), -100, np.int64)
+        named, subject = (np.full((limit, len(MENTION_CLASSES)), -100, np.int64) for _ in range(2))
         used = 0
         for index, (tokens, asked) in enumerate(blocks):
             end = used + len(tokens)
@@ -130,9 +132,12 @@ class Packer:
             # The last token of the question predicts the first of the answer, and so on.
             target[used + asked - 1 : end - 1] = tokens[asked:]
             words = [word.lstrip("Ġ").lower() for word in self.tokenizer.convert_ids_to_tokens(tokens[:asked])]
-            named[used : used + asked] = mentions(words, objects)
+            named[used : used + asked] = marks = mentions(words, objects)
+            names = np.flatnonzero(marks[:, 0] >= 0)
+            if len(names) == 1:
+                subject[used + asked - 1] = marks[names[0]]
             used = end
-        return ids, block, place, target, named
+        return ids, block, place, target, named, subject
 
 
 class Lessons(torch.utils.data.IterableDataset):
@@ -171,8 +176,8 @@ class Lessons(torch.utils.data.IterableDataset):
             order = [*first, *(rest[i] for i in rng.permutation(len(rest)))]
             parts.append(give(rng, scene, labels(scene.items, scene.background), given))
             rows.append(self.packer.row([self.packer.block(q.text, q.answer) for q in order], scene.objects))
-        ids, block, place, target, named = (torch.from_numpy(np.stack(column)) for column in zip(*rows, strict=True))
-        return Packed(*stack(parts), ids, block, place, target, named)
+        ids, block, place, target, named, subject = (torch.from_numpy(np.stack(column)) for column in zip(*rows, strict=True))
+        return Packed(*stack(parts), ids, block, place, target, named, subject)
 
 
 def choose(generator: torch.Generator, rows: int, among: int, keep: int) -> torch.Tensor:
@@ -223,7 +228,8 @@ def language_loss(
     packed: Packed,
     hide: torch.Tensor | None = None,
     forget: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    by_question: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
     """The loss of one batch, by the model's own weights.
 
     Args:
@@ -234,10 +240,11 @@ def language_loss(
         packed: the questions.
         hide: optional bool [layers, batch, kept]: image tokens that the questions do not see in a layer.
         forget: optional bool [batch, text]: text tokens that are no longer seen RECALL tokens later.
+        by_question: weigh a token by one over the root of its answer's length, or descriptions drown short answers.
 
     Returns:
         The mean loss over answer tokens; for each of them whether the right token was the likeliest (bool, flat); and the text's hidden
-        states after MENTION_LAYER layers, [batch, text, width].
+        states after MENTION_LAYER and SUBJECT_LAYER layers, [batch, text, width] each.
     """
     model = llava.model
     text = model.language_model
@@ -256,18 +263,25 @@ def language_loss(
         late = packed.place[:, :, None] - packed.place[:, None, :] > RECALL
         mask[:, before:, before:] &= ~(late & forget[:, None, :])
     bias = torch.zeros(mask.shape, dtype=hidden.dtype, device=hidden.device).masked_fill_(~mask, -1e4)
+    told = []
     for index, layer in enumerate(text.layers):
         own = bias
         if hide is not None:
             own = bias.clone()
             own[:, before:, len(prefix) : before].masked_fill_(hide[index][:, None], -1e4)
         hidden = decoder_layer(layer, hidden, cos, sin, own, before)
-        if index + 1 == MENTION_LAYER:
-            middle = hidden[:, before:]
+        if index + 1 in (MENTION_LAYER, SUBJECT_LAYER):
+            told.append(hidden[:, before:])
     learned = packed.target >= 0
     logits = llava.lm_head(text.norm(hidden[:, before:][learned])).float()
     target = packed.target[learned]
-    return F.cross_entropy(logits, target), logits.argmax(-1) == target, middle
+    right = logits.argmax(-1) == target
+    if not by_question:
+        return F.cross_entropy(logits, target), right, told
+    answers = torch.zeros(batch, int(packed.block.max()) + 1, device=logits.device)
+    answers.scatter_add_(1, packed.block.clamp(min=0), learned.float())
+    weight = answers.gather(1, packed.block.clamp(min=0))[learned].rsqrt()
+    return (weight * F.cross_entropy(logits, target, reduction="none")).sum() / weight.sum(), right, told
 
 
 def decoder_layer(

@@ -115,7 +115,8 @@ def train_language(
     """Stage 2: projector and language model, and later in every third batch the tower. Reads `vision.pt`, resumes `language.pt`.
 
     Temporary heads half-way up the language model ask each word that names an object what it is about: how many match, which colour, shape,
-    size and place. Looking something up by its name is what such a small model learns last from answers alone.
+    size and place; and above them the end of a question, what its one name was about. Looking something up by its name is what such a
+    small model learns last from answers alone.
 
     The tower goes on at a twelfth of the rate, as more of it would undo what it knows, from the language model's loss and its heads' own.
 
@@ -142,8 +143,8 @@ def train_language(
     heads.load_state_dict(torch.load(folder / "vision.pt", map_location="cpu")["heads"])
     tower.post_layernorm.requires_grad_(False)
     dtype = faster_dtype(device)
-    mentions = packing.Mentions(sizes.TEXT_WIDTH).to(device)
-    learned = [llava.model.multi_modal_projector, llava.model.language_model, llava.lm_head, mentions]
+    mentions, subjects = (packing.Mentions(sizes.TEXT_WIDTH).to(device) for _ in range(2))
+    learned = [llava.model.multi_modal_projector, llava.model.language_model, llava.lm_head, mentions, subjects]
     optimizer = Optimizer(learned, peak, dtype, slow=[tower, heads])
     step, samples, elapsed = 0, 0, 0.0
     path = folder / "language.pt"
@@ -171,17 +172,20 @@ def train_language(
             hide = packing.hidden_places(chance, sizes.TEXT_LAYERS, places.gather(1, kept)).to(device)
             forget = (torch.rand(packed.ids.shape, generator=chance) < 0.5 * torch.rand((), generator=chance)).to(device)
         marks = {k: v.to(device) for k, v in packed.marks.items()}
-        rest = (packed.ids, packed.block, packed.place, packed.target, packed.mentions)
+        rest = (packed.ids, packed.block, packed.place, packed.target, packed.mentions, packed.subjects)
         packed = packing.Packed(packed.patches.to(device), places.to(device), marks, *(t.to(device) for t in rest))
         kept = kept.to(device)
         both = done > 0.3 and step % 3 == 0
         with torch.set_grad_enabled(both):
             features, local = vision.run_tower(tower, packed.patches, packed.places)
         some = features.gather(1, kept[..., None].expand(-1, -1, features.shape[-1]))
-        loss, right, middle = packing.language_loss(llava, packer, some, packed.places.gather(1, kept), packed, hide, forget)
-        named, known = mentions.loss(middle, packed.mentions)
-        total = loss + 0.5 * named
-        patches.setdefault("named", []).append(known)
+        here = packed.places.gather(1, kept)
+        loss, right, told = packing.language_loss(llava, packer, some, here, packed, hide, forget, by_question=True)
+        total = loss
+        for name, asked, states, labels in (("named", mentions, told[0], packed.mentions), ("subject", subjects, told[1], packed.subjects)):
+            guessed, known = asked.loss(states, labels)
+            total = total + 0.5 * guessed
+            patches.setdefault(name, []).append(known)
         if both:
             own, said = vision.loss_of(heads(features, local), marks)
             total = total + 0.3 * own
