@@ -121,16 +121,17 @@ def test_a_question_counts_by_the_root_of_its_answers_length(untrained, words):
     assert torch.allclose(loss_of(pairs, by_question=True)[0], expected, atol=1e-5)
 
 
-def test_the_end_of_a_question_with_one_name_is_about_it(words):
+def test_answers_are_about_the_names_in_their_question(words):
     packer = packing.Packer(words)
     star = scenes.Item("object", (0, 0, 9, 9), "left", "star", "red", "small")
     blocks = [packer.block("Where is the star?", "left"), packer.block("Is the star left of the cup?", "no")]
     _, block, _, target, named, subject = packer.row(blocks, [star], limit=64)
     assert (named[:, 0] >= 0).sum() == 3
-    (at,) = np.flatnonzero(subject[:, 0] >= 0)
-    assert block[at] == 0
-    assert target[at] >= 0, "the token that says the first word of the answer"
-    assert subject[at].tolist() == named[named[:, 0] >= 0][0].tolist()
+    assert ((subject[:, 0] >= 0) == (target >= 0)).all(), "wherever a word of the answer is said"
+    first, second, third = named[named[:, 0] >= 0].tolist()
+    assert (subject[(block == 0) & (target >= 0)] == [*first, *[-100] * 5]).all()
+    assert (subject[(block == 1) & (target >= 0)] == [*second, *third]).all()
+    assert third[0] == 0, "there is no cup"
 
 
 def test_dropped_image_tokens_equal_masked_ones(untrained, words):
@@ -170,7 +171,7 @@ def test_names_in_a_question_are_about_what_they_match():
         "blue": [1, blue, star, 2, scenes.POSITIONS.index("top")],
         "cup": [0, -100, -100, -100, -100],
     }
-    heads = packing.Mentions(8)
+    heads = packing.Mentions(8, 1)
     loss, right = heads.loss(torch.randn(1, len(words), 8), torch.from_numpy(marks)[None])
     assert loss > 0
     assert 0 <= right <= 1

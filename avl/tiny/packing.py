@@ -43,7 +43,7 @@ class Packed:
     place: int64 [batch, text], the position that RoPE gets.
     target: int64 [batch, text], the token to predict; -100 where nothing is to be learned.
     mentions: int64 [batch, text, 5], what a token that names an object is about (see `mentions`); -100 elsewhere.
-    subjects: the same at the last token of a question that has one name in it.
+    subjects: int64 [batch, text, 10], the same of the first and the second name in a question, wherever its answer is being said.
     """
 
     patches: torch.Tensor
@@ -85,20 +85,21 @@ def mentions(words: list[str], objects: list[Item]) -> np.ndarray:
 class Mentions(torch.nn.Linear):
     """Temporary heads on the language model's hidden states, for `mentions` or for `subjects`."""
 
-    def __init__(self, width: int) -> None:
-        super().__init__(width, sum(MENTION_CLASSES))
+    def __init__(self, width: int, names: int) -> None:
+        self.classes = MENTION_CLASSES * names
+        super().__init__(width, sum(self.classes))
 
     def loss(self, hidden: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, float]:
         """Mean loss over what is named in hidden states [batch, text, width], and the share of labels that are right."""
-        named = labels[..., 0] >= 0
+        named = (labels >= 0).any(-1)
         total, right, count = hidden.new_zeros(()), 0, 0
-        for logits, label in zip(self(hidden[named]).float().split(MENTION_CLASSES, -1), labels[named].T, strict=True):
+        for logits, label in zip(self(hidden[named]).float().split(self.classes, -1), labels[named].T, strict=True):
             known = label >= 0
             if known.any():
                 total = total + F.cross_entropy(logits[known], label[known])
                 right += int((logits[known].argmax(-1) == label[known]).sum())
                 count += int(known.sum())
-        return total / len(MENTION_CLASSES), right / max(1, count)
+        return total / len(self.classes), right / max(1, count)
 
 
 class Packer:
@@ -118,9 +119,9 @@ class Packer:
         return [*asked, *told, self.tokenizer.eos_token_id], len(asked)
 
     def row(self, blocks: list[tuple[list[int], int]], objects: list[Item], limit: int = BLOCK_LIMIT) -> tuple[np.ndarray, ...]:
-        """Pack as many blocks as fit: ids, block, place, target, each int64 [limit], mentions and subjects, each int64 [limit, 5]."""
+        """Pack as many blocks as fit: ids, block, place, target, each int64 [limit], mentions, [limit, 5], and subjects, [limit, 10]."""
         ids, block, place, target = (np.full(limit, fill, np.int64) for fill in (self.tokenizer.pad_token_id, -1, 0, -100))
-        named, subject = (np.full((limit, len(MENTION_CLASSES)), -100, np.int64) for _ in range(2))
+        named, subject = (np.full((limit, names * len(MENTION_CLASSES)), -100, np.int64) for names in (1, 2))
         used = 0
         for index, (tokens, asked) in enumerate(blocks):
             end = used + len(tokens)
@@ -133,9 +134,8 @@ class Packer:
             target[used + asked - 1 : end - 1] = tokens[asked:]
             words = [word.lstrip("Ġ").lower() for word in self.tokenizer.convert_ids_to_tokens(tokens[:asked])]
             named[used : used + asked] = marks = mentions(words, objects)
-            names = np.flatnonzero(marks[:, 0] >= 0)
-            if len(names) == 1:
-                subject[used + asked - 1] = marks[names[0]]
+            names = marks[marks[:, 0] >= 0][:2].reshape(-1)
+            subject[used + asked - 1 : end - 1, : len(names)] = names
             used = end
         return ids, block, place, target, named, subject
 

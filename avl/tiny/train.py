@@ -115,8 +115,8 @@ def train_language(
     """Stage 2: projector and language model, and later in every third batch the tower. Reads `vision.pt`, resumes `language.pt`.
 
     Temporary heads half-way up the language model ask each word that names an object what it is about: how many match, which colour, shape,
-    size and place; and above them the end of a question, what its one name was about. Looking something up by its name is what such a
-    small model learns last from answers alone.
+    size and place; and above them every token of an answer, what the names in its question were about. Looking something up by its name
+    is what such a small model learns last from answers alone.
 
     The tower goes on at a twelfth of the rate, as more of it would undo what it knows, from the language model's loss and its heads' own.
 
@@ -143,7 +143,7 @@ def train_language(
     heads.load_state_dict(torch.load(folder / "vision.pt", map_location="cpu")["heads"])
     tower.post_layernorm.requires_grad_(False)
     dtype = faster_dtype(device)
-    mentions, subjects = (packing.Mentions(sizes.TEXT_WIDTH).to(device) for _ in range(2))
+    mentions, subjects = (packing.Mentions(sizes.TEXT_WIDTH, names).to(device) for names in (1, 2))
     learned = [llava.model.multi_modal_projector, llava.model.language_model, llava.lm_head, mentions, subjects]
     optimizer = Optimizer(learned, peak, dtype, slow=[tower, heads])
     step, samples, elapsed = 0, 0, 0.0
