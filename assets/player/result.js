@@ -71,7 +71,7 @@ function drawResult() {
   const expectedAnswer = typeof run.meta.expected === "string" ? run.meta.expected : "";
   const share = (arm, list) => { const mean = arm.meanBytes(list); return mean === null ? null : mean / run.meanFullBytes(arm.last); };
   $.measured.replaceChildren(h("table", { class: "avl-results" },
-    h("thead", {}, h("tr", {}, h("th", {}, ""), run.arms.map((arm, index) => h("th", { scope: "col" }, h("i", { class: `avl-dot avl-dot-${index ? "b" : "a"}` }), arm.spec.label)))),
+    h("thead", {}, h("tr", {}, h("th", { scope: "col" }, h("span", { class: "avl-sr" }, "figure")), run.arms.map((arm, index) => h("th", { scope: "col" }, h("i", { class: `avl-dot avl-dot-${index ? "b" : "a"}` }), arm.spec.label)))),
     h("tbody", {},
       row("KV stored, measured (predicted)", run.arms.map((arm, i) => `${formatPercent(share(arm, arm.storedBytes))} (${expected[i] ? formatPercent(expected[i].stored) : DASH})`), "mean over the decode steps, as a share of full attention; predicted from the closed forms"),
       row("KV read per step, measured (predicted)", run.arms.map((arm, i) => `${formatPercent(share(arm, arm.readBytes))} (${expected[i] ? formatPercent(expected[i].read) : DASH})`)),
