@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1]))
 
-SCENES = ((7, "meadow"), (9, "snow"), (4, "beach"), (8, "price tag"), (5, "sign"), (10, "two things"))
+SCENES = ((7, "sky"), (9, "sea"), (4, "beach"), (8, "meadow"), (5, "dots"), (15, "night"))
 FONTS = HERE.parent / "fonts"
 
 
