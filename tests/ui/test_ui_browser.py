@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 import time
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,8 @@ def test_main_job(real: Any, tab: Any) -> None:
         const look = () => {
             const run = window.avlPlayer.view.run;
             const answers = [...document.querySelectorAll('.avl-answer')];
-            if (run && run.arms.length) window.seen.push(answers.map((node) => node.childElementCount));
+            // not the recorded run that the page opens with
+            if (run && run.arms.length && !window.avlPlayer.view.recorded) window.seen.push(answers.map((node) => node.childElementCount));
         };
         setInterval(look, 40);
     }""")
@@ -393,36 +393,6 @@ def test_repeats_and_recorded_attention(serve: Any, tab: Any) -> None:
     assert one.errors == []
 
 
-def test_sixty_starts_stops_and_reloads_of_two_visitors(serve: Any, tab: Any) -> None:
-    """Whatever two visitors press, nothing hangs, runs never overlap on the device, and the next run is as good as the first."""
-    server = serve("--pace", "0.01", "--prefill", "0.02")
-    seed = random.randrange(10**6)
-    rng = random.Random(seed)
-    tabs = [tab(server.url).open() for _ in range(2)]
-    for _ in range(60):
-        one = rng.choice(tabs)
-        action = rng.choice(["run", "run", "stop", "stop", "reload"])
-        if action == "reload":
-            one.open()
-        else:
-            button = one.page.locator(f"#avl-{action}")
-            if button.is_enabled():
-                button.click()
-        time.sleep(rng.uniform(0, 0.15))
-    for one in tabs:
-        if one.page.locator("#avl-stop").is_enabled():
-            one.page.click("#avl-stop")
-    server.wait_idle(10)
-    for one in tabs:
-        one.open()
-        one.set("#avl-tokens", 6)
-        one.page.click("#avl-run")
-        one.wait("done", 20_000)
-        assert one.tokens() == [6, 6], f"seed {seed}"
-        assert one.page.locator("[data-id=alert]").is_hidden(), f"seed {seed}"
-        assert one.errors == [], f"seed {seed}"
-
-
 # Faults of Gradio's own markup, by rule and part of the selector; everything else has to be clean
 GRADIO_FAULTS: dict[str, str] = {}
 
@@ -450,36 +420,6 @@ def test_accessibility(serve: Any, tab: Any, scheme: str) -> None:
             if not (fault["id"] in GRADIO_FAULTS and GRADIO_FAULTS[fault["id"]] in str(node["target"]))
         ]
         assert ours == []
-
-
-def test_it_opens_fast_and_scrubs_at_the_screens_pace(serve: Any, tab: Any) -> None:
-    """Best of three: a shared machine can be slow, but the page must not be."""
-    server = serve("--pace", "0.005")
-    opened, frames = [], []
-    for _ in range(3):
-        one = tab(server.url)
-        began = time.monotonic()
-        one.open()
-        opened.append(time.monotonic() - began)
-        one.set("#avl-tokens", 120)
-        one.page.click("#avl-run")
-        one.wait("done")
-        frames.append(
-            one.page.evaluate("""async () => {
-                const slider = document.querySelector('[data-id=step]'), began = performance.now();
-                for (let t = 0; t < 110; t++) {
-                    slider.value = t;
-                    slider.dispatchEvent(new Event('input', { bubbles: true }));
-                    await new Promise(requestAnimationFrame);
-                }
-                return 110000 / (performance.now() - began);
-            }""")
-        )
-        one.close()
-        if min(opened) < 3 and max(frames) > 50:
-            break
-    assert min(opened) < 3, opened
-    assert max(frames) > 50, frames
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
