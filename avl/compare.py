@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -85,7 +86,7 @@ def run(chosen: argparse.Namespace, scores: bool = False) -> Trace:
     )
     console = Console(stderr=True)
     board = _Board(policies, chosen.max_new_tokens)
-    with Live(board, console=console, transient=True, refresh_per_second=8, auto_refresh=console.is_terminal) as _:
+    with Live(board, console=console, transient=True, refresh_per_second=8, auto_refresh=console.is_terminal):
         for event in events:
             trace.append(event)
             board.show(trace, event)
@@ -116,7 +117,7 @@ class _Board:
                 self._figures[arm] = [f"{event.ms:.0f} ms", "–", _mib(event.stored_bytes), "–"]
             else:
                 self._times[arm].append(event.ms)
-                middle = sorted(self._times[arm])[len(self._times[arm]) // 2]
+                middle = statistics.median(self._times[arm])
                 rate = f"{middle:.2f} ms, {1000 * rows / middle:.0f}/s"
                 self._figures[arm][1:] = [rate, _mib(event.stored_bytes), _mib(event.read_bytes)]
         elif isinstance(event, End):
@@ -155,7 +156,7 @@ def table(trace: Trace) -> str:
     lines.append(f"{'':<34}{'first token':>12}{'ms/token':>10}{'tokens/s':>10}{'KV stored':>12}{'KV read':>12}")
     for number, end in sorted(ends.items()):
         times = sorted(ms for ms in (end.median_ms, *(event.median_ms for event in trace.of(Repeat, number))) if ms)
-        middle = times[len(times) // 2] if times else None
+        middle = statistics.median(times) if times else None
         rate = f"{1000 * start.batch / middle:.1f}" if middle else "–"
         step = f"{middle:.2f}" if middle else "–"
         lines.append(

@@ -26,9 +26,14 @@ def cut(images):
     return patches, torch.arange(576).expand(len(images), -1)
 
 
+def pixels(image):
+    """A picture as the processor gives it to the tower: float32 [3, height, width]."""
+    return ((np.asarray(image, np.float32) / 255 - vision.MEAN) / vision.STD).transpose(2, 0, 1)
+
+
 def seen(images):
     """The same pictures as the processor gives them to the model."""
-    return torch.stack([torch.from_numpy(vision.pixels(image.numpy())) for image in images])
+    return torch.stack([torch.from_numpy(pixels(image.numpy())) for image in images])
 
 
 def noise(count):
@@ -51,7 +56,7 @@ def test_processor_makes_576_image_tokens_and_the_towers_pixels(words):
     image = scenes.draw(0).image
     inputs = processor(images=image, text=tokenizer.prompt("What is this?"), return_tensors="pt")
     assert (inputs["input_ids"] == words.convert_tokens_to_ids("<image>")).sum() == 576
-    assert np.allclose(inputs["pixel_values"][0].numpy(), vision.pixels(image), atol=1e-6)
+    assert np.allclose(inputs["pixel_values"][0].numpy(), pixels(image), atol=1e-6)
     text = processor.apply_chat_template(
         [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is this?"}]}], add_generation_prompt=True
     )

@@ -67,7 +67,7 @@ class Choices {
   }
 }
 
-// Cumulative attention on the image by share of its tokens, best first: [[x %], [y %]] of one score vector
+// Cumulative attention on the image by share of its tokens, best first of one score vector; entry i holds the best i + 1 tokens
 function concentration(values) {
   const sorted = Array.from(values).sort((a, b) => b - a), total = sorted.reduce((a, b) => a + b, 0);
   let sum = 0;
@@ -85,8 +85,11 @@ const meanOf = (values) => { const kept = values.filter((value) => value !== nul
 
 const MODALITIES = [["system", "--avl-muted", "dash"], ["image", "--avl-b", "solid"], ["instruction", "--avl-a", "solid"], ["generated", "--avl-good", "dot"]];
 
+// percent of the image tokens that the policy reads at most steps; undefined for full attention
+const readPercent = (arm) => arm.spec.policy.C || arm.spec.policy.S || arm.spec.policy.keep;
+
 function choicesFor(arm) {
-  const percent = arm.spec.policy.C || arm.spec.policy.S || arm.spec.policy.keep;
+  const percent = readPercent(arm);
   const options = arm.sets.length ? [["core", `the sets that ${shortLabel(arm)} reads${percent ? ` (${+percent.toFixed(1)} % of the image tokens)` : ""}`]] : [];
   if (arm.scores.length) for (const p of [20, 30, 50]) options.push([String(p), `the ${p} % of the image tokens with most attention (${p} % PPCI)`]);
   return options;
@@ -123,7 +126,7 @@ function drawAnalysis() {
   const matrix = choices.between(at);
   heats.layers.draw({ rows: layers, cols: layers, value: (r, c) => (matrix[r] ? matrix[r][c] : null), rowTitle: "layer", colTitle: "layer", colName: (c) => c, mark: [view.layer, view.layer], styles });
   const latest = rows.length > 1 ? meanOf(rows[rows.length - 1]) : null, against = matrix.length ? meanOf(matrix[0].slice(1)) : null;
-  const chance = core ? arm.spec.policy.C || arm.spec.policy.S || arm.spec.policy.keep : kind;
+  const chance = core ? readPercent(arm) : kind;
   put($.continuityNote, `The paper (Figure 5): attention to the top 50 % stays for 20 steps, that to the top 30 % may shift after three. This run: ${latest === null ? "one choice only so far" : `the latest set shares ${formatPercent(latest)} with the first, mean over layers`}.`);
   put($.layersNote, `The paper (Figure 4): the first layer and the later ones share less than 70 % of their top 50 %. This run: layer 0 and the later layers share ${formatPercent(against)} on average; two random sets of this size would share about ${chance ? formatPercent(chance / 100) : DASH}.`);
   drawRecorded(arm);

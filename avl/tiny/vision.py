@@ -86,11 +86,6 @@ def labels(items: Sequence[Item], background: str) -> dict[str, np.ndarray]:
     return out
 
 
-def pixels(image: Any) -> np.ndarray:
-    """A picture as the processor gives it to the tower: float32 [3, height, width]."""
-    return ((np.asarray(image, np.float32) / 255 - MEAN) / STD).transpose(2, 0, 1)
-
-
 def choose_patches(rng: np.random.Generator, kind: np.ndarray, given: int) -> np.ndarray:
     """Which patches of a scene training gives: int64 [given], in order. Mostly all that show something, and random others."""
     chance = rng.random(PATCHES)
@@ -157,7 +152,7 @@ class Patches(torch.utils.data.IterableDataset):
                 if len(before) > 256 and rng.random() < AGAIN:
                     scene, marks = before.pop(int(rng.integers(len(before))))
                 else:
-                    scene = paint(unnamed=0.5 if rng.random() < 0.8 else 0.0)
+                    scene = paint(unnamed=0.75 if rng.random() < 0.85 else 0.0)
                     marks = labels(scene.items, scene.background)
                     before.append((scene, marks))
                     if len(before) > 512:
