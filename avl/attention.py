@@ -155,28 +155,32 @@ def _attend_part(
     recorder = cache.recorder if 0 in group.rows else None
     if part.index is not None and not cache.update_step:
         core = part.index.shape[1] - group.capacity
-        part.read = core + group.count
-        index = part.index[:, : part.read]
-        wanted = True if recorder else (core, part.read) if part.accumulated is not None else False
-        out, scores = core_attention(query, keys, values, index, scale=scale, scores=wanted, validate=False)
+        columns, length = bank.extent(core)
+        wanted = True if recorder else (core, columns) if part.accumulated is not None else False
+        index = part.index[:, :columns]
+        out, scores = core_attention(query, keys, values, index, length, scale=scale, scores=wanted, validate=False)
         if recorder is not None and scores is not None:
             recorder.note(number, scores[0], cache.positions_read(part, part.index[0, :core]))
             scores = scores[:, core:]
         if part.accumulated is not None and scores is not None:
-            part.accumulated[:, 0, : group.count] += scores
+            part.accumulated[:, 0, : columns - core] += scores
         return out
-    part.read = part.image + group.count
-    keys, values = keys[:, :, : part.read], values[:, :, : part.read]
-    if part.index is None and part.accumulated is None and recorder is None:
+    columns, length = bank.extent(part.image)
+    keys, values = keys[:, :, :columns], values[:, :, :columns]
+    asked = part.index is not None or part.accumulated is not None or recorder is not None
+    if not asked and length is None:
         return scaled_dot_product_attention(query, keys, values, scale=scale, enable_gqa=query.shape[1] != keys.shape[1])
     per_head = group.accumulate == "kv"
-    out, scores = core_attention(query, keys, values, None, scale=scale, scores=True, group_scores=per_head, validate=False)
-    assert scores is not None
+    out, scores = core_attention(
+        query, keys, values, None, length, scale=scale, scores=asked, group_scores=per_head, validate=False
+    )
+    if scores is None:
+        return out
     if recorder is not None:
         recorder.note(number, scores[0], cache.positions_read(part, None))
     if bank.image_scores is not None:
         bank.image_scores[part.place] = scores[..., : part.image]
     if part.accumulated is not None:
         window = scores[..., part.image :]
-        part.accumulated[..., : group.count] += window if per_head else window[:, None]
+        part.accumulated[..., : columns - part.image] += window if per_head else window[:, None]
     return out

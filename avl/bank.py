@@ -21,7 +21,7 @@ class Group:
     """Rows of the batch that are laid out alike, and the window that each of them has in every layer.
 
     ``prompt``: prompt tokens that belong to the window. ``size``: most entries that stay stored, None for unlimited. ``recent``/``sinks``:
-    newest/oldest entries that are never evicted. ``capacity``: slots. ``count``: entries stored now.
+    newest/oldest entries that are never evicted. ``capacity``: slots. ``count``: entries stored now. ``entered``: new tokens so far.
     """
 
     rows: list[int]
@@ -33,6 +33,7 @@ class Group:
     capacity: int
     accumulate: str | None
     count: int = 0
+    entered: int = 0
 
     @property
     def b(self) -> int:
@@ -45,7 +46,7 @@ class Part:
 
     ``keys``/``values``: views ``[b, slots, G, D]`` of the layer's storages. ``ordinals [b, image]``: which image token a slot holds.
     ``order [b, 1 or G, capacity]``: which window token (0, 1, … by position) each window slot holds. ``accumulated``: likewise, sums of
-    scores. ``index [b, core + capacity]``: slots that a core step reads, core first. ``read``: entries per row that the last step read.
+    scores. ``index [b, core + capacity]``: slots that a core step reads, core first.
     """
 
     keys: torch.Tensor
@@ -56,7 +57,6 @@ class Part:
     index: torch.Tensor | None
     bank: Bank | None = None
     place: int = 0
-    read: int = 0
 
     @property
     def image(self) -> int:
@@ -68,12 +68,16 @@ class Bank:
     """Bookkeeping of layers alike in device and shape: one tensor for all of them, so that a step costs few operations, not some per layer.
 
     ``slot``: where the next token goes: one number while slots are free, then the slots ``[n, b, 1 or G]`` that the last eviction freed.
-    ``core``: image tokens read at core steps, None for all. ``image_scores [n, b, image]``: of the last update step.
+    ``image``: image tokens stored. ``core``: those read at core steps, None for all. ``image_scores [n, b, image]``: of the last update
+    step. ``read``: entries per row that the last step read.
     """
 
+    slot: int | torch.Tensor
+
     def __init__(self, group: Group, parts: list[Part], core: int | None) -> None:
-        self.group, self.core = group, core
-        self.slot: int | torch.Tensor = group.count
+        self.group, self.core, self.image = group, core, parts[0].image
+        self.slot = group.count
+        self.read = 0
         self.order = torch.stack([part.order for part in parts])
         sums = [part.accumulated for part in parts if part.accumulated is not None]
         self.accumulated = torch.stack(sums) if sums else None
@@ -82,12 +86,16 @@ class Bank:
         self.image_scores = None
         if core is not None:
             dtype = torch.promote_types(parts[0].keys.dtype, torch.float32)
-            self.image_scores = torch.zeros(len(parts), group.b, parts[0].image, dtype=dtype, device=self.order.device)
+            self.image_scores = torch.zeros(len(parts), group.b, self.image, dtype=dtype, device=self.order.device)
         for place, part in enumerate(parts):
             part.bank, part.place = self, place
             part.order = self.order[place]
             part.accumulated = None if self.accumulated is None else self.accumulated[place]
             part.index = None if self.index is None else self.index[place]
+
+    def extent(self, image: int) -> tuple[int, torch.Tensor | None]:
+        """How many slots a step reads of which ``image`` are the image's: columns, and how many of them count per row, None for all."""
+        return image + self.group.count, None
 
     def enter(self, newest: int) -> None:
         """Window token number ``newest`` takes its slot in every layer; nothing is accumulated for it yet."""
@@ -99,15 +107,77 @@ class Bank:
         if self.accumulated is not None:
             self.accumulated.scatter_(-1, slot, 0.0)
 
-    def evict(self, seen: int) -> None:
-        """Free the slot of the weakest entry outside the sinks and the recent part, of ``seen`` window tokens so far."""
+    def leave(self, update: bool) -> None:
+        """After a step: a new core from an ``update`` step's scores; a window over its size loses its weakest entry."""
+        group = self.group
+        if update:
+            self.choose_core()
+        if group.size is None or group.count <= group.size:
+            self.slot = group.count
+            return
+        self.slot = self._weakest(group.prompt + group.entered)
+        self.order.scatter_(-1, self.slot.unsqueeze(-1), FREE)
+
+    def _weakest(self, seen: int | torch.Tensor) -> torch.Tensor:
+        """Slot ``[n, b, 1 or G]`` of the weakest entry outside the sinks and the recent part, of ``seen`` window tokens so far."""
         candidates = (self.order < seen - self.group.recent) & (self.order >= self.group.sinks)
         # where nothing is accumulated, age alone decides: the oldest goes
         scores = self.order.to(torch.float64) if self.accumulated is None else self.accumulated
-        self.slot = weakest(scores, self.order, candidates)
-        self.order.scatter_(-1, self.slot.unsqueeze(-1), FREE)
+        return weakest(scores, self.order, candidates)
 
     def choose_core(self) -> None:
         """The best image tokens by the last update step's scores are read from the next step on (paper, Fig. 6)."""
         if self.core is not None and self.image_scores is not None and self.index is not None:
             self.index[..., : self.core] = best(self.image_scores, self.core)
+
+
+class FixedBank(Bank):
+    """A bank whose whole state is tensors at fixed addresses, so that one recorded step can be played again and again.
+
+    ``count [b]``: entries stored. ``newest []``: number of the next window token. Nothing in a step depends on a number of the host.
+    """
+
+    slot: torch.Tensor
+
+    def __init__(self, group: Group, parts: list[Part], core: int | None) -> None:
+        super().__init__(group, parts, core)
+        device = self.order.device
+        self.count = torch.full((group.b,), group.count, device=device)
+        self.newest = torch.tensor(group.prompt, device=device)
+        self.slot = torch.full(self.order.shape[:-1], group.count, device=device)
+        self.lengths = {image: self.count + image for image in {self.image, self.image if core is None else core}}
+
+    def state(self) -> list[torch.Tensor]:
+        """Every tensor that a step changes, keys and values apart."""
+        kept = (self.order, self.accumulated, self.index, self.image_scores, self.slot, self.count, self.newest, *self.lengths.values())
+        return [tensor for tensor in kept if tensor is not None]
+
+    def extent(self, image: int) -> tuple[int, torch.Tensor | None]:
+        """All slots there are; the length says how many count."""
+        return image + self.group.capacity, self.lengths[image]
+
+    def enter(self, newest: int) -> None:
+        """As :meth:`Bank.enter`; the token's number is counted here."""
+        slot = self.slot.unsqueeze(-1)
+        self.order.scatter_(-1, slot, self.newest.expand(slot.shape))
+        if self.accumulated is not None:
+            self.accumulated.scatter_(-1, slot, 0.0)
+        self.newest += 1
+        self.count += 1
+        for image, length in self.lengths.items():
+            torch.add(self.count, image, out=length)
+
+    def leave(self, update: bool) -> None:
+        """As :meth:`Bank.leave`, with both cases computed and one taken."""
+        size, last = self.group.size, self.group.capacity - 1
+        if update:
+            self.choose_core()
+        free = self.count.clamp(max=last)[None, :, None].expand(self.slot.shape)
+        if size is None:
+            self.slot.copy_(free)
+            return
+        full = (self.count > size)[None, :, None]
+        self.slot.copy_(torch.where(full, self._weakest(self.newest), free))
+        slot = self.slot.unsqueeze(-1)
+        self.order.scatter_(-1, slot, torch.where(full.unsqueeze(-1), FREE, self.order.gather(-1, slot)))
+        self.count.clamp_(max=size)

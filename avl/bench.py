@@ -66,7 +66,8 @@ def open_subject(options: argparse.Namespace) -> Subject:
     attach(model)
     inputs = make(1)
     row = find_rows(inputs["input_ids"], inputs["attention_mask"], describe(model).image_token_id)[0]
-    return Subject(model, name, weights, roofline.Request(row.n_image, row.n_text, options.new_tokens), make)
+    graphs = model.device.type == "cuda" if options.decode == "auto" else options.decode == "graphs"
+    return Subject(model, name, weights, roofline.Request(row.n_image, row.n_text, options.new_tokens), make, graphs)
 
 
 def parse_arms(specs: Sequence[str], subject: Subject) -> Arms:
@@ -125,6 +126,7 @@ def benchmark(options: argparse.Namespace, say: Callable[[str], None] = print) -
         | {"parameters": sum(p.numel() for p in subject.model.parameters())} | asdict(subject.sizes),
         "request": asdict(subject.request),
         "implementation": decode_implementation(subject.device),
+        "decode": "graphs" if subject.graphs else "eager",
         "repeats": options.repeats,
         "arms": {key: {"label": policy.label, "policy": policy.to_dict()} for key, policy in arms.items()},
         "bandwidth": bandwidth,
@@ -170,6 +172,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--repeats", type=int, help="default: 5; 2 with --quick")
     made.add_argument("--device", default="auto")
     made.add_argument("--dtype", default="auto")
+    made.add_argument(
+        "--decode", default="auto", choices=["auto", "eager", "graphs"], help="CUDA graphs or eager steps; default: graphs on a GPU"
+    )
     made.add_argument("--threads", type=int, help="CPU threads of torch; default: torch's own choice")
     made.add_argument("--quick", action="store_true", help="fewer batches, tokens and repeats")
     made.add_argument("--no-references", action="store_true", help="leave out transformers' own generate")

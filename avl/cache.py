@@ -12,7 +12,7 @@ import torch
 from transformers.cache_utils import Cache
 
 from avl.architectures import describe, language_model
-from avl.bank import FREE, Bank, Group, Part
+from avl.bank import FREE, Bank, FixedBank, Group, Part
 from avl.layer import AdaptiveLayer
 from avl.policies import Policy
 from avl.prompt import Prompt
@@ -27,7 +27,10 @@ class AdaptiveCache(Cache):
 
     Attributes:
         t: decode steps begun. seen: tokens seen, padding included. update_step: the last step was an update step.
+        banks: the bookkeeping of all layers; empty before the prompt.
         pruned: row -> image tokens that left the hidden states in prefill.
+        fixed: all that a step changes lies in tensors that stay where they are (see ``FixedBank``); whoever sets it, before the prompt,
+            calls ``advance`` before every step and ``settle`` after it.
         peak_bytes: most bytes of keys and values held at any time, the one layer that prefill holds whole included.
     """
 
@@ -40,13 +43,14 @@ class AdaptiveCache(Cache):
         self.t = 0
         self.seen = 0
         self.update_step = False
+        self.fixed = False
         self.peak_bytes = 0
         self.pruned: dict[int, list[int]] = {}
         self.recorder: Recorder | None = None  # of row 0, set by record()
         self.groups = self._alike()
         self._prompt: Prompt | None = None
         self._read = [0] * n_layers
-        self._banks: list[Bank] = []
+        self.banks: list[Bank] = []
         self._entry_bytes = 0
         self._passed = False
 
@@ -83,6 +87,7 @@ class AdaptiveCache(Cache):
 
     def record(self) -> Recorder:
         """Keep every pass's attention of row 0 from now on; the passes take longer for it."""
+        assert not self.fixed, "what is recorded has another shape at every step"
         self.recorder = Recorder(self.rows[0], len(self.layers))
         return self.recorder
 
@@ -118,8 +123,19 @@ class AdaptiveCache(Cache):
                 raise ValueError(f"this cache was made for a prompt of {expected} tokens, not {length}: make one from these inputs")
             self.seen = length
             return
-        if length != 1 or not self._banks:
+        if length != 1 or not self.banks:
             raise ValueError(USED)
+        if not self.fixed:
+            self.advance()
+        for bank in self.banks:
+            bank.enter(bank.group.prompt + self.t - 1)
+
+    def advance(self) -> None:
+        """Count the step that begins.
+
+        Raises:
+            ValueError: there is no room for another token.
+        """
         if self.t >= self.max_new_tokens:
             raise ValueError(f"this cache has room for {self.max_new_tokens} new tokens: make it with a larger max_new_tokens")
         self.t += 1
@@ -127,8 +143,16 @@ class AdaptiveCache(Cache):
         self.update_step = self.policy.is_update(self.t)
         for group in self.groups:
             group.count += 1
-        for bank in self._banks:
-            bank.enter(bank.group.prompt + self.t - 1)
+            group.entered += 1
+        for bank in self.banks:
+            core = None if self.update_step else bank.core
+            bank.read = (bank.image if core is None else core) + bank.group.count
+
+    def settle(self) -> None:
+        """Count what the step that ends evicted."""
+        for group in self.groups:
+            if group.size is not None:
+                group.count = min(group.count, group.size)
 
     def _attended(self, number: int) -> None:
         if self.t == 0:
@@ -145,8 +169,11 @@ class AdaptiveCache(Cache):
             self._open_banks()
             self._note_pruned()
             self._prompt = None
-        else:
-            self._leave()
+            return
+        for bank in self.banks:
+            bank.leave(self.update_step)
+        if not self.fixed:
+            self.settle()
 
     def _open_banks(self) -> None:
         for place, group in enumerate(self.groups):
@@ -155,7 +182,8 @@ class AdaptiveCache(Cache):
                 part = layer.parts[place]
                 core = self.policy.select(layer.number, group.row.n_image) if part.index is not None else None
                 alike.setdefault((part.keys.device, part.image, core), []).append(part)
-            self._banks += [Bank(group, parts, core) for (_, _, core), parts in alike.items()]
+            kind = FixedBank if self.fixed else Bank
+            self.banks += [kind(group, parts, core) for (_, _, core), parts in alike.items()]
 
     def _note_pruned(self) -> None:
         prompt = self.prompt
@@ -164,20 +192,6 @@ class AdaptiveCache(Cache):
         for group, columns in zip(self.groups, prompt.columns, strict=True):
             for row, ordinals in zip(group.rows, columns.ordinals.tolist(), strict=True):
                 self.pruned[row] = sorted(set(range(group.row.n_image)) - set(ordinals))
-
-    def _leave(self) -> None:
-        """After a step: new core from an update step's scores; where the window is over its size, the weakest entry leaves."""
-        for bank in self._banks:
-            group = bank.group
-            if self.update_step:
-                bank.choose_core()
-            if group.size is not None and group.count > group.size:
-                bank.evict(group.prompt + self.t)
-            else:
-                bank.slot = group.count
-        for group in self.groups:
-            if group.size is not None:
-                group.count = min(group.count, group.size)
 
     @property
     def stored_tokens(self) -> list[int]:
@@ -192,9 +206,7 @@ class AdaptiveCache(Cache):
         """Per layer: entries that the last step's attention read, all rows added up; after prefill, those its last query could read."""
         if self.t == 0:
             return list(self._read)
-        return [
-            sum(group.b * part.read for group, part in zip(self.groups, layer.parts, strict=True)) for layer in self.layers
-        ]
+        return [sum(part.bank.group.b * part.bank.read for part in layer.parts if part.bank) for layer in self.layers]
 
     @property
     def stored_bytes(self) -> int:

@@ -37,11 +37,16 @@ class Decoder:
     def step(self, tokens: torch.Tensor) -> torch.Tensor:
         """Feed one token per row ``[B]``; logits ``[B, V]`` of the next."""
         assert self._positions is not None, "the prompt comes first"
+        logits = self._run(tokens, self._positions)
+        self._positions = self._positions + 1
+        return logits
+
+    def _run(self, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """Through all layers: logits ``[B, V]`` from one token per row ``[B]`` at positions ``[B, 1]``."""
         hidden = self._text.embed_tokens(tokens[:, None])
-        rotary = self._text.rotary_emb(hidden, position_ids=self._positions.to(hidden.device))
+        rotary = self._text.rotary_emb(hidden, position_ids=positions.to(hidden.device))
         for layer in self._text.layers:
             hidden = layer(hidden, attention_mask=None, position_embeddings=rotary, past_key_values=self._cache, use_cache=True)
-        self._positions = self._positions + 1
         return self._model.lm_head(self._text.norm(hidden))[:, -1]
 
 

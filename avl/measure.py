@@ -20,6 +20,7 @@ from avl import roofline
 from avl.attachment import attach, detach
 from avl.cache import make_cache
 from avl.decode import Decoder
+from avl.graphs import GraphDecoder
 from avl.kernels.bench import Timer, measure_bandwidth, one_line
 from avl.policies import Policy
 from avl.telemetry import Clock, settle
@@ -30,13 +31,14 @@ Rows = list[dict[str, Any]]
 
 @dataclass
 class Subject:
-    """What is measured: a model, the prompt's shape, and ``make(batch)``, which gives the model's inputs."""
+    """What is measured: a model, the prompt's shape, ``make(batch)``, which gives the model's inputs, and whether steps are CUDA graphs."""
 
     model: Any
     name: str
     weights: str
     request: roofline.Request
     make: Callable[[int], dict[str, Any]]
+    graphs: bool = False
 
     @property
     def sizes(self) -> roofline.Sizes:
@@ -49,9 +51,13 @@ class Subject:
 
 @dataclass
 class Run:
-    """One answer under one policy. ``times``: milliseconds of each decode step. Bytes: of keys and values, all rows and layers."""
+    """One answer under one policy. ``times``: milliseconds of each decode step. Bytes: of keys and values, all rows and layers.
+
+    ``prepare_ms``: what warming up and capturing took between the prompt and the first step; 0 without graphs.
+    """
 
     ttft_ms: float
+    prepare_ms: float
     kv_peak_bytes: int
     torch_peak_bytes: int | None
     stored_bytes: int
@@ -95,16 +101,6 @@ class Marks:
         return [1e3 * (second - first) for first, second in itertools.pairwise(self._marks)]
 
 
-def _prompt(decoder: Decoder, inputs: dict[str, Any]) -> torch.Tensor:
-    """The prompt and token 0, ``[B]``. This and :func:`_advance` are all that the benchmark knows of the decode loop."""
-    return decoder.prompt(inputs).argmax(dim=-1)
-
-
-def _advance(decoder: Decoder, tokens: torch.Tensor) -> torch.Tensor:
-    """One greedy step, the token fed back on the device: nothing is read on the host."""
-    return decoder.step(tokens).argmax(dim=-1)
-
-
 @torch.inference_mode()
 def run(subject: Subject, inputs: dict[str, Any], policy: Policy, steps: int) -> Run:
     """One prompt and ``steps`` decode steps; the end of sequence is not looked for, so every arm does the same number of steps."""
@@ -114,19 +110,23 @@ def run(subject: Subject, inputs: dict[str, Any], policy: Policy, steps: int) ->
     if cuda:
         torch.cuda.reset_peak_memory_stats(device)
     cache = make_cache(subject.model, inputs, policy, subject.request.new_tokens)
-    decoder = Decoder(subject.model, cache)
+    decoder = GraphDecoder(subject.model, cache) if subject.graphs else Decoder(subject.model, cache)
     clock, marks = Clock(device), Marks(device)
     clock.start()
-    tokens = _prompt(decoder, inputs)
+    tokens = decoder.prompt(inputs).argmax(dim=-1)
     ttft_ms = clock.stop()
+    prepare_ms = 0.0
+    if isinstance(decoder, GraphDecoder):
+        decoder.prepare()
+        prepare_ms = decoder.prepare_ms
     marks.add()
     for _ in range(steps):
-        tokens = _advance(decoder, tokens)
+        tokens = decoder.step(tokens).argmax(dim=-1)  # fed back on the device: nothing is read on the host
         marks.add()
     times = marks.gaps()
     peak = torch.cuda.max_memory_allocated(device) if cuda else None
     updates = [policy.is_update(t) for t in range(1, steps + 1)]
-    return Run(ttft_ms, cache.peak_bytes, peak, cache.stored_bytes, cache.read_bytes, times, updates)
+    return Run(ttft_ms, prepare_ms, cache.peak_bytes, peak, cache.stored_bytes, cache.read_bytes, times, updates)
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
@@ -193,6 +193,7 @@ def summary(subject: Subject, key: str, policy: Policy, batch: int, runs: list[R
         "batch": batch,
         "arm": key,
         "ttft_ms": spread([done.ttft_ms for done in runs]),
+        "prepare_ms": spread([done.prepare_ms for done in runs]),
         "tpot_ms": tpot,
         "step_mean_ms": statistics.fmean(pooled),
         "step_p99_ms": sorted(pooled)[min(len(pooled) - 1, int(0.99 * len(pooled)))],

@@ -44,6 +44,11 @@ def subject(result: Result) -> str:
     )
 
 
+def steps(result: Result) -> str:
+    """How decode steps were run."""
+    return "CUDA graphs" if result.get("decode") == "graphs" else "eager"
+
+
 def title(result: Result, arm: str) -> str:
     """A policy's name for people."""
     names = {"full": "full attention", "evict": "evict only", "avl": "A-VL", "prune": "A-VL, pruned prompt"}
@@ -72,7 +77,7 @@ def header(result: Result) -> str:
     measured, roofline = result["bandwidth"], result["roofline"]
     lines = [
         machine(result),
-        subject(result) + f"; decode attention: {result['implementation']}",
+        subject(result) + f"; decode attention: {result['implementation']}; steps: {steps(result)}",
         f"bandwidth of this run in GB/s: copy {measured['copy']:.1f}, triad {measured['triad']:.1f}, read {measured['read']:.1f}; "
         f"matrix product {measured['tflops']:.2f} TFLOP/s",
         f"roofline at copy bandwidth: a step reads {amount(roofline['weight_bytes'])} of weights, and per row",
@@ -112,6 +117,9 @@ def tables(result: Result) -> str:
     ]  # fmt: skip
     parts = [f"**{subject(result)}.** {machine(result)}; medians of {result['repeats']} alternating runs; {result['date'][:10]}."]
     parts.append(_table(head, rows, 2))
+    if result.get("decode") == "graphs":
+        took = ", ".join(f"{title(result, row['arm'])} {row['prepare_ms']['median']:.0f}" for row in result["rows"])
+        parts.append(f"Decode steps are CUDA graphs. Warming up and capturing, once per answer and in no step's time, took ms: {took}.")
     kinds = [
         [str(row["batch"]), title(result, row["arm"]), number(row["core_ms"]["median"]), number(row["core_floor_ms"]),
          number(row["update_ms"]["median"]), number(row["update_floor_ms"])]

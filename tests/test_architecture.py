@@ -21,7 +21,7 @@ FLOORS = [
     ("policies", "kernels"),
     ("attention", "cache", "layer", "bank"),
     ("decode", "prefill", "models", "attachment"),
-    ("engine", "runner", "analysis", "telemetry", "tiny", "measure", "roofline", "plots", "random_weights"),
+    ("engine", "runner", "analysis", "telemetry", "graphs", "tiny", "measure", "roofline", "plots", "random_weights"),
     ("ui", "cli", "bench", "evaluation", "doctor", "compare", "record", "figures", "__main__"),
 ]
 """Bottom to top. A room imports from its own floor or below; what is not listed here has no place yet."""

@@ -14,8 +14,8 @@ from avl.attachment import is_attached
 
 SMALL = ["--random-weights", "llava-1.6-mistral-7b", "--scale", "0.03", "--device", "cpu", "--repeats", "2", "--new-tokens", "8"]
 ROW = {
-    "batch", "arm", "ttft_ms", "tpot_ms", "step_mean_ms", "step_p99_ms", "tokens_per_s", "stored_bytes", "read_bytes", "kv_peak_bytes",
-    "kv_peak_ratio", "torch_peak_bytes", "floor_ms", "floor_share", "ratio",
+    "batch", "arm", "ttft_ms", "prepare_ms", "tpot_ms", "step_mean_ms", "step_p99_ms", "tokens_per_s", "stored_bytes", "read_bytes",
+    "kv_peak_bytes", "kv_peak_ratio", "torch_peak_bytes", "floor_ms", "floor_share", "ratio",
 }  # fmt: skip
 
 
@@ -67,11 +67,14 @@ def test_the_command_ends_with_one_json_line(capsys, tmp_path):
     assert "/" not in result["model"]["name"]
 
 
-def test_bundled_model(capsys):
-    small = ["--new-tokens", "6", "--repeats", "1", "--batch", "1", "--policies", "full", "avl", "--no-references"]
+@pytest.mark.parametrize("decode", ["eager", "graphs"])
+def test_bundled_model(capsys, decode):
+    small = ["--new-tokens", "6", "--repeats", "1", "--batch", "1", "--policies", "full", "avl", "--no-references", "--decode", decode]
     assert bench.main(["--model", "tiny", "--device", "cpu", *small]) == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert result["model"]["name"] == "tiny"
+    assert result["decode"] == decode
+    assert all(row["prepare_ms"]["median"] == 0 for row in result["rows"]), "nothing is captured on a CPU"
     assert result["model"]["weights"] == "loaded"
     assert result["request"]["n_image"] == 576
     assert result["arms"]["avl"]["policy"] == avl.AVL(S=45, C=30, K=3, T=50).to_dict()
@@ -154,7 +157,7 @@ def test_reference_leaves_the_model_attached(options):
 
 
 def test_time_per_token_weighs_the_kinds_of_step():
-    done = measure.Run(1.0, 0, None, 0, 0, times=[1.0, 1.0, 4.0, 1.0, 90.0, 4.0], updates=[False, False, True] * 2)
+    done = measure.Run(1.0, 0.0, 0, None, 0, 0, times=[1.0, 1.0, 4.0, 1.0, 90.0, 4.0], updates=[False, False, True] * 2)
     assert done.tpot_ms == pytest.approx((4 * 1.0 + 2 * 4.0) / 6)
 
 

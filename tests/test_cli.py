@@ -81,7 +81,7 @@ def test_record_keeps_attention_spread_and_the_right_answer(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["missing.png", "What?"], "no image file"),
+        (["missing.png", "What?"], "no picture file"),
         (["{picture}", " "], "question is empty"),
         (["{picture}", "What?", "-S", "20", "-C", "30"], "C=30.0"),
         (["{picture}", "What?", "--model", "no/such/place"], "no model"),

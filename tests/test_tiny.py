@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from avl.tiny import drawing, packing, scenes, tokenizer, vision
+from avl.tiny import drawing, packing, scenes, tokenizer, topics, vision
 from avl.tiny import model as sizes
 
 
@@ -34,6 +34,13 @@ def pixels(image):
 def seen(images):
     """The same pictures as the processor gives them to the model."""
     return torch.stack([torch.from_numpy(pixels(image.numpy())) for image in images])
+
+
+def packed_row(packer, images, pairs, limit):
+    """One row of (question, answer) pairs about a picture that shows nothing."""
+    row, about = packer.row([scenes.Question(*pair, "qa") for pair in pairs], "sky", [], limit)
+    labels = {name: torch.from_numpy(values)[None] for name, values in about.items()}
+    return packing.Packed(*cut(images), {}, *(torch.from_numpy(values)[None] for values in row), labels)
 
 
 def noise(count):
@@ -91,9 +98,8 @@ def test_packed_loss_is_the_loss_of_separate_sequences(untrained, words):
     packer = packing.Packer(words)
     pairs = [("What is red?", "a star"), ("Read the sign.", "BREAD"), ("where is the cup", "top left")]
     blocks = [packer.block(*p) for p in pairs]
-    row = packer.row(blocks, [], limit=64)
     images = noise(1)
-    packed = packing.Packed(*cut(images), {}, *(torch.from_numpy(x)[None] for x in row))
+    packed = packed_row(packer, images, pairs, 64)
     with torch.no_grad():
         features, _ = vision.run_tower(sizes.tower(untrained), packed.patches, packed.places)
         loss, _, _ = packing.language_loss(untrained, packer, features, packed.places, packed)
@@ -113,12 +119,11 @@ def test_a_question_counts_by_the_root_of_its_answers_length(untrained, words):
     images = noise(1)
 
     def loss_of(chosen, **options):
-        row = packer.row([packer.block(*p) for p in chosen], [], limit=64)
-        packed = packing.Packed(*cut(images), {}, *(torch.from_numpy(x)[None] for x in row))
+        packed = packed_row(packer, images, chosen, 64)
         with torch.no_grad():
             features, _ = vision.run_tower(sizes.tower(untrained), packed.patches, packed.places)
             loss, right, told = packing.language_loss(untrained, packer, features, packed.places, packed, **options)
-        assert [states.shape for states in told] == [(1, 64, sizes.TEXT_WIDTH)] * 2
+        assert {layer: states.shape for layer, states in told.items()} == dict.fromkeys(topics.LAYERS, (1, 64, sizes.TEXT_WIDTH))
         return loss, len(right)
 
     (one, n), (two, m) = (loss_of([pair]) for pair in pairs)
@@ -126,24 +131,10 @@ def test_a_question_counts_by_the_root_of_its_answers_length(untrained, words):
     assert torch.allclose(loss_of(pairs, by_question=True)[0], expected, atol=1e-5)
 
 
-def test_answers_are_about_the_names_in_their_question(words):
-    packer = packing.Packer(words)
-    star = scenes.Item("object", (0, 0, 9, 9), "left", "star", "red", "small")
-    blocks = [packer.block("Where is the star?", "left"), packer.block("Is the star left of the cup?", "no")]
-    _, block, _, target, named, subject = packer.row(blocks, [star], limit=64)
-    assert (named[:, 0] >= 0).sum() == 3
-    assert ((subject[:, 0] >= 0) == (target >= 0)).all(), "wherever a word of the answer is said"
-    first, second, third = named[named[:, 0] >= 0].tolist()
-    assert (subject[(block == 0) & (target >= 0)] == [*first, *[-100] * 5]).all()
-    assert (subject[(block == 1) & (target >= 0)] == [*second, *third]).all()
-    assert third[0] == 0, "there is no cup"
-
-
 def test_dropped_image_tokens_equal_masked_ones(untrained, words):
     packer = packing.Packer(words)
-    row = packer.row([packer.block("What is red?", "a star")], [], limit=24)
     images = noise(1)
-    packed = packing.Packed(*cut(images), {}, *(torch.from_numpy(x)[None] for x in row))
+    packed = packed_row(packer, images, [("What is red?", "a star")], 24)
     (kept,) = packing.choose(torch.Generator().manual_seed(0), 1, 576, 100)
     assert len(kept.unique()) == 100
     assert (kept.diff() > 0).all()
@@ -161,31 +152,6 @@ def test_dropped_image_tokens_equal_masked_ones(untrained, words):
         learned = target >= 0
         expected = F.cross_entropy(logits[-len(target) :][learned], target[learned])
     assert torch.allclose(loss, expected, atol=1e-5)
-
-
-def test_names_in_a_question_are_about_what_they_match():
-    one = scenes.Item("object", (0, 0, 9, 9), "left", "star", "red", "small")
-    two = scenes.Item("object", (0, 0, 9, 9), "top", "star", "blue", "large")
-    words = ["many", "stars", "is", "the", "red", "star", "left", "of", "the", "blue", "thing", "or", "a", "cup"]
-    marks = packing.mentions(words, [one, two])
-    said = {word: marks[place].tolist() for place, word in enumerate(words) if marks[place, 0] >= 0}
-    blue, star = list(scenes.COLOURS).index("blue"), scenes.SHAPES.index("star")
-    assert said == {
-        "stars": [2, -100, -100, -100, -100],
-        "star": [1, 0, star, 0, scenes.POSITIONS.index("left")],
-        "blue": [1, blue, star, 2, scenes.POSITIONS.index("top")],
-        "cup": [0, -100, -100, -100, -100],
-    }
-    heads = packing.Mentions(8, 1)
-    loss, right = heads.loss(torch.randn(1, len(words), 8), torch.from_numpy(marks)[None])
-    assert loss > 0
-    assert 0 <= right <= 1
-
-
-def test_names_of_objects_are_single_tokens(words):
-    """`mentions` reads tokens as words."""
-    for name in (*scenes.SHAPES, *scenes.PLURALS.values(), *scenes.COLOURS):
-        assert len(words.tokenize(f" {name}")) == 1, name
 
 
 def test_questions_do_not_see_each_other():

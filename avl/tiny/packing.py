@@ -8,7 +8,7 @@ stay keep their positions. This knows nothing of any policy that later evicts to
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,18 +17,18 @@ import torch
 import torch.nn.functional as F
 from transformers import PreTrainedTokenizerFast
 
+from . import topics
 from .model import IMAGE_TOKENS
 from .questions import questions
-from .scenes import COLOURS, GRID, PLURALS, POSITIONS, SHAPES, SIZES, Item
+from .scenes import GRID, Item, Question
 from .tokenizer import prompt
 from .vision import GIVEN, Painter, give, labels, stack
 
-MENTION_LAYER, SUBJECT_LAYER = 5, 7  # after so many decoder layers a token that names an object, and a question's end, shall know it
-MENTION_CLASSES = (5, len(COLOURS), len(SHAPES), len(SIZES), len(POSITIONS))  # how many match the name; the facts of the one that does
 BLOCK_LIMIT = 288  # text tokens of one picture's questions
 RECALL = 24  # tokens back; what is newer is never forgotten
 # Kinds that are many in a scene, long, or learned early are asked less often
-RARE = {"count": 0.5, "exist": 0.5, "shape": 0.7, "at": 0.8, "describe": 0.4, "caption": 0.4, "sign": 0.6, "price": 0.6}
+RARE = {"count": 0.6, "exist": 0.6, "at": 0.8, "describe": 0.5, "caption": 0.5, "sign": 0.5, "price": 0.5}
+WHOLE = ("describe", "caption")  # kinds that ask for the whole scene
 
 
 @dataclass
@@ -42,8 +42,7 @@ class Packed:
     block: int64 [batch, text], which question a token belongs to; -1 for padding.
     place: int64 [batch, text], the position that RoPE gets.
     target: int64 [batch, text], the token to predict; -100 where nothing is to be learned.
-    mentions: int64 [batch, text, 5], what a token that names an object is about (see `mentions`); -100 elsewhere.
-    subjects: int64 [batch, text, 10], the same of the first and the second name in a question, wherever its answer is being said.
+    topics: what tokens are about, as in topics.py; head -> int64 [batch, text, labels].
     """
 
     patches: torch.Tensor
@@ -53,53 +52,7 @@ class Packed:
     block: torch.Tensor
     place: torch.Tensor
     target: torch.Tensor
-    mentions: torch.Tensor
-    subjects: torch.Tensor
-
-
-def mentions(words: list[str], objects: list[Item]) -> np.ndarray:
-    """What the names in a question are about: int64 [words, 5], -100 where a word names nothing.
-
-    At the last word of a name ("star", "red star", "red" before any other word): how many objects match it, and where exactly one does,
-    its colour, shape, size and position.
-    """
-    out = np.full((len(words), len(MENTION_CLASSES)), -100, np.int64)
-    shapes = {s: s for s in SHAPES} | {plural: s for s, plural in PLURALS.items()}
-    for at, word in enumerate(words):
-        colour = word if word in COLOURS else ""
-        shape = shapes.get(word, "")
-        if colour and at + 1 < len(words) and words[at + 1] in shapes:
-            continue  # the name goes on
-        if shape and at and words[at - 1] in COLOURS:
-            colour = words[at - 1]
-        if not colour and not shape:
-            continue
-        found = [o for o in objects if shape in ("", o.shape) and colour in ("", o.colour)]
-        out[at, 0] = len(found)
-        if len(found) == 1:
-            (o,) = found
-            out[at, 1:] = list(COLOURS).index(o.colour), SHAPES.index(o.shape), list(SIZES).index(o.size), POSITIONS.index(o.position)
-    return out
-
-
-class Mentions(torch.nn.Linear):
-    """Temporary heads on the language model's hidden states, for `mentions` or for `subjects`."""
-
-    def __init__(self, width: int, names: int) -> None:
-        self.classes = MENTION_CLASSES * names
-        super().__init__(width, sum(self.classes))
-
-    def loss(self, hidden: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, float]:
-        """Mean loss over what is named in hidden states [batch, text, width], and the share of labels that are right."""
-        named = (labels >= 0).any(-1)
-        total, right, count = hidden.new_zeros(()), 0, 0
-        for logits, label in zip(self(hidden[named]).float().split(self.classes, -1), labels[named].T, strict=True):
-            known = label >= 0
-            if known.any():
-                total = total + F.cross_entropy(logits[known], label[known])
-                right += int((logits[known].argmax(-1) == label[known]).sum())
-                count += int(known.sum())
-        return total / len(self.classes), right / max(1, count)
+    topics: dict[str, torch.Tensor]
 
 
 class Packer:
@@ -118,12 +71,15 @@ class Packer:
         told = self.tokenizer(f" {answer}", add_special_tokens=False)["input_ids"]
         return [*asked, *told, self.tokenizer.eos_token_id], len(asked)
 
-    def row(self, blocks: list[tuple[list[int], int]], objects: list[Item], limit: int = BLOCK_LIMIT) -> tuple[np.ndarray, ...]:
-        """Pack as many blocks as fit: ids, block, place, target, each int64 [limit], mentions, [limit, 5], and subjects, [limit, 10]."""
+    def row(
+        self, asked: Sequence[Question], background: str, items: Sequence[Item], limit: int = BLOCK_LIMIT
+    ) -> tuple[tuple[np.ndarray, ...], dict[str, np.ndarray]]:
+        """Pack as many questions as fit: (ids, block, place, target), each int64 [limit], and topics, head -> int64 [limit, labels]."""
         ids, block, place, target = (np.full(limit, fill, np.int64) for fill in (self.tokenizer.pad_token_id, -1, 0, -100))
-        named, subject = (np.full((limit, names * len(MENTION_CLASSES)), -100, np.int64) for names in (1, 2))
+        about = {name: np.full((limit, len(classes)), topics.IGNORE, np.int64) for name, (_, classes) in topics.HEADS.items()}
         used = 0
-        for index, (tokens, asked) in enumerate(blocks):
+        for index, question in enumerate(asked):
+            tokens, length = self.block(question.text, question.answer)
             end = used + len(tokens)
             if end > limit:
                 continue
@@ -131,13 +87,12 @@ class Packer:
             block[used:end] = index
             place[used:end] = len(self.prefix) + IMAGE_TOKENS + np.arange(len(tokens))
             # The last token of the question predicts the first of the answer, and so on.
-            target[used + asked - 1 : end - 1] = tokens[asked:]
-            words = [word.lstrip("Ġ").lower() for word in self.tokenizer.convert_ids_to_tokens(tokens[:asked])]
-            named[used : used + asked] = marks = mentions(words, objects)
-            names = marks[marks[:, 0] >= 0][:2].reshape(-1)
-            subject[used + asked - 1 : end - 1, : len(names)] = names
+            target[used + length - 1 : end - 1] = tokens[length:]
+            words = [word.lstrip("Ġ").lower() for word in self.tokenizer.convert_ids_to_tokens(tokens)]
+            for name, told in topics.topics(words, length, background, items, question.kind in WHOLE).items():
+                about[name][used:end] = told
             used = end
-        return ids, block, place, target, named, subject
+        return (ids, block, place, target), about
 
 
 class Lessons(torch.utils.data.IterableDataset):
@@ -166,7 +121,7 @@ class Lessons(torch.utils.data.IterableDataset):
 
     def make(self, rng: np.random.Generator, paint: Painter, batch: int, given: int) -> Packed:
         """One batch."""
-        parts, rows = [], []
+        parts, rows, about = [], [], []
         for _ in range(batch):
             scene = paint()
             asked = questions(scene, rng)
@@ -175,9 +130,12 @@ class Lessons(torch.utils.data.IterableDataset):
             rest = [q for q in asked if q not in first]
             order = [*first, *(rest[i] for i in rng.permutation(len(rest)))]
             parts.append(give(rng, scene, labels(scene.items, scene.background), given))
-            rows.append(self.packer.row([self.packer.block(q.text, q.answer) for q in order], scene.objects))
-        ids, block, place, target, named, subject = (torch.from_numpy(np.stack(column)) for column in zip(*rows, strict=True))
-        return Packed(*stack(parts), ids, block, place, target, named, subject)
+            row, told = self.packer.row(order, scene.background, scene.items)
+            rows.append(row)
+            about.append(told)
+        ids, block, place, target = (torch.from_numpy(np.stack(column)) for column in zip(*rows, strict=True))
+        merged = {name: torch.from_numpy(np.stack([told[name] for told in about])) for name in topics.HEADS}
+        return Packed(*stack(parts), ids, block, place, target, merged)
 
 
 def choose(generator: torch.Generator, rows: int, among: int, keep: int) -> torch.Tensor:
@@ -229,7 +187,7 @@ def language_loss(
     hide: torch.Tensor | None = None,
     forget: torch.Tensor | None = None,
     by_question: bool = False,
-) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
+) -> tuple[torch.Tensor, torch.Tensor, dict[int, torch.Tensor]]:
     """The loss of one batch, by the model's own weights.
 
     Args:
@@ -244,7 +202,7 @@ def language_loss(
 
     Returns:
         The mean loss over answer tokens; for each of them whether the right token was the likeliest (bool, flat); and the text's hidden
-        states after MENTION_LAYER and SUBJECT_LAYER layers, [batch, text, width] each.
+        states after each of `topics.LAYERS`, layer -> [batch, text, width].
     """
     model = llava.model
     text = model.language_model
@@ -263,15 +221,15 @@ def language_loss(
         late = packed.place[:, :, None] - packed.place[:, None, :] > RECALL
         mask[:, before:, before:] &= ~(late & forget[:, None, :])
     bias = torch.zeros(mask.shape, dtype=hidden.dtype, device=hidden.device).masked_fill_(~mask, -1e4)
-    told = []
+    told = {}
     for index, layer in enumerate(text.layers):
         own = bias
         if hide is not None:
             own = bias.clone()
             own[:, before:, len(prefix) : before].masked_fill_(hide[index][:, None], -1e4)
         hidden = decoder_layer(layer, hidden, cos, sin, own, before)
-        if index + 1 in (MENTION_LAYER, SUBJECT_LAYER):
-            told.append(hidden[:, before:])
+        if index + 1 in topics.LAYERS:
+            told[index + 1] = hidden[:, before:]
     learned = packed.target >= 0
     logits = llava.lm_head(text.norm(hidden[:, before:][learned])).float()
     target = packed.target[learned]

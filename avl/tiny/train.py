@@ -12,7 +12,7 @@ import torch
 from transformers import LlavaForConditionalGeneration
 
 from . import model as sizes
-from . import packing, vision
+from . import packing, topics, vision
 from .export import assemble, begin_with, export
 from .optim import Optimizer, faster_dtype
 
@@ -114,9 +114,7 @@ def train_language(
 ) -> None:
     """Stage 2: projector and language model, and later in every third batch the tower. Reads `vision.pt`, resumes `language.pt`.
 
-    Temporary heads half-way up the language model ask each word that names an object what it is about: how many match, which colour, shape,
-    size and place; and above them every token of an answer, what the names in its question were about. Looking something up by its name
-    is what such a small model learns last from answers alone.
+    Temporary heads on the language model's later layers ask what the words of a question are about: see topics.py.
 
     The tower goes on at a twelfth of the rate, as more of it would undo what it knows, from the language model's loss and its heads' own.
 
@@ -143,8 +141,8 @@ def train_language(
     heads.load_state_dict(torch.load(folder / "vision.pt", map_location="cpu")["heads"])
     tower.post_layernorm.requires_grad_(False)
     dtype = faster_dtype(device)
-    mentions, subjects = (packing.Mentions(sizes.TEXT_WIDTH, names).to(device) for names in (1, 2))
-    learned = [llava.model.multi_modal_projector, llava.model.language_model, llava.lm_head, mentions, subjects]
+    asked = topics.Heads(sizes.TEXT_WIDTH).to(device)
+    learned = [llava.model.multi_modal_projector, llava.model.language_model, llava.lm_head, asked]
     optimizer = Optimizer(learned, peak, dtype, slow=[tower, heads])
     step, samples, elapsed = 0, 0, 0.0
     path = folder / "language.pt"
@@ -172,8 +170,9 @@ def train_language(
             hide = packing.hidden_places(chance, sizes.TEXT_LAYERS, places.gather(1, kept)).to(device)
             forget = (torch.rand(packed.ids.shape, generator=chance) < 0.5 * torch.rand((), generator=chance)).to(device)
         marks = {k: v.to(device) for k, v in packed.marks.items()}
-        rest = (packed.ids, packed.block, packed.place, packed.target, packed.mentions, packed.subjects)
-        packed = packing.Packed(packed.patches.to(device), places.to(device), marks, *(t.to(device) for t in rest))
+        about = {k: v.to(device) for k, v in packed.topics.items()}
+        ids, block, place, target = (t.to(device) for t in (packed.ids, packed.block, packed.place, packed.target))
+        packed = packing.Packed(packed.patches.to(device), places.to(device), marks, ids, block, place, target, about)
         kept = kept.to(device)
         both = done > 0.3 and step % 3 == 0
         with torch.set_grad_enabled(both):
@@ -181,11 +180,10 @@ def train_language(
         some = features.gather(1, kept[..., None].expand(-1, -1, features.shape[-1]))
         here = packed.places.gather(1, kept)
         loss, right, told = packing.language_loss(llava, packer, some, here, packed, hide, forget, by_question=True)
-        total = loss
-        for name, asked, states, labels in (("named", mentions, told[0], packed.mentions), ("subject", subjects, told[1], packed.subjects)):
-            guessed, known = asked.loss(states, labels)
-            total = total + 0.5 * guessed
-            patches.setdefault(name, []).append(known)
+        guessed, known = asked.loss(told, about)
+        total = loss + 0.5 * guessed
+        for name, value in known.items():
+            patches.setdefault(name, []).append(value)
         if both:
             own, said = vision.loss_of(heads(features, local), marks)
             total = total + 0.3 * own

@@ -1,0 +1,126 @@
+"""Steps at fixed addresses give what eager steps give: on a CPU uncaptured, on a GPU (where there is one) as CUDA graphs."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from random_models import ARCHITECTURES, build_model, encode, request, shared_model, shared_processor
+
+import avl
+from avl.decode import Decoder
+from avl.graphs import GraphDecoder, can_capture
+
+STEPS = 9
+POLICIES = (
+    avl.Full(),
+    avl.AVL(S=45, C=30, K=3),
+    avl.AVL(S=45, C=30, K=2, P=70, T=50),
+    avl.AVL(S=60, C=30, K=1, T=100),
+    avl.AVL(S=50, T=10),
+    avl.H2O(keep=50),
+    avl.FastV(),
+    avl.StreamingLLM(keep=40),
+)
+
+
+def both(model, inputs, policy, steps=STEPS, new=STEPS):
+    """The same tokens through an eager and a fixed decoder: pairs of logits, and the two caches."""
+    caches = [avl.make_cache(model, inputs, policy, max_new_tokens=new) for _ in range(2)]
+    eager, fixed = Decoder(model, caches[0]), GraphDecoder(model, caches[1])
+    pairs = [(eager.prompt(inputs), fixed.prompt(inputs).clone())]
+    for _ in range(steps):
+        tokens = pairs[-1][0].argmax(dim=-1)
+        pairs.append((eager.step(tokens), fixed.step(tokens).clone()))
+        one, two = caches
+        assert two.stored_tokens == one.stored_tokens
+        assert two.read_tokens == one.read_tokens
+        assert two.allocated_bytes == one.allocated_bytes
+        for row in range(one.batch_size):
+            assert two.image_sets(row) == one.image_sets(row)
+            for layer in range(len(one.layers)):
+                assert two.text_positions(layer, row) == one.text_positions(layer, row)
+    return pairs, caches
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("policy", POLICIES, ids=lambda policy: policy.label)
+@torch.inference_mode()
+def test_fixed_addresses_change_nothing(architecture, policy, model, processor):
+    inputs = dict(encode(processor, [request(1, before=5, after=7)]))
+    pairs, _ = both(model, inputs, policy)
+    for one, two in pairs:
+        torch.testing.assert_close(two, one, rtol=2e-5, atol=2e-5)
+
+
+@torch.inference_mode()
+def test_rows_laid_out_alike_run_together():
+    model = avl.attach(shared_model("llava"))
+    processor = shared_processor("llava")
+    inputs = dict(encode(processor, [request(1), request(2), request(3)]))
+    pairs, caches = both(model, inputs, avl.AVL(S=45, C=30, K=3, T=60))
+    assert len(caches[0].groups) == 1
+    for one, two in pairs:
+        torch.testing.assert_close(two, one, rtol=2e-5, atol=2e-5)
+
+
+@torch.inference_mode()
+def test_nothing_is_read_behind_the_length():
+    """Free slots hold NaN: were one read, the logits would be NaN."""
+    model, processor = avl.attach(shared_model("llava")), shared_processor("llava")
+    inputs = dict(encode(processor, [request(1), request(2)]))
+    cache = avl.make_cache(model, inputs, avl.AVL(S=45, C=30, K=2), max_new_tokens=20)
+    decoder = GraphDecoder(model, cache)
+    tokens = decoder.prompt(inputs).argmax(dim=-1)
+    for layer in cache.layers:
+        for part in layer.parts:
+            stored = part.image + cache.groups[0].count
+            part.keys[:, stored:] = torch.nan
+            part.values[:, stored:] = torch.nan
+    for _ in range(5):
+        logits = decoder.step(tokens)
+        assert logits.isfinite().all()
+        tokens = logits.argmax(dim=-1)
+
+
+@torch.inference_mode()
+def test_a_step_keeps_every_address():
+    """What a graph needs: no tensor of the state is replaced."""
+    model, processor = avl.attach(shared_model("llava")), shared_processor("llava")
+    inputs = dict(encode(processor, [request(1)]))
+    cache = avl.make_cache(model, inputs, avl.AVL(S=45, C=30, K=2, T=30), max_new_tokens=12)
+    decoder = GraphDecoder(model, cache)
+    tokens = decoder.prompt(inputs).argmax(dim=-1)
+
+    def addresses():
+        return [tensor.data_ptr() for tensor in decoder._state()] + [flat.data_ptr() for layer in cache.layers for flat in layer.flat]
+
+    before = addresses()
+    for _ in range(12):
+        tokens = decoder.step(tokens).argmax(dim=-1)
+    assert addresses() == before
+    with pytest.raises(ValueError, match="room for 12 new tokens"):
+        decoder.step(tokens)
+
+
+@torch.inference_mode()
+def test_rows_laid_out_differently_are_refused():
+    model, processor = avl.attach(shared_model("llava")), shared_processor("llava")
+    inputs = dict(encode(processor, [request(1), request(2, before=6, after=9)]))
+    cache = avl.make_cache(model, inputs, avl.AVL(S=45), max_new_tokens=4)
+    with pytest.raises(ValueError, match="laid out differently"):
+        GraphDecoder(model, cache)
+    assert can_capture(model, avl.make_cache(model, dict(encode(processor, [request(1)])), avl.Full(), 4)) == (
+        "the model is on cpu, not on a CUDA GPU"
+    )
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("policy", POLICIES, ids=lambda policy: policy.label)
+@torch.inference_mode()
+def test_captured_steps_are_the_eager_ones(policy):
+    model, processor = avl.attach(build_model("llava").to("cuda")), shared_processor("llava")
+    inputs = {name: value.to("cuda") for name, value in encode(processor, [request(1)]).items()}
+    pairs, caches = both(model, inputs, policy)
+    assert can_capture(model, caches[1]) is None
+    for one, two in pairs:
+        torch.testing.assert_close(two, one, rtol=1e-3, atol=1e-3)
