@@ -185,6 +185,34 @@ class AdaptiveCache(Cache):
             kind = FixedBank if self.fixed else Bank
             self.banks += [kind(group, parts, core) for (_, _, core), parts in alike.items()]
 
+    def piece(self, first: int, last: int) -> AdaptiveCache:
+        """A cache for rows ``first`` to ``last - 1`` alone, whose prompt runs by itself; :meth:`adopt` takes it back."""
+        piece = AdaptiveCache(self.model(), self.rows[first:last], self.policy, self.max_new_tokens, len(self.layers))
+        if first == 0:
+            piece.recorder = self.recorder
+        return piece
+
+    def adopt(self, pieces: list[AdaptiveCache]) -> None:
+        """Take over what the prompts of all rows left, layer by layer: only one layer is ever held twice.
+
+        Args:
+            pieces: from :meth:`piece`, in order, each with its prompt done. They are empty afterwards.
+        """
+        assert len(self.groups) == 1, "rows laid out alike follow one another in memory"
+        held, first = 0, 0
+        for piece in pieces:
+            self.peak_bytes = max(self.peak_bytes, held + piece.peak_bytes)
+            held += piece.allocated_bytes
+            self.pruned |= {first + row: tokens for row, tokens in piece.pruned.items()}
+            first += piece.batch_size
+        for number, layer in enumerate(self.layers):
+            parts = [piece.layers[number] for piece in pieces]
+            layer.adopt(parts)
+            self.peak_bytes = max(self.peak_bytes, held + sum(flat.nbytes for flat in layer.flat or ()))
+        self._read = [sum(counts) for counts in zip(*(piece.read_tokens for piece in pieces), strict=True)]
+        self.seen, self._entry_bytes = pieces[0].seen, pieces[0]._entry_bytes
+        self._open_banks()
+
     def _note_pruned(self) -> None:
         prompt = self.prompt
         if prompt.survivors is None:

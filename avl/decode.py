@@ -9,6 +9,15 @@ import torch
 from avl.architectures import language_model
 from avl.cache import AdaptiveCache
 
+PROMPT_TOKENS = 1 << 15
+"""Prompt tokens that go through the layers at once. So many keep a large GPU busy; more would cost memory for hidden states alone, of
+which the MLP of a 7B model takes 66 kB a token, and a smaller batch would fit."""
+
+
+def rows_at_once(length: int) -> int:
+    """Rows of a batch whose prompts of ``length`` tokens run together."""
+    return max(1, PROMPT_TOKENS // length)
+
 
 class Decoder:
     """Runs the prompt and then one token at a time through an attached model, with one cache.
@@ -24,15 +33,32 @@ class Decoder:
         self._positions: torch.Tensor | None = None
 
     def prompt(self, inputs: dict[str, Any]) -> torch.Tensor:
-        """Prefill: logits ``[B, V]`` of the last prompt token."""
+        """Prefill: logits ``[B, V]`` of the last prompt token. A large batch of rows laid out alike runs some rows after others."""
+        cache = self._cache
+        rows = cache.batch_size
+        some = rows_at_once(cache.rows[0].pad + cache.rows[0].length)
+        if some >= rows or len(cache.groups) > 1:
+            logits = self._prefill(inputs, cache)
+        else:
+            found, pieces = [], []
+            for first in range(0, rows, some):
+                last = min(rows, first + some)
+                # every row has as many pictures, and pixel values come picture by picture
+                part = {k: v[first * len(v) // rows : last * len(v) // rows] for k, v in inputs.items()}
+                pieces.append(cache.piece(first, last))
+                found.append(self._prefill(part, pieces[-1]))
+            cache.adopt(pieces)
+            logits = torch.cat(found)
+        lengths = [row.length for row in cache.rows]
+        self._positions = torch.tensor(lengths, device=logits.device)[:, None]
+        return logits
+
+    def _prefill(self, inputs: dict[str, Any], cache: AdaptiveCache) -> torch.Tensor:
         mask = inputs.get("attention_mask")
-        if mask is not None and any(row.pad for row in self._cache.rows):
+        if mask is not None and any(row.pad for row in cache.rows):
             # transformers' forward counts padding as positions; its generate, like us, does not
             inputs = {**inputs, "position_ids": (mask.cumsum(dim=-1) - 1).clamp(min=0)}
-        out = self._model(**inputs, past_key_values=self._cache, use_cache=True, logits_to_keep=1)
-        lengths = [row.length for row in self._cache.rows]
-        self._positions = torch.tensor(lengths, device=out.logits.device)[:, None]
-        return out.logits[:, -1]
+        return self._model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
 
     def step(self, tokens: torch.Tensor) -> torch.Tensor:
         """Feed one token per row ``[B]``; logits ``[B, V]`` of the next."""

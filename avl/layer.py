@@ -134,6 +134,29 @@ class AdaptiveLayer(CacheLayerMixin):
             self.parts.append(Part(keys, values, ordinals, order, sums, index))
             start = stop
 
+    def adopt(self, others: list[AdaptiveLayer]) -> None:
+        """Hold what layers of other caches hold of one group's rows, behind one another; they hold nothing afterwards."""
+        parts = [other.parts[0] for other in others]
+        shape = (sum(part.keys.shape[0] for part in parts), *parts[0].keys.shape[1:])
+        flats = [other.flat for other in others if other.flat is not None]
+        self.flat = (torch.cat([keys for keys, _ in flats]), torch.cat([values for _, values in flats]))
+        ordinals, order = torch.cat([part.ordinals for part in parts]), torch.cat([part.order for part in parts])
+        sums = [part.accumulated for part in parts if part.accumulated is not None]
+        index = [part.index for part in parts if part.index is not None]
+        self.parts = [
+            Part(
+                self.flat[0].view(shape),
+                self.flat[1].view(shape),
+                ordinals,
+                order,
+                torch.cat(sums) if sums else None,
+                torch.cat(index) if index else None,
+            )
+        ]
+        self.is_initialized = True
+        for other in others:
+            other.flat, other.parts = None, []
+
     def _image(
         self, group: Group, columns: Columns, scores: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:

@@ -141,7 +141,7 @@ def compare(subject: Subject, arms: Arms, batch: int, repeats: int, rates: roofl
     there: Arms = {}
     free = free_bytes(subject.device)
     for key, policy in arms.items():
-        need = batch * sum(roofline.row_bytes(subject.sizes, policy, subject.request))
+        need = roofline.batch_bytes(subject.sizes, policy, subject.request, batch)
         if need > free:
             reason = f"predicted to need {need / 1e9:.1f} GB beside the weights, {free / 1e9:.1f} GB are free"
             skipped.append({"batch": batch, "arm": key, "reason": reason})

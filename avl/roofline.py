@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 from typing import Any
 
+from avl.decode import rows_at_once
 from avl.policies import Full, Policy
 from avl.policies.base import Store
 
@@ -178,6 +179,16 @@ def row_bytes(sizes: Sizes, policy: Policy, request: Request) -> tuple[int, int]
     return kept * sizes.entry_bytes, work
 
 
+def batch_bytes(sizes: Sizes, policy: Policy, request: Request, batch: int) -> int:
+    """Memory that ``batch`` rows need beside the weights: all their KV caches, and the prompts that run at once."""
+    kept, work = row_bytes(sizes, policy, request)
+    return batch * kept + min(batch, rows_at_once(request.length)) * work
+
+
 def largest_batch(sizes: Sizes, policy: Policy, request: Request, free_bytes: float) -> int:
-    """Rows that fit into ``free_bytes`` beside the weights; an estimate, see :func:`row_bytes`."""
-    return int(free_bytes // sum(row_bytes(sizes, policy, request)))
+    """Rows that fit into ``free_bytes`` beside the weights; an estimate, see :func:`batch_bytes`."""
+    kept, work = row_bytes(sizes, policy, request)
+    together = rows_at_once(request.length)
+    if free_bytes < together * (kept + work):
+        return int(free_bytes // (kept + work))
+    return int((free_bytes - together * work) // kept)

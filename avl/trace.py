@@ -305,10 +305,13 @@ class Trace:
             raise ValueError("a trace begins with a start event; this one does not")
         return self.events[0]
 
+    def to_dict(self) -> dict[str, Any]:
+        """The whole trace as plain data: ``{"schema": 1, "meta": {...}, "images": [...], "events": [...]}``."""
+        return {"schema": SCHEMA, "meta": self.meta, "images": self.images, "events": [e.to_dict() for e in self.events]}
+
     def to_json(self) -> str:
-        """The whole trace as JSON text: ``{"schema": 1, "meta": {...}, "images": [...], "events": [...]}``."""
-        document = {"schema": SCHEMA, "meta": self.meta, "images": self.images, "events": [e.to_dict() for e in self.events]}
-        return json.dumps(document, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+        """:meth:`to_dict` as JSON text."""
+        return json.dumps(self.to_dict(), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
 
     @classmethod
     def from_json(cls, text: str) -> Trace:

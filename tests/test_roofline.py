@@ -14,6 +14,7 @@ from avl.roofline import (
     Rates,
     Request,
     Sizes,
+    batch_bytes,
     expected_gain,
     floor_ms,
     kinds,
@@ -147,4 +148,7 @@ def test_largest_batch():
     assert kept == (2880 + 65 + 128) * 512 * 1024
     assert largest_batch(SEVEN, avl.Full(), LONG, 10.5 * (kept + work)) == 10
     assert largest_batch(SEVEN, avl.Full(), LONG, 0.5 * (kept + work)) == 0
-    assert largest_batch(SEVEN, PAPER, LONG, 100e9) > 1.6 * largest_batch(SEVEN, avl.Full(), LONG, 100e9)
+    for policy in (avl.Full(), PAPER):
+        most = largest_batch(SEVEN, policy, LONG, 100e9)
+        assert batch_bytes(SEVEN, policy, LONG, most) <= 100e9 < batch_bytes(SEVEN, policy, LONG, most + 1)
+    assert largest_batch(SEVEN, PAPER, LONG, 100e9) > 2.05 * largest_batch(SEVEN, avl.Full(), LONG, 100e9)

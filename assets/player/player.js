@@ -37,6 +37,7 @@ window.avlPlayer = { view, measures, overlay, predicted }; // for tests and for 
 function receive(value) {
   if (!value || typeof value !== "object") return;
   measures.batches++;
+  if (value.recorded && !value.trace) return fetchRecording(value);
   if (value.trace) {
     // complete: replaces what was streamed, so nothing that got lost on the way can stay lost
     const keep = view.id === value.run ? { follow: view.follow } : null;
@@ -67,6 +68,14 @@ function receive(value) {
     accept(value.events.slice(view.received - value.first));
   }
   setStatus();
+}
+
+// the run that the page opens with comes after the first paint, unless the visitor was faster
+function fetchRecording(value) {
+  if (!server.recording) return;
+  requestAnimationFrame(() => setTimeout(() => server.recording({}).then((text) => {
+    if (text && view.id === null && view.state === "idle") receive({ ...value, trace: JSON.parse(text) });
+  }, () => {})));
 }
 
 // a batch never arrived (a sleeping tab): ask for everything from the gap on

@@ -57,11 +57,6 @@ def message(**fields: Any) -> dict[str, Any]:
     return {"seq": next(_numbers), **fields}
 
 
-def document(run: trace.Trace) -> dict[str, Any]:
-    """A trace as plain data: what ``to_json`` writes."""
-    return {"schema": trace.SCHEMA, "meta": run.meta, "images": run.images, "events": [event.to_dict() for event in run]}
-
-
 class Stream:
     """One run as the values that the player receives: batches of events, at the end the whole trace."""
 
@@ -80,7 +75,7 @@ class Stream:
         return message(run=self.key, state=state, position=position, first=first, images=images, events=[e.to_dict() for e in events])
 
     def whole(self) -> dict[str, Any]:
-        return message(run=self.key, state="done", trace=document(self.trace))
+        return message(run=self.key, state="done", trace=self.trace.to_dict())
 
 
 def theme() -> gr.themes.Base:
@@ -141,6 +136,7 @@ def build(
     line = None if zero_gpu else transport or ThreadTransport(race)
     zero = ZeroGPUTransport(race, zero_gpu) if zero_gpu else None
     runs = report.Runs()
+    recording_json = None if recorded is None else recorded.to_json()
     if recorded is not None:
         runs.add("recorded", recorded)
     shelf = gallery.examples(about.bundled)
@@ -161,6 +157,10 @@ def build(
         if run is None or not isinstance(first, int) or first < 0:
             return None
         return [event.to_dict() for event in run.events[first:]]
+
+    def recording(_: Any) -> str | None:
+        """The run that the page opens with, asked for after the first paint: within the page, its size would hold that up."""
+        return recording_json
 
     def download(wanted: Any) -> str:
         """A run as JSON, CSV or an offline page."""
@@ -298,8 +298,9 @@ def build(
                     "controls", value=settings, about=facts, policies=catalogue, presets=controls.presets(), server_functions=[equal]
                 )
             with gr.Column(scale=1, min_width=320):
-                first = None if recorded is None else recorded_value(recorded)
-                board = player.component("player", value=first, head=player.plotly_tag(), about=facts, server_functions=[missing, download])
+                first = None if recorded is None else message(run="recorded", recorded=True)
+                functions = [missing, download, recording]
+                board = player.component("player", value=first, head=player.plotly_tag(), about=facts, server_functions=functions)
 
         shared: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
         inputs, outputs = [image, question, chosen, known], [board, go, halt]
@@ -359,8 +360,3 @@ def spread(questions: list[tuple[str, str]], most: int = 6) -> list[tuple[str, s
         return questions
     rest = questions[3:]
     return questions[:3] + [rest[i * len(rest) // (most - 3)] for i in range(most - 3)]
-
-
-def recorded_value(recorded: trace.Trace) -> dict[str, Any]:
-    """A recorded trace as the player's first value."""
-    return message(run="recorded", state="done", recorded=True, trace=document(recorded))

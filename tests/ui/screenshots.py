@@ -39,7 +39,12 @@ def shrink(path: Path) -> None:
 
 
 def first(browser: Any, real: Server, _: Any) -> None:
-    shoot(Tab(browser, real.url).open(), "first-paint")
+    tab = Tab(browser, real.url).open()
+    tab.wait("recorded")
+    shoot(tab, "first-paint")
+    tab.page.click("[data-id=tour]")
+    shoot(tab, "tour", full=False)
+    tab.close()
 
 
 def finished(browser: Any, real: Server, _: Any) -> None:
@@ -68,12 +73,15 @@ def running(browser: Any, real: Server, _: Any) -> None:
 
 
 def phone(browser: Any, real: Server, _: Any) -> None:
-    tab = Tab(browser, real.url, width=390, height=844, device_scale_factor=2).open()
-    shoot(tab, "phone-first", full=False)
-    tab.page.click("#avl-run")
-    tab.wait("done", 300_000)
-    shoot(tab, "phone-finished", full=False)
-    tab.close()
+    for scheme in ("light", "dark"):
+        tab = Tab(browser, real.url, width=390, height=844, device_scale_factor=2, color_scheme=scheme).open()
+        tab.wait("recorded")
+        if scheme == "light":
+            shoot(tab, "phone-first", full=False)
+        tab.page.click("#avl-run")
+        tab.wait("done", 300_000)
+        shoot(tab, "phone-finished" if scheme == "light" else "phone-dark", full=False)
+        tab.close()
 
 
 def line(browser: Any, _: Any, fake: Any) -> None:
