@@ -29,39 +29,98 @@ def can_capture(model: Any, cache: AdaptiveCache) -> str | None:
     return None
 
 
+def make_decoder(model: Any, cache: AdaptiveCache) -> Decoder:
+    """The faster decoder where it can run: a :class:`GraphDecoder`, else an eager one."""
+    return Decoder(model, cache) if can_capture(model, cache) else GraphDecoder(model, cache)
+
+
 class GraphDecoder(Decoder):
-    """A Decoder whose steps are replayed; ``prepare_ms`` is what warming up and capturing took, once, before the first step.
+    """A Decoder whose steps are replayed.
+
+    Attributes:
+        prepare_ms: what :meth:`prepare` took.
+        problem: why steps run one launch at a time after all, None if they do not.
 
     Raises:
-        ValueError: the rows are laid out differently, or the model is spread over several devices.
+        ValueError: the rows are laid out differently.
     """
 
     def __init__(self, model: Any, cache: AdaptiveCache) -> None:
         super().__init__(model, cache)
-        reason = can_capture(model, cache)
-        if (reason is not None and model.device.type == "cuda") or len(cache.groups) > 1:
-            raise ValueError(f"these decode steps cannot be captured, {reason}: use avl.decode.Decoder")
-        self._capturable = reason is None
+        if len(cache.groups) > 1:
+            raise ValueError(f"these steps have no fixed addresses, {can_capture(model, cache)}: use avl.decode.Decoder")
+        self.problem = can_capture(model, cache)
+        self.prepare_ms = 0.0
         self._graphs: dict[bool, torch.cuda.CUDAGraph] = {}
         self._tokens = torch.zeros(cache.batch_size, dtype=torch.long, device=model.device)
         self._logits: dict[bool, torch.Tensor] = {}
-        self.prepare_ms = 0.0
         cache.fixed = True
 
     def step(self, tokens: torch.Tensor) -> torch.Tensor:
         """As :meth:`Decoder.step`; the logits are overwritten by the next step of the same kind."""
         cache = self._cache
         assert self._positions is not None, "the prompt comes first"
+        self.prepare()
         cache.advance()
         self._tokens.copy_(tokens)
-        if not self._capturable:
-            logits = self._forward()
-        else:
-            self.prepare()
+        if self._graphs:
             self._graphs[cache.update_step].replay()
             logits = self._logits[cache.update_step]
+        else:
+            logits = self._forward()
         cache.settle()
         return logits
+
+    def prepare(self) -> None:
+        """Capture a step of each kind that this answer takes; done once, after the prompt.
+
+        A captured step is played once and compared with the eager one before it is trusted. Where capturing fails or the two differ,
+        ``problem`` says so, and steps run eagerly.
+        """
+        if self._graphs or self.problem is not None:
+            return
+        cache = self._cache
+        clock = Clock(self._tokens.device)
+        clock.start()
+        state = self._state()
+        before = [tensor.clone() for tensor in state]
+        now = cache.t, cache.update_step
+        cache.t = max(cache.t, 1)  # layers tell a step from the prompt by it
+        try:
+            self._capture(state, before)
+        except RuntimeError as error:  # out of memory is one too
+            self._graphs, self._logits = {}, {}
+            self.problem = str(error).strip().partition("\n")[0] or type(error).__name__
+        finally:
+            cache.t, cache.update_step = now
+            for layer in cache.layers:
+                layer.abandon()
+            _put_back(state, before)
+        self.prepare_ms = clock.stop()
+
+    def _capture(self, state: list[torch.Tensor], before: list[torch.Tensor]) -> None:
+        """Capture and try each kind of step from the ``state`` that was ``before``."""
+        cache, device = self._cache, self._tokens.device
+        pool = torch.cuda.graph_pool_handle()
+        stream = torch.cuda.Stream(device)
+        graphs: dict[bool, torch.cuda.CUDAGraph] = {}
+        for kind in sorted({cache.policy.is_update(t) for t in range(1, cache.max_new_tokens + 1)}):
+            cache.update_step = kind
+            stream.wait_stream(torch.cuda.current_stream(device))
+            with torch.cuda.stream(stream):
+                for _ in range(WARMUPS):
+                    eager = self._forward().clone()
+                    _put_back(state, before)
+            torch.cuda.current_stream(device).wait_stream(stream)
+            graphs[kind] = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graphs[kind], pool=pool):
+                self._logits[kind] = self._forward()
+            graphs[kind].replay()
+            off = (self._logits[kind] - eager).abs().max() / eager.abs().max()
+            _put_back(state, before)
+            if not off <= torch.finfo(eager.dtype).eps ** 0.5:
+                raise RuntimeError(f"a replayed step differs from the eager one by {float(off):.1e} of the largest logit")
+        self._graphs = graphs
 
     def _forward(self) -> torch.Tensor:
         """The device's part of a step, from ``_tokens`` to logits ``[B, V]``; positions move on in place."""
@@ -76,35 +135,7 @@ class GraphDecoder(Decoder):
         assert self._positions is not None
         return [self._positions, *(tensor for bank in self._cache.banks for tensor in bank.state())]  # type: ignore[attr-defined]
 
-    def prepare(self) -> None:
-        """Capture a step of each kind that this generation takes; done once, after the prompt, and nothing where nothing is captured."""
-        if self._graphs or not self._capturable:
-            return
-        cache, device = self._cache, self._tokens.device
-        clock = Clock(device)
-        clock.start()
-        state = self._state()
-        before = [tensor.clone() for tensor in state]
 
-        def put_back() -> None:
-            for tensor, old in zip(state, before, strict=True):
-                tensor.copy_(old)
-
-        now = cache.t, cache.update_step
-        cache.t = max(cache.t, 1)  # layers tell a step from the prompt by it
-        pool = torch.cuda.graph_pool_handle()
-        stream = torch.cuda.Stream(device)
-        for kind in sorted({cache.policy.is_update(t) for t in range(1, cache.max_new_tokens + 1)}):
-            cache.update_step = kind
-            stream.wait_stream(torch.cuda.current_stream(device))
-            with torch.cuda.stream(stream):
-                for _ in range(WARMUPS):
-                    self._forward()
-                    put_back()
-            torch.cuda.current_stream(device).wait_stream(stream)
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=pool):
-                self._logits[kind] = self._forward()
-            self._graphs[kind] = graph
-        cache.t, cache.update_step = now
-        self.prepare_ms = clock.stop()
+def _put_back(state: list[torch.Tensor], before: list[torch.Tensor]) -> None:
+    for tensor, old in zip(state, before, strict=True):
+        tensor.copy_(old)

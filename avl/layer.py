@@ -211,6 +211,10 @@ class AdaptiveLayer(CacheLayerMixin):
         self.is_initialized = True
         self.owner._attended(self.number)
 
+    def abandon(self) -> None:
+        """A step broke off between its keys and its attention; the next one may begin."""
+        self._waiting = False
+
     def get_seq_length(self) -> int:
         """Tokens seen, padding included, from which transformers derives positions; not tokens stored."""
         return self.owner.seen

@@ -118,6 +118,8 @@ def run(subject: Subject, inputs: dict[str, Any], policy: Policy, steps: int) ->
     prepare_ms = 0.0
     if isinstance(decoder, GraphDecoder):
         decoder.prepare()
+        if cuda and decoder.problem is not None:
+            raise RuntimeError(f"CUDA graphs cannot be used here ({decoder.problem}): run the benchmark with --decode eager")
         prepare_ms = decoder.prepare_ms
     marks.add()
     for _ in range(steps):

@@ -11,9 +11,10 @@ import torch
 
 from avl.cache import AdaptiveCache, make_cache
 from avl.decode import Decoder, next_tokens
+from avl.graphs import GraphDecoder, make_decoder
 from avl.policies import Policy
 from avl.telemetry import Clock, Meter
-from avl.trace import End, Event, Prefill, Repeat, Scores, Sets, Step, pack_bits, pack_scores
+from avl.trace import End, Event, Prefill, Repeat, Scores, Sets, Step, Warning, pack_bits, pack_scores
 
 _READ_EVERY = 8  # steps between two memory readings of an arm
 _SETS_EVERY = 4  # steps between two Sets of a policy whose stored image tokens change at every step
@@ -71,7 +72,7 @@ class Runner:
     ttft_ms: float = 0.0
 
     def __post_init__(self) -> None:
-        self.decoder = Decoder(self.request.model, self.cache)
+        self.decoder = make_decoder(self.request.model, self.cache)
         self.text = _Text(self.request.processor.tokenizer)
         self.clock = Clock(self.request.model.device)
         self.generator = None
@@ -108,7 +109,19 @@ class Runner:
         )
         yield from self._sets()
         yield self.meter.read(self.number, self.clock_ms)
+        yield from self._prepare()
         yield from self._end()
+
+    def _prepare(self) -> Iterator[Event]:
+        """Capture the steps where they are replayed: once per answer, on no clock."""
+        if not isinstance(self.decoder, GraphDecoder) or self.reason is not None:
+            return
+        self.decoder.prepare()
+        if self.decoder.problem is None:
+            took = self.decoder.prepare_ms
+            yield Warning(f"decode steps were captured as CUDA graphs, which took {took:.0f} ms and is in no step's time", self.number)
+        else:
+            yield Warning(f"CUDA graphs cannot be used here, so every step pays its launches: {self.decoder.problem}", self.number)
 
     def step(self) -> Iterator[Event]:
         """Feed the last token, choose the next."""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from random_models import ARCHITECTURES, build_model, encode, request, shared_model, shared_processor
+from random_models import ARCHITECTURES, build_model, encode, picture, request, shared_model, shared_processor
 
 import avl
 from avl.decode import Decoder
-from avl.graphs import GraphDecoder, can_capture
+from avl.graphs import GraphDecoder, can_capture, make_decoder
+from avl.trace import End, Warning
 
 STEPS = 9
 POLICIES = (
@@ -114,6 +115,41 @@ def test_rows_laid_out_differently_are_refused():
     )
 
 
+def test_where_nothing_can_be_captured_steps_are_eager():
+    model, processor = avl.attach(shared_model("llava")), shared_processor("llava")
+    inputs = dict(encode(processor, [request(1)]))
+    assert type(make_decoder(model, avl.make_cache(model, inputs, avl.Full(), 4))) is Decoder
+
+
+@torch.inference_mode()
+def test_a_failed_capture_is_told_and_changes_nothing(monkeypatch):
+    """As on a GPU whose driver refuses: the answer goes on eagerly, from the state before."""
+    model, processor = avl.attach(shared_model("llava")), shared_processor("llava")
+    inputs = dict(encode(processor, [request(1)]))
+
+    def fail(self, state, before):
+        self._cache.update_step = True
+        self._forward()
+        raise RuntimeError("operation not permitted\nmore of it")
+
+    monkeypatch.setattr(GraphDecoder, "_capture", fail)
+    monkeypatch.setattr("avl.graphs.can_capture", lambda *_: None)
+    monkeypatch.setattr("avl.runner.make_decoder", GraphDecoder)
+    one, two = avl.make_cache(model, inputs, POLICIES[2], STEPS), avl.make_cache(model, inputs, POLICIES[2], STEPS)
+    eager, fixed = Decoder(model, one), GraphDecoder(model, two)
+    tokens = eager.prompt(inputs).argmax(dim=-1)
+    fixed.prompt(inputs)
+    for _ in range(STEPS):
+        logits = eager.step(tokens)
+        torch.testing.assert_close(fixed.step(tokens), logits, rtol=2e-5, atol=2e-5)
+        tokens = logits.argmax(dim=-1)
+    assert fixed.problem == "operation not permitted"
+    events = list(avl.stream(model, processor, picture(1), "what is this ?", POLICIES[2], max_new_tokens=4))
+    (warning,) = (event for event in events if isinstance(event, Warning))
+    assert warning.message.endswith("every step pays its launches: operation not permitted")
+    assert isinstance(events[-1], End)
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("policy", POLICIES, ids=lambda policy: policy.label)
 @torch.inference_mode()
@@ -121,6 +157,6 @@ def test_captured_steps_are_the_eager_ones(policy):
     model, processor = avl.attach(build_model("llava").to("cuda")), shared_processor("llava")
     inputs = {name: value.to("cuda") for name, value in encode(processor, [request(1)]).items()}
     pairs, caches = both(model, inputs, policy)
-    assert can_capture(model, caches[1]) is None
+    assert caches[1].fixed
     for one, two in pairs:
         torch.testing.assert_close(two, one, rtol=1e-3, atol=1e-3)
