@@ -21,7 +21,7 @@ from avl import plots, random_weights, roofline
 from avl.architectures import describe
 from avl.attachment import attach
 from avl.attention import decode_implementation
-from avl.kernels.bench import one_line
+from avl.kernels.timing import one_line
 from avl.measure import Arms, Subject, compare, largest, measure_rates, reference
 from avl.models import ASSETS, DTYPES, load, model_name, prepare, repeat
 from avl.pictures import open_image

@@ -21,7 +21,7 @@ from avl.attachment import attach, detach
 from avl.cache import make_cache
 from avl.decode import Decoder
 from avl.graphs import GraphDecoder
-from avl.kernels.bench import Timer, measure_bandwidth, one_line
+from avl.kernels.timing import Timer, measure_bandwidth, one_line
 from avl.policies import Policy
 from avl.telemetry import Clock, settle
 

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from avl.kernels import bench
+from avl.kernels import bench, contenders
 
 CPU_ONLY = pytest.mark.skipif(torch.cuda.is_available(), reason="tries the path without a GPU")
-SMALL = bench.Shape("tiny", 4, 2, 16, 40, 8, 20)
+SMALL = contenders.Shape("tiny", 4, 2, 16, 40, 8, 20)
 
 
 @CPU_ONLY
@@ -42,8 +42,8 @@ def test_end_to_end(layout: str, tmp_path: Path, capsys: pytest.CaptureFixture, 
 
 
 def test_a_wrong_result_gets_no_time() -> None:
-    data = bench.Data(SMALL, 2, torch.device("cpu"), torch.float32, "tokens", 0)
-    liar = bench.Contender("liar", lambda data, i: lambda: torch.zeros_like(data.query[i]))
+    data = contenders.Data(SMALL, 2, torch.device("cpu"), torch.float32, "tokens", 0)
+    liar = contenders.Contender("liar", lambda data, i: lambda: torch.zeros_like(data.query[i]))
     (row,) = bench.bench(data, [liar], torch.device("cpu"), 1, 1e-4)
     assert row["us"] is None
     assert "wrong result" in row["note"]
@@ -51,14 +51,14 @@ def test_a_wrong_result_gets_no_time() -> None:
 
 def test_bytes_are_those_of_the_formula() -> None:
     """LLaVA-1.6-7B at batch 1: a core step reads about 16 MB per layer, the full cache about 49 MB (bfloat16)."""
-    data = object.__new__(bench.Data)
+    data = object.__new__(contenders.Data)
     data.shape, data.batch, data.itemsize = bench.GPU_SHAPES[1], 1, 2
-    assert bench.kv_bytes(data, 993) == 993 * 2 * 32 * 128 * 2
-    assert bench.moved_bytes(data, 993, True, 993) - bench.moved_bytes(data, 993) == 993 * 32 * 8
-    assert bench.moved_bytes(data, 3009, False) == bench.kv_bytes(data, 3009) + 2 * 32 * 128 * 2
+    assert contenders.kv_bytes(data, 993) == 993 * 2 * 32 * 128 * 2
+    assert contenders.moved_bytes(data, 993, True, 993) - contenders.moved_bytes(data, 993) == 993 * 32 * 8
+    assert contenders.moved_bytes(data, 3009, False) == contenders.kv_bytes(data, 3009) + 2 * 32 * 128 * 2
 
 
 def test_copies_exceed_the_cache_to_be_flushed() -> None:
-    data = bench.Data(SMALL, 1, torch.device("cpu"), torch.float32, "tokens", 50_000)
-    assert data.copies * bench.kv_bytes(data, SMALL.core) >= 50_000
+    data = contenders.Data(SMALL, 1, torch.device("cpu"), torch.float32, "tokens", 50_000)
+    assert data.copies * contenders.kv_bytes(data, SMALL.core) >= 50_000
     assert len(data.key) == len(data.scattered) == data.copies
