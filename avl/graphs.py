@@ -113,7 +113,8 @@ class GraphDecoder(Decoder):
                     _put_back(state, before)
             torch.cuda.current_stream(device).wait_stream(stream)
             graphs[kind] = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graphs[kind], pool=pool):
+            # other threads (a page's) may use the device meanwhile
+            with torch.cuda.graph(graphs[kind], pool=pool, capture_error_mode="thread_local"):
                 self._logits[kind] = self._forward()
             graphs[kind].replay()
             off = (self._logits[kind] - eager).abs().max() / eager.abs().max()
