@@ -1,0 +1,39 @@
+"""The written format of traces is the one that the code reads and writes."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from avl import trace
+
+FOLDER = Path(__file__).resolve().parents[1] / "assets" / "traces"
+ROWS = dict(re.findall(r"^\| `(\w+)` \|[^|]*\| (.*) \|$", (FOLDER / "README.md").read_text("utf-8"), re.M))
+
+
+def test_every_event_and_field_is_described():
+    assert set(ROWS) == {"kind", *trace._KINDS}, "the head of the table, and every kind"
+    for kind, cls in trace._KINDS.items():
+        outside = re.sub(r"\([^)]*\)", "", ROWS[kind])
+        assert re.findall(r"`(\w+)`", outside) == [field.name for field in dataclasses.fields(cls)], kind
+    for part in (trace.Arm, trace.Grid):
+        text = (FOLDER / "README.md").read_text("utf-8")
+        assert all(f"`{field.name}`" in text for field in dataclasses.fields(part))
+
+
+@pytest.mark.parametrize("file", sorted(FOLDER.glob("*.json")), ids=lambda file: file.name)
+def test_recorded_traces_open_and_are_whole(file):
+    text = file.read_text("utf-8")
+    recorded = trace.Trace.from_json(text)
+    assert json.loads(recorded.to_json()) == json.loads(text)
+    arms = len(recorded.start.arms)
+    assert len(recorded.of(trace.End)) == arms >= 2
+    assert recorded.images
+    for arm in range(arms):
+        steps = recorded.of(trace.Step, arm)
+        assert [step.t for step in steps] == list(range(1, len(steps) + 1))
+        assert len(recorded.of(trace.Scores, arm)) == len(steps) + 1
