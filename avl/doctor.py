@@ -46,7 +46,8 @@ def _devices() -> list[tuple[str, str, str]]:
         rows.append(("ok", f"gpu {number}", f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB, {nvml}"))
     kind = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     words = {"triton": "our Triton kernel", "reference": "the torch reference of our kernel"}
-    rows.append(("ok", "attention", f"prompt: torch SDPA; decode steps on {kind.type}: {words[decode_implementation(kind)]}"))
+    how = "replayed as CUDA graphs" if kind.type == "cuda" else "eager"
+    rows.append(("ok", "attention", f"prompt: torch SDPA; decode steps on {kind.type}: {words[decode_implementation(kind)]}, {how}"))
     return rows
 
 
