@@ -131,6 +131,25 @@ def test_a_question_counts_by_the_root_of_its_answers_length(untrained, words):
     assert torch.allclose(loss_of(pairs, by_question=True)[0], expected, atol=1e-5)
 
 
+def test_answers_may_be_blind_where_questions_see(untrained, words):
+    """Hidden from the answers alone, image tokens still tell the first word; hidden from all, none of them tells anything."""
+    packer = packing.Packer(words)
+    pair = ("What is red?", "a small red star")
+    one, two = (packed_row(packer, images, [pair], 24) for images in (noise(1), noise(2)[1:]))
+    hide = torch.ones(sizes.TEXT_LAYERS, *one.places.shape, dtype=torch.bool)
+
+    def states(packed, **options):
+        with torch.no_grad():
+            features, _ = vision.run_tower(sizes.tower(untrained), packed.patches, packed.places)
+            _, _, told = packing.language_loss(untrained, packer, features, packed.places, packed, hide, **options)
+        return told[max(topics.LAYERS)][0, (packed.block[0] >= 0)]
+
+    blind = [states(packed) for packed in (one, two)]
+    assert torch.equal(*blind), "no token of the text sees anything of the picture"
+    seen = [states(packed, asked_sees_all=True) for packed in (one, two)]
+    assert not torch.isclose(*seen).all(-1).any(), "what the question saw reaches every token"
+
+
 def test_dropped_image_tokens_equal_masked_ones(untrained, words):
     packer = packing.Packer(words)
     images = noise(1)
@@ -173,6 +192,23 @@ def test_the_same_start_gives_the_same_batches(words):
     assert torch.equal(one.ids, same.ids)
     assert torch.equal(one.patches, same.patches)
     assert not torch.equal(one.patches, other.patches)
+
+
+def test_what_is_hidden_from_answers_is_one_run_of_layers():
+    places = torch.arange(576).expand(2, -1)
+    first, last = set(), set()
+    for seed in range(60):
+        hidden = packing.hidden_from_answers(torch.Generator().manual_seed(seed), 8, places)
+        patterns = hidden.flatten(1).unique(dim=0)
+        assert len(patterns) <= 2, "one pattern, or nothing"
+        touched = hidden.flatten(1).any(-1).nonzero().flatten().tolist()
+        if touched:
+            assert touched == list(range(touched[0], touched[-1] + 1))
+            assert touched[0] == 0 or touched[-1] == 7
+            first.add(touched[0])
+            last.add(touched[-1])
+    assert len(first) > 4
+    assert len(last) > 3
 
 
 def test_given_patches_are_the_scenes_own():

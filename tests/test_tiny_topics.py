@@ -55,6 +55,12 @@ def test_an_overview_names_every_position():
     assert sum(entry == (0, NO, NO, NO) for entry in by_position.values()) == 6
 
 
+def test_writing_is_the_word_and_the_price():
+    tag = scenes.Item("tag", (0, 0, 9, 9), "top", text="46")
+    assert topics.writing([RED, SIGN, tag]) == (2, 18, 5, 1, 4, 5, 7), "B, R, E, A, D; 4, 6"
+    assert topics.writing([scenes.Item("sign", (0, 0, 9, 9), "top", text="CAT")]) == (3, 1, 20, 0, 0, NO, NO)
+
+
 def test_an_answer_is_about_the_names_in_its_question(words):
     packer = packing.Packer(words)
     asked = [

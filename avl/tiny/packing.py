@@ -163,6 +163,21 @@ def hidden_places(generator: torch.Generator, layers: int, places: torch.Tensor)
     return torch.where(torch.rand(shape, generator=generator) < 0.5, inside, scattered)
 
 
+def hidden_from_answers(generator: torch.Generator, layers: int, places: torch.Tensor) -> torch.Tensor:
+    """Image tokens that an answer shall not see: the same in all layers behind a random one, or before it; often none at all is seen there.
+
+    What the question saw must do, or what the answer's other layers see. Arguments and result as those of `hidden_places`.
+    """
+    if torch.rand((), generator=generator) < 0.3:
+        hidden = torch.ones(1, *places.shape, dtype=torch.bool)
+    else:
+        hidden = hidden_places(generator, 1, places)
+    behind = torch.arange(layers) >= torch.randint(layers, (), generator=generator)
+    if torch.rand((), generator=generator) < 0.3:
+        behind = ~behind
+    return hidden & behind[:, None, None]
+
+
 def visible(block: torch.Tensor, before: int) -> torch.Tensor:
     """Which token may look at which: bool [batch, before + text, before + text].
 
@@ -187,6 +202,7 @@ def language_loss(
     hide: torch.Tensor | None = None,
     forget: torch.Tensor | None = None,
     by_question: bool = False,
+    asked_sees_all: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor, dict[int, torch.Tensor]]:
     """The loss of one batch, by the model's own weights.
 
@@ -198,6 +214,7 @@ def language_loss(
         packed: the questions.
         hide: optional bool [layers, batch, kept]: image tokens that the questions do not see in a layer.
         forget: optional bool [batch, text]: text tokens that are no longer seen RECALL tokens later.
+        asked_sees_all: `hide` is for the answers alone; the questions, up to their last token, see all image tokens.
         by_question: weigh a token by one over the root of its answer's length, or descriptions drown short answers.
 
     Returns:
@@ -221,16 +238,20 @@ def language_loss(
         late = packed.place[:, :, None] - packed.place[:, None, :] > RECALL
         mask[:, before:, before:] &= ~(late & forget[:, None, :])
     bias = torch.zeros(mask.shape, dtype=hidden.dtype, device=hidden.device).masked_fill_(~mask, -1e4)
+    learned = packed.target >= 0
+    blind = packed.block >= 0
+    if asked_sees_all:  # the first token from which a word is learned is the question's last
+        blind = torch.zeros_like(learned)
+        blind[:, 1:] = learned[:, 1:] & learned[:, :-1]
     told = {}
     for index, layer in enumerate(text.layers):
         own = bias
         if hide is not None:
             own = bias.clone()
-            own[:, before:, len(prefix) : before].masked_fill_(hide[index][:, None], -1e4)
+            own[:, before:, len(prefix) : before].masked_fill_(hide[index][:, None] & blind[..., None], -1e4)
         hidden = decoder_layer(layer, hidden, cos, sin, own, before)
         if index + 1 in topics.LAYERS:
             told[index + 1] = hidden[:, before:]
-    learned = packed.target >= 0
     logits = llava.lm_head(text.norm(hidden[:, before:][learned])).float()
     target = packed.target[learned]
     right = logits.argmax(-1) == target

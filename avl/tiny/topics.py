@@ -10,7 +10,8 @@ head        layer  asked of                                      what
 mention     5      the last word that names objects or a place   how many there are; if one: colour, shape, size, position
 relation    6      the second name of a comparison               its size, column and row against the first one's
 subject     7      every token that says the answer              what both names mean, and their relation
-overview    7      the end of a request for a description        the background; at each position what, colour, shape, size
+overview    5      the end of a request for a description        the background; at each position what, colour, shape, size
+writing     5      the same                                      the letters of the sign, the digits of the price
 ==========  =====  ============================================  ==============================================================
 """
 
@@ -23,7 +24,7 @@ import torch
 import torch.nn.functional as F
 
 from .questions import PHRASES
-from .scenes import BACKGROUNDS, COLOURS, PLURALS, POSITIONS, SHAPES, SIZES, Item
+from .scenes import BACKGROUNDS, COLOURS, MAX_DIGITS, MAX_LETTERS, PLURALS, POSITIONS, SHAPES, SIZES, Item
 
 IGNORE = -100
 KINDS = ("nothing", "object", "sign", "tag")
@@ -31,13 +32,15 @@ FACTS = (len(COLOURS), len(SHAPES), len(SIZES), len(POSITIONS))
 MENTION = (5, *FACTS)  # how many match the name; the facts of the one that does
 RELATION = (3, 3, 3)  # size, column, row: less, equal, more
 OVERVIEW = (len(BACKGROUNDS), *((len(KINDS), *FACTS[:3]) * len(POSITIONS)))
+WRITING = (27,) * MAX_LETTERS + (11,) * MAX_DIGITS  # class 0: the word or the price has ended
 
 # head -> (decoder layers before it, classes of each label)
 HEADS: dict[str, tuple[int, tuple[int, ...]]] = {
     "mention": (5, MENTION),
     "relation": (6, RELATION),
     "subject": (7, (*MENTION, *MENTION, *RELATION)),
-    "overview": (7, OVERVIEW),
+    "overview": (5, OVERVIEW),
+    "writing": (5, WRITING),
 }
 LAYERS = sorted({layer for layer, _ in HEADS.values()})
 
@@ -103,6 +106,15 @@ def overview(background: str, items: Sequence[Item]) -> tuple[int, ...]:
     return tuple(out)
 
 
+def writing(items: Sequence[Item]) -> tuple[int, ...]:
+    """The labels of what is written in a scene, in the order of WRITING; IGNORE where there is no sign or no price tag."""
+    sign = next((item.text for item in items if item.kind == "sign"), None)
+    price = next((item.text for item in items if item.kind == "tag"), None)
+    letters = [IGNORE if sign is None else ord(sign[k]) - 64 if k < len(sign) else 0 for k in range(MAX_LETTERS)]
+    digits = [IGNORE if price is None else int(price[k]) + 1 if k < len(price) else 0 for k in range(MAX_DIGITS)]
+    return (*letters, *digits)
+
+
 def topics(words: Sequence[str], asked: int, background: str, items: Sequence[Item], whole: bool) -> dict[str, np.ndarray]:
     """The labels of one question and its answer: head -> int64 [words, labels], IGNORE where nothing is asked.
 
@@ -128,6 +140,7 @@ def topics(words: Sequence[str], asked: int, background: str, items: Sequence[It
             out["subject"][said, 2 * len(MENTION) :] = relation(*both)
     if whole:
         out["overview"][asked - 1] = overview(background, items)
+        out["writing"][asked - 1] = writing(items)
     return out
 
 

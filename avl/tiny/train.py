@@ -118,8 +118,9 @@ def train_language(
 
     The tower goes on at a twelfth of the rate, as more of it would undo what it knows, from the language model's loss and its heads' own.
 
-    A random part of the image tokens that are given is kept. Later, half of the batches also hide some of them in each layer, others in
-    every layer, and forget a random part of the text that is long past. More and more batches give whole pictures.
+    A random part of the image tokens that are given is kept. Later, a third of the batches also hide some of them in each layer, others in
+    every layer, and forget a random part of the text that is long past; another third hide some or all of them from the answers but not
+    from the questions. More and more batches give whole pictures.
 
     Args:
         folder: of the checkpoints.
@@ -166,9 +167,12 @@ def train_language(
         count, given = places.shape
         kept = packing.choose(chance, count, given, round(kept_share(chance) * given))
         hide = forget = None
-        if done > 0.4 and torch.rand((), generator=chance) < 0.5:
+        way = float(torch.rand((), generator=chance)) if done > 0.4 else 1.0
+        if way < 0.3:
             hide = packing.hidden_places(chance, sizes.TEXT_LAYERS, places.gather(1, kept)).to(device)
             forget = (torch.rand(packed.ids.shape, generator=chance) < 0.5 * torch.rand((), generator=chance)).to(device)
+        elif way < 0.65:
+            hide = packing.hidden_from_answers(chance, sizes.TEXT_LAYERS, places.gather(1, kept)).to(device)
         marks = {k: v.to(device) for k, v in packed.marks.items()}
         about = {k: v.to(device) for k, v in packed.topics.items()}
         ids, block, place, target = (t.to(device) for t in (packed.ids, packed.block, packed.place, packed.target))
@@ -179,7 +183,7 @@ def train_language(
             features, local = vision.run_tower(tower, packed.patches, packed.places)
         some = features.gather(1, kept[..., None].expand(-1, -1, features.shape[-1]))
         here = packed.places.gather(1, kept)
-        loss, right, told = packing.language_loss(llava, packer, some, here, packed, hide, forget, by_question=True)
+        loss, right, told = packing.language_loss(llava, packer, some, here, packed, hide, forget, True, asked_sees_all=forget is None)
         guessed, known = asked.loss(told, about)
         total = loss + 0.5 * guessed
         for name, value in known.items():
