@@ -83,11 +83,13 @@ function drawCards() {
       card.readFill.style.width = `${Math.min(100, (meanShare || 0) * 100)}%`;
     }
     const reason = arm.error ? "failed" : !arm.prefill ? (view.state === "done" || arm.end ? "not started" : index && !run.arms[0].prefill ? "waiting" : "prefill …") :
-      !arm.end ? `token ${arm.last + 1} of ${run.start.limit}` : arm.end.reason === "eos" ? `done, ${arm.last} tokens` : arm.end.reason === "length" ? `cut at ${arm.last + 1} tokens` : `stopped at ${arm.last + 1} tokens`;
+      !arm.end ? `token ${arm.last + 1} of ${run.start.limit}` : arm.end.reason === "eos" ? `done, ${counted(arm.last)}` : arm.end.reason === "length" ? `cut at ${counted(arm.last + 1)}` : `stopped at ${counted(arm.last + 1)}`;
     put(card.state, reason);
   });
   drawDivergence(prefix);
 }
+
+const counted = (tokens) => `${tokens} token${tokens === 1 ? "" : "s"}`;
 
 // longest common subsequence of the two token lists after the common prefix: what belongs to one arm alone
 let alignment = { key: "", marks: null };
@@ -125,9 +127,9 @@ function drawDivergence(prefix) {
     put($.diverge, `Same up to token ${prefix.same}; first difference at token ${prefix.same + 1}: ${shortLabel(a)} ${quoted(a.texts[prefix.same])}, ${shortLabel(b)} ${quoted(b.texts[prefix.same])}`);
   } else if (run.finished) {
     const even = a.tokens.length === b.tokens.length;
-    put($.diverge, even ? `Both answers are the same, all ${prefix.same} tokens.` : `Same for the ${prefix.same} tokens that both arms generated.`);
+    put($.diverge, even ? `Both answers are the same, all ${prefix.same} tokens.` : prefix.same ? `Same for the ${counted(prefix.same)} that both arms generated.` : "");
   } else {
-    put($.diverge, `Same so far: ${prefix.same} token${prefix.same === 1 ? "" : "s"}.`);
+    put($.diverge, `Same so far: ${counted(prefix.same)}.`);
   }
   $.diverge.classList.toggle("avl-differs", prefix.differs);
 }

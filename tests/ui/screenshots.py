@@ -64,7 +64,8 @@ def running(browser: Any, real: Server, _: Any) -> None:
     tab.set("#avl-tokens", 256)
     tab.set("#avl-batch", 16)
     tab.page.click("#avl-run")
-    tab.until("window.avlPlayer.view.run && window.avlPlayer.view.run.arms.every((arm) => arm.tokens.length > 12)")
+    live = "const view = window.avlPlayer.view; return view.run && !view.recorded && view.run.arms.length"
+    tab.until(f"(() => {{ {live} && view.run.arms.every((arm) => arm.tokens.length > 12); }})()")
     shoot(tab, "running", full=False)
     tab.page.click("#avl-stop")
     tab.wait("done", 300_000)

@@ -259,7 +259,7 @@ def test_a_recorded_trace_is_the_first_paint(make: Any, picture: Path) -> None:
     board = next(block for block in again.blocks.blocks.values() if getattr(block, "elem_id", "") == "avl-player")
     assert board.value["recorded"] is True
     assert "trace" not in board.value, "its size would hold up the first paint"
-    assert json.loads(board.recording({})) == recorded.to_dict()
+    assert board.recording({}) == recorded.to_json()
 
 
 def test_zero_gpu_uses_a_synchronous_handler(picture: Path) -> None:
