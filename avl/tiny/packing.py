@@ -76,7 +76,7 @@ class Packer:
     ) -> tuple[tuple[np.ndarray, ...], dict[str, np.ndarray]]:
         """Pack as many questions as fit: (ids, block, place, target), each int64 [limit], and topics, head -> int64 [limit, labels]."""
         ids, block, place, target = (np.full(limit, fill, np.int64) for fill in (self.tokenizer.pad_token_id, -1, 0, -100))
-        about = {name: np.full((limit, len(classes)), topics.IGNORE, np.int64) for name, (_, classes) in topics.HEADS.items()}
+        about = topics.blank(limit)
         used = 0
         for index, question in enumerate(asked):
             tokens, length = self.block(question.text, question.answer)

@@ -115,6 +115,11 @@ def writing(items: Sequence[Item]) -> tuple[int, ...]:
     return (*letters, *digits)
 
 
+def blank(words: int) -> dict[str, np.ndarray]:
+    """Labels of that many tokens of which nothing is asked: head -> int64 [words, labels]."""
+    return {name: np.full((words, len(classes)), IGNORE, np.int64) for name, (_, classes) in HEADS.items()}
+
+
 def topics(words: Sequence[str], asked: int, background: str, items: Sequence[Item], whole: bool) -> dict[str, np.ndarray]:
     """The labels of one question and its answer: head -> int64 [words, labels], IGNORE where nothing is asked.
 
@@ -124,7 +129,7 @@ def topics(words: Sequence[str], asked: int, background: str, items: Sequence[It
         background, items: of the scene.
         whole: whether the question wants the whole scene described.
     """
-    out = {name: np.full((len(words), len(classes)), IGNORE, np.int64) for name, (_, classes) in HEADS.items()}
+    out = blank(len(words))
     found = named(words[:asked], items)
     for at, matches in found.items():
         out["mention"][at] = mention(matches)
