@@ -5,8 +5,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from avl.tiny import drawing, packing, scenes, tokenizer, topics, vision
+from avl.tiny import drawing, packing, scenes, tokenizer, topics, train, vision
 from avl.tiny import model as sizes
+from avl.tiny.questions import questions
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +41,9 @@ def packed_row(packer, images, pairs, limit):
     """One row of (question, answer) pairs about a picture that shows nothing."""
     row, about = packer.row([scenes.Question(*pair, "qa") for pair in pairs], "sky", [], limit)
     labels = {name: torch.from_numpy(values)[None] for name, values in about.items()}
-    return packing.Packed(*cut(images), {}, *(torch.from_numpy(values)[None] for values in row), labels)
+    patches, places = cut(images)
+    owner = torch.full_like(places, -1)
+    return packing.Packed(patches, places, owner, {}, *(torch.from_numpy(values)[None] for values in row), labels)
 
 
 def noise(count):
@@ -194,21 +197,72 @@ def test_the_same_start_gives_the_same_batches(words):
     assert not torch.equal(one.patches, other.patches)
 
 
-def test_what_is_hidden_from_answers_is_one_run_of_layers():
-    places = torch.arange(576).expand(2, -1)
-    first, last = set(), set()
-    for seed in range(60):
-        hidden = packing.hidden_from_answers(torch.Generator().manual_seed(seed), 8, places)
+def owners_of(rows):
+    """Three things of 40 tokens each in every row, the rest background."""
+    owner = torch.full((rows, 576), -1)
+    for thing in range(3):
+        owner[:, 100 * thing : 100 * thing + 40] = thing
+    return owner
+
+
+def test_what_is_hidden_in_some_layers_is_one_run_of_layers():
+    places, owner = torch.arange(576).expand(2, -1), owners_of(2)
+    runs, whole = set(), 0
+    for seed in range(200):
+        hidden = packing.hidden_in_some_layers(torch.Generator().manual_seed(seed), 8, 5, places, owner)
         patterns = hidden.flatten(1).unique(dim=0)
         assert len(patterns) <= 2, "one pattern, or nothing"
         touched = hidden.flatten(1).any(-1).nonzero().flatten().tolist()
         if touched:
             assert touched == list(range(touched[0], touched[-1] + 1))
-            assert touched[0] == 0 or touched[-1] == 7
-            first.add(touched[0])
-            last.add(touched[-1])
-    assert len(first) > 4
-    assert len(last) > 3
+            assert len(touched) <= 5
+            runs.add((touched[0], touched[-1]))
+            whole += bool(hidden[touched[0]].all())
+    assert len(runs) > 20
+    assert 50 < whole < 110
+
+
+def test_every_way_of_hiding_is_taken_and_none_at_first():
+    places, owner, text = torch.arange(576).expand(2, -1), owners_of(2), torch.Size((2, 30))
+    ways = {"nothing": 0, "everywhere": 0, "run": 0, "answers": 0}
+    for seed in range(200):
+        chance = torch.Generator().manual_seed(seed)
+        assert train.hidden(chance, 0.05, places, owner, text) == (None, None, False)
+        hide, forget, answers = train.hidden(torch.Generator().manual_seed(seed), 0.5, places, owner, text)
+        ways["nothing" if hide is None else "everywhere" if forget is not None else "answers" if answers else "run"] += 1
+        assert forget is None or not answers
+        if hide is not None and forget is None and not answers:
+            assert (~hide.flatten(1).any(-1)).sum() >= 3, "some layers see all, or no question could be answered"
+    assert min(ways.values()) > 15
+
+
+def test_misread_words_are_colours_of_answers(words):
+    packer = packing.Packer(words)
+    asked = [scenes.Question("Where is the red star?", "a red star and a green fish", "qa")]
+    (ids, _, _, target), _ = packer.row(asked, "sea", [], limit=40)
+    rng = np.random.default_rng(0)
+    assert (packing.misread(rng, ids, target, packer.colours, 0.0) == ids).all()
+    changed = np.stack([packing.misread(rng, ids, target, packer.colours, 1.0) for _ in range(40)]) != ids
+    assert changed.any(0).sum() == 2
+    assert set(words.decode(ids[changed.any(0)]).split()) == {"red", "green"}
+    assert (target[np.flatnonzero(changed.any(0)) - 1] == ids[changed.any(0)]).all(), "what is to be said stays"
+
+
+def test_things_without_a_named_colour_are_called_by_their_shape(words):
+    paint, rng = vision.Painter(np.random.default_rng(8)), np.random.default_rng(9)
+    told = 0
+    for _ in range(60):
+        scene = paint(unnamed=0.6)
+        shapes = [item.shape for item in scene.objects]
+        for question in questions(scene, rng):
+            assert "  " not in question.text + question.answer
+            assert "the ?" not in question.text
+            assert " a  " not in f" {question.answer} "
+            if question.kind in ("size", "where") and (name := question.text.lower().rstrip("?").split("the ")[-1].split()[-1]) in shapes:
+                alone = shapes.count(name) == 1
+                assert alone or any(colour in question.text for colour in scenes.COLOURS), "two stars and no colour: which one?"
+        told += sum(f"{item.size} {item.shape} " in questions(scene, rng)[0].answer for item in scene.objects if not item.colour)
+    assert told > 40
 
 
 def test_given_patches_are_the_scenes_own():
@@ -245,9 +299,21 @@ def test_no_training_scene_shows_a_held_out_pair_word_or_price():
 
 
 def test_hidden_places_differ_by_layer_and_never_hide_all():
-    places = torch.arange(576).expand(3, -1)
-    hidden = torch.cat([packing.hidden_places(torch.Generator().manual_seed(seed), 8, places) for seed in range(20)])
+    places, owner = torch.arange(576).expand(3, -1), owners_of(3)
+    hidden = torch.cat([packing.hidden_places(torch.Generator().manual_seed(seed), 8, places, owner) for seed in range(20)])
     assert not hidden.all(-1).any()
-    assert 0.15 < hidden.float().mean() < 0.5
+    assert 0.1 < hidden.float().mean() < 0.4
     assert len(hidden.flatten(1).unique(dim=0)) > 100
+    shares = torch.stack([hidden[..., owner[0] == thing].float().mean(-1) for thing in (-1, 0, 1, 2)], -1).flatten(0, 1)
+    gone = shares[(shares[:, 0] == 0) & (shares[:, 1:] > 0).any(-1)]
+    assert len(gone) > 100, "things hidden and the background seen"
+    assert ((gone == 0) | (gone == 1)).all(-1).float().mean() > 0.6, "whole things"
 
+
+def test_objects_are_found_where_they_are(words):
+    """The owner of a patch in a batch is the thing that its labels speak of."""
+    batch = packing.Lessons(packing.Packer(words), 4, torch.zeros(()), 3).make(
+        np.random.default_rng(4), vision.Painter(np.random.default_rng(5)), 4, vision.GIVEN
+    )
+    assert batch.owner.shape == batch.places.shape
+    assert torch.equal(batch.owner >= 0, batch.marks["kind"][..., 0] > 0)

@@ -39,6 +39,12 @@ def test_the_labels_of_a_name_are_the_facts_of_the_one_that_it_means():
     assert topics.mention([]) == (0, NO, NO, NO, NO)
 
 
+def test_a_colour_without_a_name_is_not_asked_for():
+    grey = scenes.Item("object", (0, 0, 9, 9), "top", "cup", "", "large", tint=(90, 90, 90))
+    assert topics.mention([grey]) == (1, NO, scenes.SHAPES.index("cup"), 2, scenes.POSITIONS.index("top"))
+    assert grey.pair == "cup"
+
+
 def test_a_relation_is_the_seconds_against_the_firsts():
     assert topics.relation(RED, BLUE) == (2, 2, 0), "larger, further right, further up"
     assert topics.relation(BLUE, RED) == (0, 0, 2)
@@ -77,6 +83,7 @@ def test_an_answer_is_about_the_names_in_its_question(words):
     assert (about["subject"][~said] == NO).all(), "only where a word of the answer is said"
     assert about["relation"][(about["relation"] >= 0).any(-1)].tolist() == [list(relation)]
     (at,) = np.flatnonzero(about["overview"][:, 0] >= 0)
+    assert (about["review"] == about["overview"]).all()
     assert said[at], "the end of the question, from which the first word of the answer is said"
     assert not said[at - 1]
     assert block[at] == 2

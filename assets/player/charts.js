@@ -1,5 +1,17 @@
 // Curves that grow while the run goes on. plotly.js is captured once: a page with gr.Plot would replace window.Plotly.
 
+// The library is a third of all that the page loads, so it comes after the first paint; a report has it within.
+function loadPlotly(address) {
+  if (window.Plotly) return Promise.resolve(window.Plotly);
+  return new Promise((resolve, reject) => {
+    const script = document.createElement("script");
+    script.src = address;
+    script.onload = () => resolve(window.Plotly);
+    script.onerror = () => reject(new Error("plotly.js did not arrive"));
+    document.head.append(script);
+  });
+}
+
 const PLOT_CONFIG = {
   responsive: true, displaylogo: false, plotlyServerURL: "", displayModeBar: "hover",
   modeBarButtonsToRemove: ["sendChartToCloud", "lasso2d", "select2d", "autoScale2d"],
@@ -7,8 +19,8 @@ const PLOT_CONFIG = {
 
 class Chart {
   // lines: [{name, arm, colour(css variable), dash, width, marker}]; x and y come with add()
-  constructor(plotly, element, options) {
-    this.plotly = plotly;
+  constructor(element, options) {
+    this.plotly = null;
     this.element = element;
     this.options = options;
     this.lines = [];
@@ -17,6 +29,15 @@ class Chart {
     this.cursor.hidden = true;
     this.ready = false;
   }
+
+  // the library has arrived: what came before it is drawn
+  use(plotly) {
+    this.plotly = plotly;
+    if (this.lines.length) this._plot();
+  }
+
+  // it never will; the tables have everything
+  fail() { put(this.element, "The charts could not be loaded: reload the page, or open the tables below them."); }
 
   reset(lines) {
     this.lines = lines;
@@ -60,6 +81,7 @@ class Chart {
   }
 
   _plot() {
+    if (!this.plotly) return;
     const traces = this.lines.map((line, index) => ({
       type: "scatter", mode: line.markers ? "markers" : "lines", name: line.name,
       x: this.data[index].x.slice(), y: this.data[index].y.slice(),

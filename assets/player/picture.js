@@ -14,15 +14,16 @@ function loadPicture() {
   image.src = source;
 }
 
-function gridName(grid, index) {
+function gridName(grid) {
   const grids = view.run.start.grids, pictures = view.run.start.images.length;
   const name = `${grid.rows} × ${grid.cols} tokens`;
-  return grids.length === 1 ? name : `${pictures > 1 ? `picture ${grid.image + 1}: ` : ""}${grid.newline ? "tiles" : index === 0 ? "whole picture" : "block"}, ${name}`;
+  const part = grid.newline ? "tiles" : "whole picture";
+  return grids.length === 1 ? name : `${pictures > 1 ? `picture ${grid.image + 1}: ` : ""}${part}, ${name}`;
 }
 
 function buildGrids() {
   const grids = view.run.start.grids;
-  $.grid.replaceChildren(...grids.map((grid, index) => h("option", { value: String(index) }, gridName(grid, index))));
+  $.grid.replaceChildren(...grids.map((grid, index) => h("option", { value: String(index) }, gridName(grid))));
   show($.grid, grids.length > 1);
 }
 

@@ -13,14 +13,16 @@ const view = {
 const cards = [];
 const overlay = new Overlay($.overlay);
 const track = new Track($.track, (arm, clock) => { pause(); seekClock(clock); setFocus(arm); });
-const plotly = window.Plotly;
 const charts = {
-  memory: new Chart(plotly, $.memory, { x: "generated token", unit: "MiB", hover: ".2f", height: 200, pick: seek }),
-  latency: new Chart(plotly, $.latency, { x: "generated token", unit: "ms", hover: ".2f", height: 190, pick: seek }),
-  device: new Chart(plotly, $.device, { x: "compute time, ms", unit: "MiB", hover: ".1f", height: 140 }),
-  shares: new Chart(plotly, $.shares, { x: "generated token", unit: "%", hover: ".1f", height: 140, pick: seek }),
-  sparsity: new Chart(plotly, $.sparsity, { x: "share of the image tokens, %", unit: "% of the attention", hover: ".1f", height: 140 }),
+  memory: new Chart($.memory, { x: "generated token", unit: "MiB", hover: ".2f", height: 200, pick: seek }),
+  latency: new Chart($.latency, { x: "generated token", unit: "ms", hover: ".2f", height: 190, pick: seek }),
+  device: new Chart($.device, { x: "compute time, ms", unit: "MiB", hover: ".1f", height: 140 }),
+  shares: new Chart($.shares, { x: "generated token", unit: "%", hover: ".1f", height: 140, pick: seek }),
+  sparsity: new Chart($.sparsity, { x: "share of the image tokens, %", unit: "% of the attention", hover: ".1f", height: 140 }),
 };
+function loadCharts() {
+  loadPlotly(props.plotly).then((plotly) => Object.values(charts).forEach((chart) => chart.use(plotly)), () => Object.values(charts).forEach((chart) => chart.fail()));
+}
 const heats = {
   continuity: new Heat($.continuity, (layer, choice) => { pause(); setLayer(layer); seek(Number(heats.continuity.shown.colName(choice)) - (view.compared === "core" ? 0 : 1)); }),
   layers: new Heat($.layers, (layer) => setLayer(layer)),

@@ -7,3 +7,5 @@ root.dataset.state = "idle";
 setStatus();
 if (props.value) receive(props.value);
 root.dataset.ready = "yes";
+// a frame later: what can be seen without the charts is seen first
+if (window.Plotly) loadCharts(); else requestAnimationFrame(() => setTimeout(loadCharts));

@@ -17,18 +17,20 @@ import torch
 import torch.nn.functional as F
 from transformers import PreTrainedTokenizerFast
 
-from . import topics
+from . import drawing, topics
 from .model import IMAGE_TOKENS
 from .questions import questions
-from .scenes import GRID, Item, Question
+from .scenes import COLOURS, GRID, Item, Question
 from .tokenizer import prompt
 from .vision import GIVEN, Painter, give, labels, stack
 
 BLOCK_LIMIT = 288  # text tokens of one picture's questions
 RECALL = 24  # tokens back; what is newer is never forgotten
 # Kinds that are many in a scene, long, or learned early are asked less often
-RARE = {"count": 0.6, "exist": 0.6, "at": 0.8, "describe": 0.5, "caption": 0.5, "sign": 0.5, "price": 0.5}
+RARE = {"count": 0.6, "exist": 0.6, "at": 0.8, "describe": 0.7, "caption": 0.6, "sign": 0.5, "price": 0.5}
 WHOLE = ("describe", "caption")  # kinds that ask for the whole scene
+UNNAMED, NAMELESS = 0.4, 0.5  # share of pictures with objects in colours without a name; of the objects in them
+MISREAD = 0.15  # share of the colour words in answers that are read back as others
 
 
 @dataclass
@@ -37,6 +39,7 @@ class Packed:
 
     patches: uint8 [batch, given, 588], those of the picture that are given.
     places: int64 [batch, given], where they are on the grid.
+    owner: int64 [batch, given], which thing each of them shows; -1 for the background.
     marks: what each of them should say, as in vision.py; head -> int64 [batch, given, labels].
     ids: int64 [batch, text], the questions and answers behind one another, padded.
     block: int64 [batch, text], which question a token belongs to; -1 for padding.
@@ -47,6 +50,7 @@ class Packed:
 
     patches: torch.Tensor
     places: torch.Tensor
+    owner: torch.Tensor
     marks: dict[str, torch.Tensor]
     ids: torch.Tensor
     block: torch.Tensor
@@ -63,6 +67,7 @@ class Packer:
         before = tokenizer(prompt(""))["input_ids"]
         image = tokenizer.convert_tokens_to_ids("<image>")
         self.prefix: list[int] = before[: before.index(image)]
+        self.colours = np.array([tokenizer.convert_tokens_to_ids(f"Ġ{colour}") for colour in COLOURS])
 
     def block(self, question: str, answer: str) -> tuple[list[int], int]:
         """Token ids of what follows the image tokens, end of answer included, and how many of them are the question."""
@@ -121,21 +126,40 @@ class Lessons(torch.utils.data.IterableDataset):
 
     def make(self, rng: np.random.Generator, paint: Painter, batch: int, given: int) -> Packed:
         """One batch."""
-        parts, rows, about = [], [], []
+        parts, owners, rows, about = [], [], [], []
         for _ in range(batch):
-            scene = paint()
+            scene = paint(unnamed=NAMELESS if rng.random() < UNNAMED else 0.0)
             asked = questions(scene, rng)
             asked = [q for q in asked if rng.random() < RARE.get(q.kind, 1.0)]
             first = [q for q in asked if q.kind in ("describe", "caption", "sign", "price")]
             rest = [q for q in asked if q not in first]
             order = [*first, *(rest[i] for i in rng.permutation(len(rest)))]
             parts.append(give(rng, scene, labels(scene.items, scene.background), given))
+            owners.append(drawing.owners(scene.items).reshape(-1)[parts[-1].places])
             row, told = self.packer.row(order, scene.background, scene.items)
-            rows.append(row)
+            rows.append((misread(rng, row[0], row[3], self.packer.colours), *row[1:]))
             about.append(told)
         ids, block, place, target = (torch.from_numpy(np.stack(column)) for column in zip(*rows, strict=True))
         merged = {name: torch.from_numpy(np.stack([told[name] for told in about])) for name in topics.HEADS}
-        return Packed(*stack(parts), ids, block, place, target, merged)
+        patches, places, marks = stack(parts)
+        return Packed(patches, places, torch.from_numpy(np.stack(owners)).long(), marks, ids, block, place, target, merged)
+
+
+def misread(rng: np.random.Generator, ids: np.ndarray, target: np.ndarray, colours: np.ndarray, share: float = MISREAD) -> np.ndarray:
+    """Replace some of the colour words that an answer reads back by random ones; what it has to say stays.
+
+    A picture, not the word before, shall tell the next word: else an object whose colour was never seen on its shape gets another shape's name.
+
+    Args:
+        rng: the source of chance.
+        ids, target: int64 [text], as in `Packed`.
+        colours: the token ids of the colour words.
+        share: of the words that are replaced.
+    """
+    said = np.zeros(len(ids), bool)
+    said[1:] = target[:-1] == ids[1:]  # a word of an answer is what the token before it had to predict
+    wrong = said & np.isin(ids, colours) & (rng.random(len(ids)) < share)
+    return np.where(wrong, rng.choice(colours, len(ids)), ids)
 
 
 def choose(generator: torch.Generator, rows: int, among: int, keep: int) -> torch.Tensor:
@@ -143,13 +167,13 @@ def choose(generator: torch.Generator, rows: int, among: int, keep: int) -> torc
     return torch.rand(rows, among, generator=generator).argsort(-1)[:, :keep].sort().values
 
 
-def hidden_places(generator: torch.Generator, layers: int, places: torch.Tensor) -> torch.Tensor:
-    """Image tokens that the questions shall not see, in each layer others: random ones, or all in a rectangle.
+def hidden_places(generator: torch.Generator, layers: int, places: torch.Tensor, owner: torch.Tensor) -> torch.Tensor:
+    """Image tokens that the questions shall not see, in each layer others: random ones, all in a rectangle, or all of some things.
 
     Args:
         generator: the source of chance.
         layers: how many layers there are.
-        places: int64 [batch, kept], where the tokens are on the grid.
+        places, owner: int64 [batch, kept], where the tokens are on the grid and which thing they show, as in `Packed`.
 
     Returns:
         bool [layers, batch, kept].
@@ -160,22 +184,36 @@ def hidden_places(generator: torch.Generator, layers: int, places: torch.Tensor)
     sides = GRID * (0.3 + 0.5 * torch.rand(2, *shape, generator=generator))
     low = torch.rand(2, *shape, generator=generator) * (GRID + sides) - sides
     inside = (row >= low[0]) & (row < low[0] + sides[0]) & (column >= low[1]) & (column < low[1] + sides[1])
-    return torch.where(torch.rand(shape, generator=generator) < 0.5, inside, scattered)
+    gone = torch.rand(layers, len(places), 1 + int(owner.max()) + 1, generator=generator) < 0.5  # the last is the background
+    gone[..., -1] = False
+    things = gone.gather(2, torch.where(owner < 0, gone.shape[2] - 1, owner).expand(layers, -1, -1))
+    way = torch.rand(shape, generator=generator)
+    return torch.where(way < 0.3, inside, torch.where(way < 0.6, scattered, things))
 
 
-def hidden_from_answers(generator: torch.Generator, layers: int, places: torch.Tensor) -> torch.Tensor:
-    """Image tokens that an answer shall not see: the same in all layers behind a random one, or before it; often none at all is seen there.
+def hidden_in_some_layers(
+    generator: torch.Generator, layers: int, longest: int, places: torch.Tensor, owner: torch.Tensor
+) -> torch.Tensor:
+    """Image tokens hidden in one random run of layers, the same in all of them: the whole picture, or a part as in `hidden_places`.
 
-    What the question saw must do, or what the answer's other layers see. Arguments and result as those of `hidden_places`.
+    What the other layers see must do, so no layer is the only one that finds something.
+
+    Args:
+        generator, layers, places, owner: as in `hidden_places`.
+        longest: how many layers the run has at most.
+
+    Returns:
+        bool [layers, batch, kept].
     """
-    if torch.rand((), generator=generator) < 0.3:
+    if torch.rand((), generator=generator) < 0.4:
         hidden = torch.ones(1, *places.shape, dtype=torch.bool)
     else:
-        hidden = hidden_places(generator, 1, places)
-    behind = torch.arange(layers) >= torch.randint(layers, (), generator=generator)
-    if torch.rand((), generator=generator) < 0.3:
-        behind = ~behind
-    return hidden & behind[:, None, None]
+        hidden = hidden_places(generator, 1, places, owner)
+    length = int(torch.randint(1, longest + 1, (), generator=generator))
+    first = int(torch.randint(0, layers - length + 1, (), generator=generator))
+    run = torch.zeros(layers, dtype=torch.bool)
+    run[first : first + length] = True
+    return hidden & run[:, None, None]
 
 
 def visible(block: torch.Tensor, before: int) -> torch.Tensor:

@@ -11,6 +11,7 @@ mention     5      the last word that names objects or a place   how many there 
 relation    6      the second name of a comparison               its size, column and row against the first one's
 subject     7      every token that says the answer              what both names mean, and their relation
 overview    5      the end of a request for a description        the background; at each position what, colour, shape, size
+review      8      the same                                      the same
 writing     5      the same                                      the letters of the sign, the digits of the price
 ==========  =====  ============================================  ==============================================================
 """
@@ -40,17 +41,19 @@ HEADS: dict[str, tuple[int, tuple[int, ...]]] = {
     "relation": (6, RELATION),
     "subject": (7, (*MENTION, *MENTION, *RELATION)),
     "overview": (5, OVERVIEW),
+    "review": (8, OVERVIEW),
     "writing": (5, WRITING),
 }
 LAYERS = sorted({layer for layer, _ in HEADS.values()})
 
 
 def facts(item: Item) -> tuple[int, ...]:
-    """Colour, shape, size and position as classes; IGNORE for what a sign or a price tag has not."""
+    """Colour, shape, size and position as classes; IGNORE for what a sign or a price tag has not, and for a colour without a name."""
     place = POSITIONS.index(item.position)
     if item.kind != "object":
         return IGNORE, IGNORE, IGNORE, place
-    return list(COLOURS).index(item.colour), SHAPES.index(item.shape), list(SIZES).index(item.size), place
+    colour = list(COLOURS).index(item.colour) if item.colour else IGNORE
+    return colour, SHAPES.index(item.shape), list(SIZES).index(item.size), place
 
 
 def named(words: Sequence[str], items: Sequence[Item]) -> dict[int, list[Item]]:
@@ -144,7 +147,7 @@ def topics(words: Sequence[str], asked: int, background: str, items: Sequence[It
             out["relation"][second[0]] = relation(*both)
             out["subject"][said, 2 * len(MENTION) :] = relation(*both)
     if whole:
-        out["overview"][asked - 1] = overview(background, items)
+        out["overview"][asked - 1] = out["review"][asked - 1] = overview(background, items)
         out["writing"][asked - 1] = writing(items)
     return out
 

@@ -16,6 +16,8 @@ from . import packing, topics, vision
 from .export import assemble, begin_with, export
 from .optim import Optimizer, faster_dtype
 
+HIDE_FROM = 0.1  # share of stage 2 after which tokens are hidden from some layers
+
 
 class Log:
     """Prints progress and appends it to a JSONL file."""
@@ -118,9 +120,8 @@ def train_language(
 
     The tower goes on at a twelfth of the rate, as more of it would undo what it knows, from the language model's loss and its heads' own.
 
-    A random part of the image tokens that are given is kept. Later, a third of the batches also hide some of them in each layer, others in
-    every layer, and forget a random part of the text that is long past; another third hide some or all of them from the answers but not
-    from the questions. More and more batches give whole pictures.
+    A random part of the image tokens that are given is kept, and some or all of those are hidden in some layers: see `hidden`. More and more
+    batches give whole pictures.
 
     Args:
         folder: of the checkpoints.
@@ -166,31 +167,26 @@ def train_language(
         places = packed.places
         count, given = places.shape
         kept = packing.choose(chance, count, given, round(kept_share(chance) * given))
-        hide = forget = None
-        way = float(torch.rand((), generator=chance)) if done > 0.4 else 1.0
-        if way < 0.3:
-            hide = packing.hidden_places(chance, sizes.TEXT_LAYERS, places.gather(1, kept)).to(device)
-            forget = (torch.rand(packed.ids.shape, generator=chance) < 0.5 * torch.rand((), generator=chance)).to(device)
-        elif way < 0.65:
-            hide = packing.hidden_from_answers(chance, sizes.TEXT_LAYERS, places.gather(1, kept)).to(device)
+        hide, forget, asked_sees_all = hidden(chance, done, places.gather(1, kept), packed.owner.gather(1, kept), packed.ids.shape)
+        hide, forget = (None if t is None else t.to(device) for t in (hide, forget))
         marks = {k: v.to(device) for k, v in packed.marks.items()}
         about = {k: v.to(device) for k, v in packed.topics.items()}
         ids, block, place, target = (t.to(device) for t in (packed.ids, packed.block, packed.place, packed.target))
-        packed = packing.Packed(packed.patches.to(device), places.to(device), marks, ids, block, place, target, about)
+        packed = packing.Packed(packed.patches.to(device), places.to(device), packed.owner, marks, ids, block, place, target, about)
         kept = kept.to(device)
         both = done > 0.3 and step % 3 == 0
         with torch.set_grad_enabled(both):
             features, local = vision.run_tower(tower, packed.patches, packed.places)
         some = features.gather(1, kept[..., None].expand(-1, -1, features.shape[-1]))
         here = packed.places.gather(1, kept)
-        loss, right, told = packing.language_loss(llava, packer, some, here, packed, hide, forget, True, asked_sees_all=forget is None)
+        loss, right, told = packing.language_loss(llava, packer, some, here, packed, hide, forget, True, asked_sees_all)
         guessed, known = asked.loss(told, about)
         total = loss + 0.5 * guessed
         for name, value in known.items():
             patches.setdefault(name, []).append(value)
         if both:
             own, said = vision.loss_of(heads(features, local), marks)
-            total = total + 0.3 * own
+            total = total + 0.6 * own
             for name, value in said.items():
                 patches.setdefault(name, []).append(value)
         total.backward()
@@ -207,6 +203,32 @@ def train_language(
             last = time.monotonic()
             weights = {k: v.float() for k, v in llava.state_dict().items()}
             save(path, model=weights, optimizer=optimizer.state(), step=step, samples=samples, elapsed=elapsed)
+
+
+def hidden(
+    chance: torch.Generator, done: float, places: torch.Tensor, owner: torch.Tensor, text: torch.Size
+) -> tuple[torch.Tensor | None, torch.Tensor | None, bool]:
+    """What a batch does not see, so that nothing hangs on one token or one layer: `hide`, `forget` and `asked_sees_all` of `language_loss`.
+
+    Three ways, and none in a quarter of the batches: other image tokens hidden in every layer, and text forgotten that is long past;
+    image tokens hidden in a run of layers, from questions and answers; or from answers alone, where the run may be all layers.
+
+    Args:
+        chance: the source of chance.
+        done: share of the stage that is over; at first nothing is hidden.
+        places, owner: int64 [batch, kept], of the image tokens.
+        text: [batch, text].
+    """
+    layers = sizes.TEXT_LAYERS
+    way = float(torch.rand((), generator=chance)) if done > HIDE_FROM else 1.0
+    if way < 0.15:
+        forget = torch.rand(text, generator=chance) < 0.5 * torch.rand((), generator=chance)
+        return packing.hidden_places(chance, layers, places, owner), forget, False
+    if way < 0.4:
+        return packing.hidden_in_some_layers(chance, layers, layers - 3, places, owner), None, False
+    if way < 0.75:
+        return packing.hidden_in_some_layers(chance, layers, layers, places, owner), None, True
+    return None, None, False
 
 
 def kept_share(chance: torch.Generator) -> float:

@@ -24,7 +24,7 @@ from .transport import Busy, Job, Request, ThreadTransport, batches, sentence
 MAX_BYTES = 8 * 2**20
 
 
-def picture_path(image: Any, folder: Path) -> Path:
+def picture_path(image: Any, folder: Path, name: str = "picture") -> Path:
     """An API picture as a file: an upload of this server (``handle_file``), or a data URI. Never another path of the server.
 
     Gradio checks the paths of components, but hands the arguments of an API endpoint over as they came.
@@ -43,7 +43,7 @@ def picture_path(image: Any, folder: Path) -> Path:
             content = base64.b64decode(data, validate=True)
         except (binascii.Error, ValueError):
             raise ValueError("This data URI is not valid base64.") from None
-        path = folder / "picture"
+        path = folder / name
         path.write_bytes(content)
         return path
     raise ValueError("Pass the picture with gradio_client.handle_file(...), or as a data URI (data:image/png;base64,…).")
@@ -53,9 +53,10 @@ def endpoint(line: ThreadTransport, about: About) -> Callable[..., Any]:
     """The function behind ``/compare``."""
     defaults = controls.settings(about)
 
-    def check(image: Any, question: Any, chosen: dict[str, Any]) -> Request:
+    def check(images: list[Any], question: Any, chosen: dict[str, Any]) -> Request:
         with tempfile.TemporaryDirectory() as folder:
-            return controls.prepare(picture_path(image, Path(folder)), question, chosen, about)
+            paths = [picture_path(image, Path(folder), f"picture-{number}") for number, image in enumerate(images)]
+            return controls.prepare(paths, question, chosen, about)
 
     async def compare(
         image: dict,
@@ -69,8 +70,9 @@ def endpoint(line: ThreadTransport, about: About) -> Callable[..., Any]:
         seed: int = 0,
         repeats: int = 1,
         scores: bool = False,
+        more_images: list | None = None,
     ) -> AsyncIterator[dict[str, Any]]:
-        """Answer one question about one picture under one or two policies.
+        """Answer one question about a picture, or several, under one or two policies.
 
         Args:
             image: the picture, `gradio_client.handle_file("picture.png")`.
@@ -86,6 +88,7 @@ def endpoint(line: ThreadTransport, about: About) -> Callable[..., Any]:
             seed: of the sampling.
             repeats: run it so many times; each further time is one `repeat` event per arm.
             scores: record the attention of every pass afterwards (`scores` events).
+            more_images: further pictures, each like `image`.
 
         Returns:
             While it runs `{"state", "position", "events"}`; the last value is `{"state": "done", "answers", "trace"}` with the whole trace.
@@ -103,7 +106,9 @@ def endpoint(line: ThreadTransport, about: About) -> Callable[..., Any]:
         }
         job: Job | None = None
         try:
-            request = await asyncio.to_thread(check, image, question, chosen)
+            if not isinstance(more_images, list | None):
+                raise ValueError("more_images must be a list of pictures.")
+            request = await asyncio.to_thread(check, [image, *(more_images or [])], question, chosen)
             job = line.submit(request, f"api-{secrets.token_hex(8)}")
             del request
             run = trace.Trace()

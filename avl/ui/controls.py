@@ -6,6 +6,7 @@ Whatever reaches :func:`prepare` is hostile until checked: the page's own widget
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from .transport import Request
 MAX_QUESTION = 2_000
 MAX_BATCH = 256
 MAX_REPEATS = 20
+MAX_PICTURES = 8
 MAX_SCORES = 5_000_000
 """Attention weights of a run that the page records at most: image tokens x layers x passes of all arms. They travel as two bytes each."""
 
@@ -173,8 +175,13 @@ def picture(path: Any) -> Image.Image:
     return pictures.open_image(Path(path))
 
 
-def prepare(path: Any, question: Any, chosen: Any, about: About) -> Request:
-    """Check everything a visitor sent and build the request. Raises ValueError with one sentence, before anything runs."""
+def prepare(paths: Sequence[Any], question: Any, chosen: Any, about: About) -> Request:
+    """Check everything a visitor sent and build the request. Raises ValueError with one sentence, before anything runs.
+
+    Args:
+        paths: the pictures, in the order in which the question has them.
+        question, chosen: what was typed and set. about: the model that is asked.
+    """
     if not isinstance(question, str) or not question.strip():
         raise ValueError("The question is empty: type one, or pick one of the suggestions.")
     if len(question) > MAX_QUESTION:
@@ -209,4 +216,6 @@ def prepare(path: Any, question: Any, chosen: Any, about: About) -> Request:
     if scores and weights > MAX_SCORES:
         most = MAX_SCORES * request.max_new_tokens // weights
         raise ValueError(f"Recording the attention of so many tokens would take too much memory: {most} new tokens at most with it.")
-    return Request(**{**vars(request), "images": (picture(path),)})
+    if len(paths) > MAX_PICTURES:
+        raise ValueError(f"There are too many pictures: {len(paths)}, {MAX_PICTURES} at most.")
+    return Request(**{**vars(request), "images": tuple(picture(path) for path in paths or [None])})

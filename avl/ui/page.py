@@ -33,9 +33,11 @@ IDLE_SECONDS = 5  # between two readings of the header, while nothing runs
 _numbers = itertools.count(1)
 
 
-def uploaded_path(payload: Any) -> Any:
-    """The uploaded file as it is. The stock ``gr.Image`` opens it before any handler runs, and answers junk with a bare "Error"."""
-    return None if payload is None else payload.path
+def uploaded(payload: Any) -> Any:
+    """The uploaded file, or files, as they are. The stock components open or check them before any handler, and answer junk with "Error"."""
+    if payload is None:
+        return None
+    return payload.path if hasattr(payload, "path") else [file.path for file in payload]
 
 
 @dataclass
@@ -175,19 +177,19 @@ def build(
         wanted = wanted if isinstance(wanted, dict) else {}
         return controls.at_stored(wanted.get("arm"), wanted.get("fraction"), about)
 
-    def check(path: Any, question: Any, chosen: Any, known: Any) -> tuple[Request, dict[str, Any]]:
-        request = controls.prepare(path, question, chosen, about)
+    def check(path: Any, more: Any, question: Any, chosen: Any, known: Any) -> tuple[Request, dict[str, Any]]:
+        request = controls.prepare([one for one in (path, *(more or [])) if one], question, chosen, about)
         meta: dict[str, Any] = {}
         answers = known.get("answers") if isinstance(known, dict) else None
-        if isinstance(answers, dict) and isinstance(answers.get(request.question), str):
+        if not more and isinstance(answers, dict) and isinstance(answers.get(request.question), str):
             meta["expected"] = answers[request.question]
         return request, meta
 
-    async def run(path: Any, question: Any, chosen: Any, known: Any, visitor: gr.Request) -> AsyncIterator[list[Any]]:
+    async def run(path: Any, more: Any, question: Any, chosen: Any, known: Any, visitor: gr.Request) -> AsyncIterator[list[Any]]:
         assert line is not None
         job: Job | None = None
         try:
-            request, meta = await asyncio.to_thread(check, path, question, chosen, known)
+            request, meta = await asyncio.to_thread(check, path, more, question, chosen, known)
             stream_key = secrets.token_urlsafe(16)
             stream = await asyncio.to_thread(Stream, stream_key, request, meta, runs)
             job = line.submit(request, str(visitor.session_hash))
@@ -207,10 +209,10 @@ def build(
             if job is not None:
                 line.leave(job)
 
-    def run_on_zero(path: Any, question: Any, chosen: Any, known: Any) -> Iterator[list[Any]]:
+    def run_on_zero(path: Any, more: Any, question: Any, chosen: Any, known: Any) -> Iterator[list[Any]]:
         assert zero is not None
         try:
-            request, meta = check(path, question, chosen, known)
+            request, meta = check(path, more, question, chosen, known)
             stream = Stream(secrets.token_urlsafe(16), request, meta, runs)
             yield [stream.batch([], "queued", 0), gr.Button(interactive=False), gr.Button(interactive=True)]
             for event in zero.stream(request):
@@ -228,21 +230,21 @@ def build(
         if line is not None:
             line.stop(str(visitor.session_hash))
 
-    def pick(event: gr.EventData, known: Any, path: Any) -> list[Any]:
+    def pick(event: gr.EventData, known: Any, path: Any, more: Any) -> list[Any]:
         """A click in the strip: an example, a new scene, or a question.
 
-        A picture that stays is given back, never skipped: for a skipped output Gradio builds the component anew in this visitor's session,
+        Pictures that stay are given back, never skipped: for a skipped output Gradio builds the component anew in this visitor's session,
         and the new one would decode uploads by itself.
         """
         data = event._data if isinstance(event._data, dict) else {}
         questions = known.get("questions", []) if isinstance(known, dict) else []
         number = data.get("question")
         if isinstance(number, int) and 0 <= number < len(questions):
-            return [path, questions[number], gr.skip(), gr.skip()]
+            return [path, more, questions[number], gr.skip(), gr.skip()]
         number = data.get("example")
         if isinstance(number, int) and 0 <= number < len(shelf):
             chosen = shelf[number]
-            return [str(chosen.path), chosen.questions[0], *suggestions(list(chosen.questions), dict(chosen.answers), f"ex={chosen.key}")]
+            return [str(chosen.path), None, chosen.questions[0], *suggestions(list(chosen.questions), dict(chosen.answers), f"ex={chosen.key}")]
         if data.get("scene") and scene is not None and scenes_folder is not None:
             seed = data.get("seed")
             if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**31:
@@ -252,8 +254,8 @@ def build(
             file = scenes_folder / f"scene-{seed % 64}.png"
             drawn.image.save(file)
             asked = spread([(question.text[:1].upper() + question.text[1:], question.answer) for question in drawn.questions])
-            return [str(file), asked[0][0], *suggestions([text for text, _ in asked], dict(asked), f"scene={seed}")]
-        return [path, gr.skip(), gr.skip(), gr.skip()]
+            return [str(file), None, asked[0][0], *suggestions([text for text, _ in asked], dict(asked), f"scene={seed}")]
+        return [path, more, gr.skip(), gr.skip(), gr.skip()]
 
     def own_picture() -> list[Any]:
         """An upload replaces the example: nothing is known about it."""
@@ -273,7 +275,18 @@ def build(
                     elem_id="avl-picture",
                     buttons=[],
                 )
-                image.preprocess = uploaded_path  # type: ignore[method-assign]
+                image.preprocess = uploaded  # type: ignore[method-assign]
+                with gr.Accordion("More pictures", open=False, elem_id="avl-more"):
+                    alone = " The bundled model learned from single pictures: expect little of it here." if about.bundled else ""
+                    gr.Markdown(f"The question is about all of them and the one above.{alone}")
+                    more = gr.File(
+                        label="Pictures",
+                        file_count="multiple",
+                        file_types=["image"],
+                        elem_id="avl-more-pictures",
+                        height=120,
+                    )
+                    more.preprocess = uploaded  # type: ignore[method-assign]
                 strip = player.component(
                     "gallery",
                     value=opened[0],
@@ -300,10 +313,10 @@ def build(
             with gr.Column(scale=1, min_width=320):
                 first = None if recorded is None else message(run="recorded", recorded=True)
                 functions = [missing, download, recording]
-                board = player.component("player", value=first, head=player.plotly_tag(), about=facts, server_functions=functions)
+                board = player.component("player", value=first, plotly=player.plotly_address(), about=facts, server_functions=functions)
 
         shared: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
-        inputs, outputs = [image, question, chosen, known], [board, go, halt]
+        inputs, outputs = [image, more, question, chosen, known], [board, go, halt]
         # our own line in front of the worker tells a visitor his place; Gradio's queue would hide it, and frees its slot too early
         limits: dict[str, Any] = {"concurrency_limit": None} if line is not None else {"concurrency_limit": 1, "concurrency_id": "gpu"}
         handler = run if line is not None else run_on_zero
@@ -315,7 +328,7 @@ def build(
         else:
             # the child process cannot hear a flag of ours: closing its generator ends it
             halt.click(lambda: [message(state="done"), *free[1:]], None, outputs, cancels=started, **shared)
-        strip.select(pick, [known, image], [image, question, strip, known], **shared)
+        strip.select(pick, [known, image, more], [image, more, question, strip, known], **shared)
         image.upload(own_picture, None, [strip, known], **shared)
         image.clear(own_picture, None, [strip, known], **shared)
         blocks.unload(stop)

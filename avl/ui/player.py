@@ -65,7 +65,7 @@ def component(name: str, value: Any = None, **options: Any) -> gr.HTML:
     )
 
 
-def plotly_tag() -> str:
-    """The script tag that loads plotly.js from the installed package, once per page."""
+def plotly_address() -> str:
+    """Where the page finds plotly.js, which comes from the installed package."""
     gr.set_static_paths([PLOTLY_JS])  # this one file: its neighbours stay closed
-    return f'<script src="gradio_api/file={PLOTLY_JS}"></script>'
+    return f"gradio_api/file={PLOTLY_JS}"

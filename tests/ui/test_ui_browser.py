@@ -109,6 +109,27 @@ def test_scenes_examples_and_questions(real: Any, tab: Any) -> None:
     assert one.errors == []
 
 
+def test_several_pictures(real: Any, tab: Any) -> None:
+    one = tab(real.url).open()
+    page = one.page
+    page.click("#avl-more button")
+    shelf = Path(__file__).resolve().parents[2] / "assets" / "gallery"
+    page.locator("#avl-more input[type=file]").set_input_files([str(shelf / "scene-4.png"), str(shelf / "scene-9.png")])
+    page.locator("#avl-more-pictures").get_by_text("scene-9").wait_for()
+    one.set("#avl-tokens", 3)
+    page.click("#avl-run")
+    one.wait("done")
+    assert page.evaluate("(() => { const { start, images } = window.avlPlayer.view.run; return [start.n_image, images.length]; })()") == [1728, 3]
+    grids = page.locator("[data-id=grid] option")
+    assert [grids.nth(i).inner_text() for i in range(3)] == [f"picture {i}: whole picture, 24 × 24 tokens" for i in (1, 2, 3)]
+    page.select_option("[data-id=grid]", "2")
+    one.until("window.avlPlayer.view.grid === 2")
+    assert "right answer" not in one.text("measured"), "the answer of the first picture alone is not known to be right"
+    page.click(".avl-example >> nth=2")
+    page.locator("#avl-more-pictures").get_by_text("scene-9").wait_for(state="detached")
+    assert one.errors == []
+
+
 def test_stop_mid_run(serve: Any, tab: Any) -> None:
     server = serve("--pace", "0.05")
     one = tab(server.url).open()

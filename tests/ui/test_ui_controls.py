@@ -23,11 +23,22 @@ def avl_arm(**changes: Any) -> dict[str, Any]:
 
 
 def test_good_input_becomes_a_request(picture: Path) -> None:
-    request = controls.prepare(str(picture), "  What is it? ", settings(), about())
+    request = controls.prepare([str(picture)], "  What is it? ", settings(), about())
     assert request.question == "What is it?"
     assert request.policies == (avl.Full(), avl.AVL(S=45, C=30, K=3, P=90, T=60))
     assert request.images[0].size == (96, 64)
     assert request.images[0].mode == "RGB"
+
+
+def test_several_pictures_keep_their_order(picture: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.png"
+    Image.new("RGB", (30, 50)).save(other)
+    request = controls.prepare([str(picture), str(other)], "q", settings(), about())
+    assert [image.size for image in request.images] == [(96, 64), (30, 50)]
+    with pytest.raises(ValueError, match="too many pictures: 9, 8 at most"):
+        controls.prepare([str(other)] * 9, "q", settings(), about())
+    with pytest.raises(ValueError, match="no picture yet"):
+        controls.prepare([], "q", settings(), about())
 
 
 @pytest.mark.parametrize(
@@ -80,7 +91,7 @@ def test_policies(arm: dict[str, Any], policy: Any) -> None:
 )
 def test_bad_settings_are_one_sentence(picture: Path, question: Any, change: dict[str, Any], word: str) -> None:
     with pytest.raises(ValueError) as caught:  # noqa: PT011 (the words are checked below)
-        controls.prepare(str(picture), question, settings(**change), about())
+        controls.prepare([str(picture)], question, settings(**change), about())
     said = str(caught.value)
     assert word in said
     assert "\n" not in said
@@ -90,15 +101,15 @@ def test_bad_settings_are_one_sentence(picture: Path, question: Any, change: dic
 def test_recording_is_refused_where_it_would_fill_the_page(picture: Path) -> None:
     large = about(n_image=2880, layers=32, max_tokens=256)
     with pytest.raises(ValueError, match="27 new tokens at most"):
-        controls.prepare(str(picture), "q", settings(scores=True, max_new_tokens=200), large)
-    assert controls.prepare(str(picture), "q", settings(scores=True, max_new_tokens=27), large).scores
-    assert not controls.prepare(str(picture), "q", settings(max_new_tokens=200), large).scores
+        controls.prepare([str(picture)], "q", settings(scores=True, max_new_tokens=200), large)
+    assert controls.prepare([str(picture)], "q", settings(scores=True, max_new_tokens=27), large).scores
+    assert not controls.prepare([str(picture)], "q", settings(max_new_tokens=200), large).scores
 
 
 @pytest.mark.parametrize("chosen", [None, [], "x", 5])
 def test_settings_of_the_wrong_kind(picture: Path, chosen: Any) -> None:
     with pytest.raises(ValueError, match="settings are missing"):
-        controls.prepare(str(picture), "q", chosen, about())
+        controls.prepare([str(picture)], "q", chosen, about())
 
 
 def junk(tmp_path: Path, name: str) -> str | None:

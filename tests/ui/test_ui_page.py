@@ -61,7 +61,7 @@ def settings(tokens: int = 6) -> dict[str, Any]:
 
 
 async def values(built: page.Page, picture: Path, question: str = "What?", **changes: Any) -> list[list[Any]]:
-    stream = handler(built)(str(picture), question, {**settings(), **changes}, {}, VISITOR)
+    stream = handler(built)(str(picture), None, question, {**settings(), **changes}, {}, VISITOR)
     return [value async for value in stream]
 
 
@@ -94,7 +94,7 @@ def test_buttons_follow_the_run(make: Any, picture: Path) -> None:
 )
 def test_refusals_reach_the_page_as_a_sentence(make: Any, picture: Path, question: str, path: str | None, word: str) -> None:
     built = make(Fake())
-    stream = handler(built)(str(picture) if path == "picture" else path, question, settings(), {}, VISITOR)
+    stream = handler(built)(str(picture) if path == "picture" else path, None, question, settings(), {}, VISITOR)
 
     async def go() -> list[Any]:
         return [value async for value in stream]
@@ -111,7 +111,7 @@ def test_a_handler_that_is_closed_ends_the_run(make: Any, picture: Path) -> None
     built = make(fake)
 
     async def go() -> None:
-        stream = handler(built)(str(picture), "q", settings(200), {}, VISITOR)
+        stream = handler(built)(str(picture), None, "q", settings(200), {}, VISITOR)
         async for _ in stream:
             if fake.active:
                 break
@@ -129,7 +129,7 @@ def test_stop_ends_the_visitors_run_and_the_page_hears_it(make: Any, picture: Pa
 
     async def go() -> dict[str, Any]:
         last: dict[str, Any] = {}
-        async for value in handler(built)(str(picture), "q", settings(200), {}, VISITOR):
+        async for value in handler(built)(str(picture), None, "q", settings(200), {}, VISITOR):
             last = value[0]
             if any(event["kind"] == "step" for event in last.get("events", [])):
                 handler(built, "stop")(VISITOR)
@@ -143,7 +143,7 @@ def test_a_known_answer_travels_with_the_run(make: Any, picture: Path) -> None:
     built = make(Fake(pace=0, prefill=0))
 
     async def go(known: Any) -> dict[str, Any]:
-        return [value async for value in handler(built)(str(picture), "What?", settings(), known, VISITOR)][-1][0]
+        return [value async for value in handler(built)(str(picture), None, "What?", settings(), known, VISITOR)][-1][0]
 
     assert asyncio.run(go({"answers": {"What?": "a house"}}))["trace"]["meta"] == {"expected": "a house"}
     for hostile in (None, [], {"answers": {"What?": {"a": 1}}}, {"answers": "x"}):
@@ -239,15 +239,16 @@ def test_new_scene_examples_and_questions(make: Any) -> None:
     )
     built = make(Fake(), scene=lambda seed: drawn)
     pick = handler(built, "pick")
-    path, question, strip, known = pick(SimpleNamespace(_data={"scene": True}), {}, None)
+    path, more, question, strip, known = pick(SimpleNamespace(_data={"scene": True}), {}, None, ["other.png"])
     assert Path(path).exists()
+    assert more is None, "what was uploaded beside another picture goes with it"
     assert (question, strip["questions"], known["answers"]) == ("What is it", ["What is it"], {"What is it": "a cup"})
     # the picture that stays is given back: a skipped one would be decoded by Gradio from then on
-    assert pick(SimpleNamespace(_data={"question": 0}), known, path)[:2] == [path, "What is it"]
-    assert pick(SimpleNamespace(_data={"example": 1}), known, path)[0] == str(gallery.examples(True)[1].path)
+    assert pick(SimpleNamespace(_data={"question": 0}), known, path, ["a.png"])[:3] == [path, ["a.png"], "What is it"]
+    assert pick(SimpleNamespace(_data={"example": 1}), known, path, None)[0] == str(gallery.examples(True)[1].path)
     for hostile in (None, {}, {"question": 99}, {"question": "0"}, {"example": -1}, {"scene": False}):
-        first, *others = pick(SimpleNamespace(_data=hostile), known, path)
-        assert first == path
+        first, more, *others = pick(SimpleNamespace(_data=hostile), known, path, ["a.png"])
+        assert (first, more) == (path, ["a.png"])
         assert all(isinstance(value, dict) and value.get("__type__") == "update" for value in others)
 
 
@@ -265,6 +266,6 @@ def test_a_recorded_trace_is_the_first_paint(make: Any, picture: Path) -> None:
 def test_zero_gpu_uses_a_synchronous_handler(picture: Path) -> None:
     built = page.build(Fake(pace=0, prefill=0), about(), zero_gpu=lambda duration: lambda function: function)
     assert built.transport is None
-    got = list(handler(built, "run_on_zero")(str(picture), "What?", settings(), {}))
+    got = list(handler(built, "run_on_zero")(str(picture), None, "What?", settings(), {}))
     assert got[-1][0]["state"] == "done"
     assert got[-1][0]["trace"]["events"][-1]["kind"] == "end"
