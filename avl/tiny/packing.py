@@ -148,7 +148,8 @@ class Lessons(torch.utils.data.IterableDataset):
 def misread(rng: np.random.Generator, ids: np.ndarray, target: np.ndarray, colours: np.ndarray, share: float = MISREAD) -> np.ndarray:
     """Replace some of the colour words that an answer reads back by random ones; what it has to say stays.
 
-    A picture, not the word before, shall tell the next word: else an object whose colour was never seen on its shape gets another shape's name.
+    The picture, not the word before, shall tell the next word: else an object whose colour was never seen on its shape gets the name of
+    another shape.
 
     Args:
         rng: the source of chance.
@@ -191,9 +192,7 @@ def hidden_places(generator: torch.Generator, layers: int, places: torch.Tensor,
     return torch.where(way < 0.3, inside, torch.where(way < 0.6, scattered, things))
 
 
-def hidden_in_some_layers(
-    generator: torch.Generator, layers: int, longest: int, places: torch.Tensor, owner: torch.Tensor
-) -> torch.Tensor:
+def hidden_in_some_layers(generator: torch.Generator, layers: int, longest: int, places: torch.Tensor, owner: torch.Tensor) -> torch.Tensor:
     """Image tokens hidden in one random run of layers, the same in all of them: the whole picture, or a part as in `hidden_places`.
 
     What the other layers see must do, so no layer is the only one that finds something.
@@ -301,9 +300,7 @@ def language_loss(
     return (weight * F.cross_entropy(logits, target, reduction="none")).sum() / weight.sum(), right, told
 
 
-def decoder_layer(
-    layer: Any, hidden: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, bias: torch.Tensor, before: int
-) -> torch.Tensor:
+def decoder_layer(layer: Any, hidden: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, bias: torch.Tensor, before: int) -> torch.Tensor:
     """One Llama layer; the tokens in front never look at the questions, so that part is not computed."""
     heads = layer.self_attn
     normed = layer.input_layernorm(hidden)

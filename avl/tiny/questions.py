@@ -133,7 +133,7 @@ def questions(scene: Scene, rng: np.random.Generator) -> list[Question]:
 
 
 def name_of(item: Item, among: list[Item], rng: np.random.Generator) -> str:
-    """How to name an object so that only it is meant: "star" if there is one star, or "red star"; "" if its colour has no name that would tell."""
+    """How to name an object so that only it is meant: "star" if there is one star, or "red star", or "" without a name for its colour."""
     alone = sum(o.shape == item.shape for o in among) == 1
     if alone and (not item.colour or rng.random() < 0.6):
         return item.shape

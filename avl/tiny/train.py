@@ -120,8 +120,8 @@ def train_language(
 
     The tower goes on at a twelfth of the rate, as more of it would undo what it knows, from the language model's loss and its heads' own.
 
-    A random part of the image tokens that are given is kept, and some or all of those are hidden in some layers: see `hidden`. More and more
-    batches give whole pictures.
+    A random part of the image tokens that are given is kept, and some or all of those are hidden in some layers: see `hidden`. More and
+    more batches give whole pictures.
 
     Args:
         folder: of the checkpoints.

@@ -75,6 +75,7 @@ POLICIES: dict[str, tuple[str, tuple[Parameter, ...]]] = {
     ),
 }
 
+
 def presets() -> list[dict[str, Any]]:
     """The rows of Table 3 for the page's preset menu."""
     rows = []

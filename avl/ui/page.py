@@ -34,7 +34,7 @@ _numbers = itertools.count(1)
 
 
 def uploaded(payload: Any) -> Any:
-    """The uploaded file, or files, as they are. The stock components open or check them before any handler, and answer junk with "Error"."""
+    """The uploaded file, or files, as they are. The stock components open or check them first, and answer junk with "Error"."""
     if payload is None:
         return None
     return payload.path if hasattr(payload, "path") else [file.path for file in payload]
@@ -244,7 +244,8 @@ def build(
         number = data.get("example")
         if isinstance(number, int) and 0 <= number < len(shelf):
             chosen = shelf[number]
-            return [str(chosen.path), None, chosen.questions[0], *suggestions(list(chosen.questions), dict(chosen.answers), f"ex={chosen.key}")]
+            offered = suggestions(list(chosen.questions), dict(chosen.answers), f"ex={chosen.key}")
+            return [str(chosen.path), None, chosen.questions[0], *offered]
         if data.get("scene") and scene is not None and scenes_folder is not None:
             seed = data.get("seed")
             if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**31:

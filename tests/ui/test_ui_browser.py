@@ -119,7 +119,8 @@ def test_several_pictures(real: Any, tab: Any) -> None:
     one.set("#avl-tokens", 3)
     page.click("#avl-run")
     one.wait("done")
-    assert page.evaluate("(() => { const { start, images } = window.avlPlayer.view.run; return [start.n_image, images.length]; })()") == [1728, 3]
+    told = page.evaluate("(() => { const { start, images } = window.avlPlayer.view.run; return [start.n_image, images.length]; })()")
+    assert told == [3 * 576, 3]
     grids = page.locator("[data-id=grid] option")
     assert [grids.nth(i).inner_text() for i in range(3)] == [f"picture {i}: whole picture, 24 × 24 tokens" for i in (1, 2, 3)]
     page.select_option("[data-id=grid]", "2")
