@@ -218,5 +218,5 @@ def prepare(paths: Sequence[Any], question: Any, chosen: Any, about: About) -> R
         most = MAX_SCORES * request.max_new_tokens // weights
         raise ValueError(f"Recording the attention of so many tokens would take too much memory: {most} new tokens at most with it.")
     if len(paths) > MAX_PICTURES:
-        raise ValueError(f"There are too many pictures: {len(paths)}, {MAX_PICTURES} at most.")
+        raise ValueError(f"There are too many pictures: {MAX_PICTURES} at most.")
     return Request(**{**vars(request), "images": tuple(picture(path) for path in paths or [None])})

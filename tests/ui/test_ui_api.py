@@ -11,9 +11,10 @@ import gradio as gr
 import pytest
 from fake import Fake, about
 from gradio.utils import get_upload_folder
+from PIL import Image
 
 from avl.ui import api, page
-from avl.ui.transport import ThreadTransport
+from avl.ui.transport import Request, ThreadTransport
 
 
 def uri(path: Path) -> str:
@@ -41,6 +42,25 @@ def test_it_streams_events_and_ends_with_the_whole_trace(compare: Any, picture: 
     assert got[-1]["trace"]["events"] == [event for value in got[:-1] for event in value["events"]]
 
 
+def test_several_pictures_reach_the_engine_in_order(picture: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.png"
+    Image.new("RGB", (30, 50)).save(other)
+    seen: list[tuple[int, int]] = []
+
+    def race(request: Request, stop: Any) -> Any:
+        seen.extend(image.size for image in request.images)
+        yield from Fake(pace=0, prefill=0)(request, stop)
+
+    transport = ThreadTransport(race)
+    try:
+        collect(api.endpoint(transport, about()), {"url": uri(picture)}, "What?", max_new_tokens=2, more_images=[{"url": uri(other)}])
+        assert seen == [(96, 64), (30, 50)]
+        with pytest.raises(gr.Error, match="too many pictures"):
+            collect(api.endpoint(transport, about()), {"url": uri(picture)}, "What?", more_images=[{"url": uri(other)}] * 400)
+    finally:
+        transport.close()
+
+
 @pytest.mark.parametrize(
     ("image", "question", "options", "word"),
     [
@@ -56,6 +76,9 @@ def test_it_streams_events_and_ends_with_the_whole_trace(compare: Any, picture: 
         ({"url": "data:image/png;base64,AAAA"}, "q", {}, "not a picture"),
         (None, "q", {}, "handle_file"),
         (7, "q", {}, "handle_file"),
+        ("picture", "q", {"more_images": "x"}, "more_images must be a list"),
+        ("picture", "q", {"more_images": [7]}, "handle_file"),
+        ("picture", "q", {"more_images": [{"url": "data:image/png;base64,AAAA"}]}, "not a picture"),
     ],
 )
 def test_refusals_are_one_sentence(compare: Any, picture: Path, image: Any, question: str, options: dict[str, Any], word: str) -> None:
