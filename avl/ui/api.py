@@ -55,7 +55,8 @@ def endpoint(line: ThreadTransport, about: About) -> Callable[..., Any]:
 
     def check(images: list[Any], question: Any, chosen: dict[str, Any]) -> Request:
         with tempfile.TemporaryDirectory() as folder:
-            paths = [picture_path(image, Path(folder), f"picture-{number}") for number, image in enumerate(images[: controls.MAX_PICTURES + 1])]
+            some = enumerate(images[: controls.MAX_PICTURES + 1])
+            paths = [picture_path(image, Path(folder), f"picture-{number}") for number, image in some]
             return controls.prepare(paths, question, chosen, about)
 
     async def compare(
