@@ -1,0 +1,179 @@
+"""Runs in headless Chromium: the main job, stopping, waiting in line, failures, calls with wrong values."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.browser
+
+
+def test_main_job(real: Any, tab: Any) -> None:
+    """Run, see both answers grow, move the layer slider, stop: with the bundled model, as a visitor does it."""
+    one = tab(real.url).open()
+    page = one.page
+    # the question box keeps its example; a batch and many tokens, so that there is time to look and to stop
+    one.set("#avl-tokens", 256)
+    one.set("#avl-batch", 16)
+    # notes how long both answers are, over and over
+    page.evaluate("""() => {
+        window.seen = [];
+        const look = () => {
+            const run = window.avlPlayer.view.run;
+            const answers = [...document.querySelectorAll('.avl-answer')];
+            // not the recorded run that the page opens with
+            if (run && run.arms.length && !window.avlPlayer.view.recorded) window.seen.push(answers.map((node) => node.childElementCount));
+        };
+        setInterval(look, 40);
+    }""")
+    page.click("#avl-run")
+    one.until("[0, 1].every((arm) => new Set(window.seen.map((lengths) => lengths[arm])).size > 3)")
+    for arm in range(2):
+        lengths = [lengths[arm] for lengths in page.evaluate("window.seen")]
+        assert lengths == sorted(lengths)
+    for card in page.locator(".avl-arm").all():
+        assert "ms" in card.inner_text()
+        assert card.locator(".avl-answer").inner_text().strip()
+        assert "% of full" in card.inner_text()
+    pixels = "document.querySelector('[data-id=overlay]').toDataURL()"
+    first = page.evaluate(pixels)
+    one.set("#avl-layer", 0)
+    one.until("window.avlPlayer.view.layer === 0")
+    one.until(f"(first) => {pixels} !== first", arg=first)
+    assert one.text("layerName").startswith("0 of 0–")
+    page.click("#avl-stop")
+    one.wait("done", 10_000)
+    real.wait_idle()
+    reasons = page.evaluate("window.avlPlayer.view.run.arms.map((arm) => arm.end && arm.end.reason)")
+    assert all(reason in ("stopped", "eos", "length") for reason in reasons)
+    assert "Stopped" in one.text("status") or "stopped" not in reasons
+    # and again, to the end
+    one.set("#avl-tokens", 12)
+    page.click("#avl-run")
+    one.until("window.avlPlayer.view.run.start && window.avlPlayer.view.run.start.limit === 12 && window.avlPlayer.view.run.finished")
+    one.wait("done")
+    assert "measured" in one.text("measured")
+    assert "A-VL stored" in one.text("verdict")
+    assert "no evidence about real LLaVA" in page.locator("#avl-header").inner_text()
+    assert "batch 1" in page.locator("#avl-header").inner_text()
+    assert "n/a (no NVIDIA GPU)" in one.text("deviceNote")
+    assert one.errors == []
+    assert one.outside == []
+
+
+def test_predicted_is_what_the_engine_measures(real: Any, tab: Any) -> None:
+    """The closed forms of the page against the real engine, for every policy: a mismatch is a bug."""
+    one = tab(real.url).open()
+    page = one.page
+    one.set("#avl-tokens", 20)
+    pairs = [("Full", "AVL"), ("H2O", "FastV"), ("StreamingLLM", "AVL")]
+    for first, second in pairs:
+        page.select_option("select[aria-label='Policy of arm 1']", first)
+        page.select_option("select[aria-label='Policy of arm 2']", second)
+        page.click("#avl-run")
+        one.until(
+            "(names) => { const run = window.avlPlayer.view.run; return run && run.start && window.avlPlayer.view.state === 'done' && "
+            "names.every((name, i) => run.start.arms[i].policy.name === name); }",
+            arg=[first, second],
+        )
+        off = page.evaluate(
+            "window.avlPlayer.view.run.arms.map((arm) => { const p = window.avlPlayer.predicted(arm);"
+            "return [arm.spec.label, p.storedBytes, arm.meanBytes(arm.storedBytes), p.readBytes, arm.meanBytes(arm.readBytes)]; })"
+        )
+        for label, stored, stored_measured, read, read_measured in off:
+            assert stored == pytest.approx(stored_measured, rel=1e-6), label
+            assert read == pytest.approx(read_measured, rel=1e-6), label
+
+
+def test_stop_mid_run(serve: Any, tab: Any) -> None:
+    server = serve("--pace", "0.05")
+    one = tab(server.url).open()
+    one.set("#avl-tokens", 256)
+    one.page.click("#avl-run")
+    one.until("window.avlPlayer.view.run && window.avlPlayer.view.run.last > 3")
+    began = time.monotonic()
+    one.page.click("#avl-stop")
+    one.wait("done", 5000)
+    assert time.monotonic() - began < 2
+    server.wait_idle(1)
+    assert "Stopped" in one.text("status")
+    assert one.page.locator("#avl-run").is_enabled()
+    assert one.page.locator("#avl-stop").is_disabled()
+    one.page.click("#avl-run")
+    one.until("window.avlPlayer.view.state === 'running' && window.avlPlayer.view.run.last > 0")
+    one.page.click("#avl-stop")
+    one.wait("done", 5000)
+
+
+def test_a_closed_tab_ends_its_run(serve: Any, tab: Any) -> None:
+    server = serve("--pace", "0.05")
+    one = tab(server.url).open()
+    one.set("#avl-tokens", 256)
+    one.page.click("#avl-run")
+    one.until("window.avlPlayer.view.run && window.avlPlayer.view.run.last > 1")
+    assert server.health()["running"] == 1
+    one.close()
+    server.wait_idle(5)
+
+
+def test_a_second_visitor_waits_in_line_and_sees_the_place(serve: Any, tab: Any) -> None:
+    server = serve("--pace", "0.05")
+    first, second, third = (tab(server.url).open() for _ in range(3))
+    for one in (first, second, third):
+        one.set("#avl-tokens", 256)
+    first.page.click("#avl-run")
+    first.until("window.avlPlayer.view.run && window.avlPlayer.view.run.last > 1")
+    second.page.click("#avl-run")
+    second.wait("queued")
+    assert second.text("status") == "Waiting in line: 1 run before yours."
+    third.page.click("#avl-run")
+    third.wait("queued")
+    assert third.text("status") == "Waiting in line: 2 runs before yours."
+    assert server.health() == {"state": "ready", "model": "fake model", "running": 1, "waiting": 2}
+    third.page.click("#avl-stop")
+    third.wait("done", 5000)
+    assert "Stopped before it began" in third.text("status")
+    first.page.click("#avl-stop")
+    second.wait("running", 5000)
+    assert first.state() == "done"
+    second.close()
+    server.wait_idle(5)
+
+
+def test_a_failing_run_is_said_and_leaves_no_path(serve: Any, tab: Any) -> None:
+    server = serve("--pace", "0", "--fail-at", "3")
+    one = tab(server.url).open()
+    one.page.click("#avl-run")
+    one.wait("done")
+    assert "failed inside (RuntimeError)" in one.text("alert")
+    assert "/a/path" not in one.page.inner_text("body")
+    server.wait_idle(2)
+
+
+def test_raw_calls_with_wrong_values_do_not_hang(serve: Any) -> None:
+    """The endpoint behind the button answers raw HTTP too: out-of-range values come back as the same sentences."""
+    import urllib.request
+
+    server = serve("--pace", "0.01")
+
+    def post(path: str, body: Any) -> Any:
+        request = urllib.request.Request(server.url + "gradio_api/" + path, json.dumps(body).encode(), {"Content-Type": "application/json"})
+        return json.loads(urllib.request.urlopen(request, timeout=10).read())
+
+    config = json.loads(urllib.request.urlopen(server.url + "config", timeout=10).read())
+    go = next(part["id"] for part in config["components"] if part["props"].get("elem_id") == "avl-run")
+    run = next(one for one in config["dependencies"] if [go, "click"] in [list(target) for target in one["targets"]])
+    session = "test-session"
+    for chosen, word in [({"arms": [{"policy": "AVL", "S": 1e9}]}, "S must be"), (None, "settings are missing"), ("${x}", "settings")]:
+        post("queue/join", {"data": [None, "q", chosen, None], "fn_index": run["id"], "session_hash": session})
+        with urllib.request.urlopen(server.url + f"gradio_api/queue/data?session_hash={session}", timeout=20) as stream:
+            said = ""
+            for line in stream:
+                said += line.decode()
+                if "process_completed" in said or "close_stream" in said:
+                    break
+        assert word in said
+    server.wait_idle(1)
