@@ -7,7 +7,6 @@ import torch.nn.functional as F
 
 from avl.tiny import drawing, packing, scenes, tokenizer, topics, train, vision
 from avl.tiny import model as sizes
-from avl.tiny.questions import questions
 
 
 @pytest.fixture(scope="module")
@@ -229,9 +228,10 @@ def test_every_way_of_hiding_is_taken_and_none_at_first():
         chance = torch.Generator().manual_seed(seed)
         assert train.hidden(chance, 0.05, places, owner, text) == (None, None, False)
         hide, forget, answers = train.hidden(torch.Generator().manual_seed(seed), 0.5, places, owner, text)
-        ways["nothing" if hide is None else "everywhere" if forget is not None else "answers" if answers else "run"] += 1
+        run = hide is not None and len(hide.flatten(1).unique(dim=0)) <= 2
+        ways["nothing" if hide is None else "answers" if answers else "run" if run else "everywhere"] += 1
         assert forget is None or not answers
-        if hide is not None and forget is None and not answers:
+        if run and not answers:
             assert (~hide.flatten(1).any(-1)).sum() >= 3, "some layers see all, or no question could be answered"
     assert min(ways.values()) > 15
 
@@ -248,21 +248,20 @@ def test_misread_words_are_colours_of_answers(words):
     assert (target[np.flatnonzero(changed.any(0)) - 1] == ids[changed.any(0)]).all(), "what is to be said stays"
 
 
-def test_things_without_a_named_colour_are_called_by_their_shape(words):
+def test_colours_without_a_name_are_said_at_random_and_never_learned(words, monkeypatch):
     paint, rng = vision.Painter(np.random.default_rng(8)), np.random.default_rng(9)
-    told = 0
-    for _ in range(60):
+    for _ in range(40):
         scene = paint(unnamed=0.6)
-        shapes = [item.shape for item in scene.objects]
-        for question in questions(scene, rng):
-            assert "  " not in question.text + question.answer
-            assert "the ?" not in question.text
-            assert " a  " not in f" {question.answer} "
-            if question.kind in ("size", "where") and (name := question.text.lower().rstrip("?").split("the ")[-1].split()[-1]) in shapes:
-                alone = shapes.count(name) == 1
-                assert alone or any(colour in question.text for colour in scenes.COLOURS), "two stars and no colour: which one?"
-        told += sum(f"{item.size} {item.shape} " in questions(scene, rng)[0].answer for item in scene.objects if not item.colour)
-    assert told > 40
+        asked = packing.colourless(scene, rng)
+        assert {"describe", "caption", "where"} <= {q.kind for q in asked}
+        assert all(not set(q.text.lower().split()) & set(scenes.COLOURS) for q in asked), "no colour decides an answer"
+        assert all(f"{item.size} " in asked[0].answer and item.shape in asked[0].answer for item in scene.objects)
+    monkeypatch.setattr(packing, "UNNAMED", 1.0)
+    packer = packing.Packer(words)
+    batch = packing.Lessons(packer, 4, torch.zeros(())).make(rng, paint, 4, vision.GIVEN)
+    colours = torch.from_numpy(packer.colours)
+    assert torch.isin(batch.ids, colours).any(), "they are read back"
+    assert not torch.isin(batch.target, colours).any()
 
 
 def test_given_patches_are_the_scenes_own():
@@ -302,7 +301,7 @@ def test_hidden_places_differ_by_layer_and_never_hide_all():
     places, owner = torch.arange(576).expand(3, -1), owners_of(3)
     hidden = torch.cat([packing.hidden_places(torch.Generator().manual_seed(seed), 8, places, owner) for seed in range(20)])
     assert not hidden.all(-1).any()
-    assert 0.1 < hidden.float().mean() < 0.4
+    assert 0.1 < hidden.float().mean() < 0.3
     assert len(hidden.flatten(1).unique(dim=0)) > 100
     shares = torch.stack([hidden[..., owner[0] == thing].float().mean(-1) for thing in (-1, 0, 1, 2)], -1).flatten(0, 1)
     gone = shares[(shares[:, 0] == 0) & (shares[:, 1:] > 0).any(-1)]

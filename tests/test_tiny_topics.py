@@ -42,7 +42,6 @@ def test_the_labels_of_a_name_are_the_facts_of_the_one_that_it_means():
 def test_a_colour_without_a_name_is_not_asked_for():
     grey = scenes.Item("object", (0, 0, 9, 9), "top", "cup", "", "large", tint=(90, 90, 90))
     assert topics.mention([grey]) == (1, NO, scenes.SHAPES.index("cup"), 2, scenes.POSITIONS.index("top"))
-    assert grey.pair == "cup"
 
 
 def test_a_relation_is_the_seconds_against_the_firsts():

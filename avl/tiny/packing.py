@@ -9,7 +9,7 @@ stay keep their positions. This knows nothing of any policy that later evicts to
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerFast
 from . import drawing, topics
 from .model import IMAGE_TOKENS
 from .questions import questions
-from .scenes import COLOURS, GRID, Item, Question
+from .scenes import COLOURS, GRID, Item, Question, Scene
 from .tokenizer import prompt
 from .vision import GIVEN, Painter, give, labels, stack
 
@@ -128,8 +128,9 @@ class Lessons(torch.utils.data.IterableDataset):
         """One batch."""
         parts, owners, rows, about = [], [], [], []
         for _ in range(batch):
-            scene = paint(unnamed=NAMELESS if rng.random() < UNNAMED else 0.0)
-            asked = questions(scene, rng)
+            unnamed = rng.random() < UNNAMED
+            scene = paint(unnamed=NAMELESS if unnamed else 0.0)
+            asked = colourless(scene, rng) if unnamed else questions(scene, rng)
             asked = [q for q in asked if rng.random() < RARE.get(q.kind, 1.0)]
             first = [q for q in asked if q.kind in ("describe", "caption", "sign", "price")]
             rest = [q for q in asked if q not in first]
@@ -137,12 +138,27 @@ class Lessons(torch.utils.data.IterableDataset):
             parts.append(give(rng, scene, labels(scene.items, scene.background), given))
             owners.append(drawing.owners(scene.items).reshape(-1)[parts[-1].places])
             row, told = self.packer.row(order, scene.background, scene.items)
-            rows.append((misread(rng, row[0], row[3], self.packer.colours), *row[1:]))
+            ids, block, place, target = row
+            ids = misread(rng, ids, target, self.packer.colours)
+            if unnamed:  # no colour word is to be said where some are made up
+                target = np.where(np.isin(target, self.packer.colours), -100, target)
+            rows.append((ids, block, place, target))
             about.append(told)
         ids, block, place, target = (torch.from_numpy(np.stack(column)) for column in zip(*rows, strict=True))
         merged = {name: torch.from_numpy(np.stack([told[name] for told in about])) for name in topics.HEADS}
         patches, places, marks = stack(parts)
         return Packed(patches, places, torch.from_numpy(np.stack(owners)).long(), marks, ids, block, place, target, merged)
+
+
+def colourless(scene: Scene, rng: np.random.Generator) -> list[Question]:
+    """The questions of a scene that no colour decides. A colour without a name has a random one in the answers, which is not to be learned.
+
+    So that the model learns shapes apart from the colours that they came in, and from the colour words before them.
+    """
+    named = [name for name in COLOURS if name[0] not in "aeiou"]  # an article says nothing of the colour either
+    items = tuple(replace(item, colour=str(rng.choice(named))) if item.tint else item for item in scene.items)
+    asked = questions(replace(scene, items=items), rng)
+    return [q for q in asked if q.kind != "colour" and not set(q.text.lower().split()) & set(COLOURS)]
 
 
 def misread(rng: np.random.Generator, ids: np.ndarray, target: np.ndarray, colours: np.ndarray, share: float = MISREAD) -> np.ndarray:
@@ -169,7 +185,7 @@ def choose(generator: torch.Generator, rows: int, among: int, keep: int) -> torc
 
 
 def hidden_places(generator: torch.Generator, layers: int, places: torch.Tensor, owner: torch.Tensor) -> torch.Tensor:
-    """Image tokens that the questions shall not see, in each layer others: random ones, all in a rectangle, or all of some things.
+    """Image tokens that the questions shall not see, in each layer others: all of some things, random ones, or all in a rectangle.
 
     Args:
         generator: the source of chance.
@@ -185,11 +201,12 @@ def hidden_places(generator: torch.Generator, layers: int, places: torch.Tensor,
     sides = GRID * (0.3 + 0.5 * torch.rand(2, *shape, generator=generator))
     low = torch.rand(2, *shape, generator=generator) * (GRID + sides) - sides
     inside = (row >= low[0]) & (row < low[0] + sides[0]) & (column >= low[1]) & (column < low[1] + sides[1])
-    gone = torch.rand(layers, len(places), 1 + int(owner.max()) + 1, generator=generator) < 0.5  # the last is the background
+    share = 0.3 + 0.55 * torch.rand(len(places), 1, generator=generator)
+    gone = torch.rand(layers, len(places), 1 + int(owner.max()) + 1, generator=generator) < share  # the last is the background
     gone[..., -1] = False
     things = gone.gather(2, torch.where(owner < 0, gone.shape[2] - 1, owner).expand(layers, -1, -1))
     way = torch.rand(shape, generator=generator)
-    return torch.where(way < 0.3, inside, torch.where(way < 0.6, scattered, things))
+    return torch.where(way < 0.1, inside, torch.where(way < 0.3, scattered, things))
 
 
 def hidden_in_some_layers(generator: torch.Generator, layers: int, longest: int, places: torch.Tensor, owner: torch.Tensor) -> torch.Tensor:
@@ -210,6 +227,8 @@ def hidden_in_some_layers(generator: torch.Generator, layers: int, longest: int,
         hidden = hidden_places(generator, 1, places, owner)
     length = int(torch.randint(1, longest + 1, (), generator=generator))
     first = int(torch.randint(0, layers - length + 1, (), generator=generator))
+    if torch.rand((), generator=generator) < 0.5:
+        first = layers - length  # what was seen in the first layers must do
     run = torch.zeros(layers, dtype=torch.bool)
     run[first : first + length] = True
     return hidden & run[:, None, None]

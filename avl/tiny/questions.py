@@ -133,27 +133,24 @@ def questions(scene: Scene, rng: np.random.Generator) -> list[Question]:
 
 
 def name_of(item: Item, among: list[Item], rng: np.random.Generator) -> str:
-    """How to name an object so that only it is meant: "star" if there is one star, or "red star", or "" without a name for its colour."""
+    """How to name an object so that only it is meant: "star" if there is one star, or "red star"."""
     alone = sum(o.shape == item.shape for o in among) == 1
-    if alone and (not item.colour or rng.random() < 0.6):
-        return item.shape
-    return item.pair if item.colour else ""
+    return item.shape if alone and rng.random() < 0.6 else item.pair
 
 
 def _about_objects(scene: Scene, rng: np.random.Generator, ask: Callable[..., None]) -> None:
     objects = scene.objects
     shapes, colours = [o.shape for o in objects], [o.colour for o in objects]
     for o in objects:
-        if o.colour and shapes.count(o.shape) == 1:
+        if shapes.count(o.shape) == 1:
             ask("colour", o.colour, o.shape)
-        if o.colour and colours.count(o.colour) == 1:
+        if colours.count(o.colour) == 1:
             ask("shape", article(o.shape), o.colour)
-        if name := name_of(o, objects, rng):
-            ask("size", o.size, name)
+        ask("size", o.size, name_of(o, objects, rng))
     ask("count", NUMBERS[len(objects)], "objects" if rng.random() < 0.7 else "things")
     for s in dict.fromkeys(shapes):
         ask("count", NUMBERS[shapes.count(s)], PLURALS[s])
-    for c in dict.fromkeys(filter(None, colours)):
+    for c in dict.fromkeys(colours):
         ask("count", NUMBERS[colours.count(c)], f"{c} objects")
     missing = [s for s in SHAPES if s not in shapes]
     ask("count", NUMBERS[0], PLURALS[str(rng.choice(missing))])
@@ -162,8 +159,7 @@ def _about_objects(scene: Scene, rng: np.random.Generator, ask: Callable[..., No
         if rng.random() < 0.5:
             ask("exist", "yes", article(o.shape if rng.random() < 0.5 else o.pair))
         else:
-            recoloured = rng.random() < 0.5 or not o.colour
-            other = f"{rng.choice(list(COLOURS))} {o.shape}" if recoloured else f"{o.colour} {rng.choice(SHAPES)}"
+            other = f"{rng.choice(list(COLOURS))} {o.shape}" if rng.random() < 0.5 else f"{o.colour} {rng.choice(SHAPES)}"
             ask("exist", "yes" if any(p.pair == other for p in objects) else "no", article(other))
     ask("exist", "no", article(str(rng.choice(missing))))
     ask("exist", "yes" if scene.sign else "no", "a sign")
@@ -173,7 +169,7 @@ def _about_objects(scene: Scene, rng: np.random.Generator, ask: Callable[..., No
         for b in objects[i + 1 :]:
             first, second = (a, b) if rng.random() < 0.5 else (b, a)
             names = name_of(first, objects, rng), name_of(second, objects, rng)
-            if a.size != b.size and all(names):
+            if a.size != b.size:
                 kind = "bigger" if rng.random() < 0.6 else "smaller"
                 bigger = sizes.index(first.size) > sizes.index(second.size)
                 ask(kind, f"the {names[0] if bigger == (kind == 'bigger') else names[1]}", *names)
@@ -183,8 +179,7 @@ def _about_places(scene: Scene, rng: np.random.Generator, ask: Callable[..., Non
     objects = scene.objects
     for item in scene.items:
         if item.kind == "object":
-            if name := name_of(item, objects, rng):
-                ask("where", item.position, name)
+            ask("where", item.position, name_of(item, objects, rng))
             ask("at", article(item.pair), PHRASES[item.position])
         else:
             name = "sign" if item.kind == "sign" else "price tag"
@@ -202,6 +197,6 @@ def _about_places(scene: Scene, rng: np.random.Generator, ask: Callable[..., Non
                 ways += [("left of", "left", ca < cb), ("right of", "right", ca > cb)]
             if ra != rb:
                 ways += [("above", "up", ra < rb), ("below", "down", ra > rb)]
-            if ways and all(names):
+            if ways:
                 way, further, true = ways[int(rng.integers(len(ways)))]
                 ask("beside", "yes" if true else "no", *names, way, further)

@@ -80,8 +80,8 @@ class Item:
 
     @property
     def pair(self) -> str:
-        """Colour and shape, as in "red star"; the shape alone where the colour has no name."""
-        return f"{self.colour} {self.shape}".lstrip()
+        """Colour and shape, as in "red star"."""
+        return f"{self.colour} {self.shape}"
 
 
 @dataclass(frozen=True)

@@ -210,8 +210,9 @@ def hidden(
 ) -> tuple[torch.Tensor | None, torch.Tensor | None, bool]:
     """What a batch does not see, so that nothing hangs on one token or one layer: `hide`, `forget` and `asked_sees_all` of `language_loss`.
 
-    Three ways, and none in a quarter of the batches: other image tokens hidden in every layer, and text forgotten that is long past;
-    image tokens hidden in a run of layers, from questions and answers; or from answers alone, where the run may be all layers.
+    Three ways, and none in a third of the batches: in another third other image tokens hidden in every layer, often with text forgotten
+    that is long past; image tokens hidden in a run of layers, from questions and answers; or from answers alone, where the run may be
+    all layers.
 
     Args:
         chance: the source of chance.
@@ -221,12 +222,12 @@ def hidden(
     """
     layers = sizes.TEXT_LAYERS
     way = float(torch.rand((), generator=chance)) if done > HIDE_FROM else 1.0
-    if way < 0.15:
+    if way < 0.35:
         forget = torch.rand(text, generator=chance) < 0.5 * torch.rand((), generator=chance)
-        return packing.hidden_places(chance, layers, places, owner), forget, False
-    if way < 0.4:
+        return packing.hidden_places(chance, layers, places, owner), forget if way < 0.2 else None, False
+    if way < 0.45:
         return packing.hidden_in_some_layers(chance, layers, layers - 3, places, owner), None, False
-    if way < 0.75:
+    if way < 0.7:
         return packing.hidden_in_some_layers(chance, layers, layers, places, owner), None, True
     return None, None, False
 
