@@ -209,14 +209,14 @@ def hidden_places(generator: torch.Generator, layers: int, places: torch.Tensor,
     return torch.where(way < 0.1, inside, torch.where(way < 0.3, scattered, things))
 
 
-def hidden_in_some_layers(generator: torch.Generator, layers: int, longest: int, places: torch.Tensor, owner: torch.Tensor) -> torch.Tensor:
-    """Image tokens hidden in one random run of layers, the same in all of them: the whole picture, or a part as in `hidden_places`.
+def hidden_in_run(generator: torch.Generator, layers: int, run: range, places: torch.Tensor, owner: torch.Tensor) -> torch.Tensor:
+    """Image tokens hidden in a run of layers, the same in all of them: the whole picture, or a part as in `hidden_places`.
 
     What the other layers see must do, so no layer is the only one that finds something.
 
     Args:
         generator, layers, places, owner: as in `hidden_places`.
-        longest: how many layers the run has at most.
+        run: the layers.
 
     Returns:
         bool [layers, batch, kept].
@@ -225,13 +225,9 @@ def hidden_in_some_layers(generator: torch.Generator, layers: int, longest: int,
         hidden = torch.ones(1, *places.shape, dtype=torch.bool)
     else:
         hidden = hidden_places(generator, 1, places, owner)
-    length = int(torch.randint(1, longest + 1, (), generator=generator))
-    first = int(torch.randint(0, layers - length + 1, (), generator=generator))
-    if torch.rand((), generator=generator) < 0.5:
-        first = layers - length  # what was seen in the first layers must do
-    run = torch.zeros(layers, dtype=torch.bool)
-    run[first : first + length] = True
-    return hidden & run[:, None, None]
+    among = torch.zeros(layers, dtype=torch.bool)
+    among[run.start : run.stop] = True
+    return hidden & among[:, None, None]
 
 
 def visible(block: torch.Tensor, before: int) -> torch.Tensor:

@@ -210,9 +210,8 @@ def hidden(
 ) -> tuple[torch.Tensor | None, torch.Tensor | None, bool]:
     """What a batch does not see, so that nothing hangs on one token or one layer: `hide`, `forget` and `asked_sees_all` of `language_loss`.
 
-    Three ways, and none in a third of the batches: in another third other image tokens hidden in every layer, often with text forgotten
-    that is long past; image tokens hidden in a run of layers, from questions and answers; or from answers alone, where the run may be
-    all layers.
+    Three ways, and none in a quarter of the batches: in a third other image tokens hidden in every layer, often with text forgotten that
+    is long past; image tokens hidden in a run of layers, from questions and answers; or behind a random layer, from answers alone.
 
     Args:
         chance: the source of chance.
@@ -226,9 +225,12 @@ def hidden(
         forget = torch.rand(text, generator=chance) < 0.5 * torch.rand((), generator=chance)
         return packing.hidden_places(chance, layers, places, owner), forget if way < 0.2 else None, False
     if way < 0.45:
-        return packing.hidden_in_some_layers(chance, layers, layers - 3, places, owner), None, False
-    if way < 0.7:
-        return packing.hidden_in_some_layers(chance, layers, layers, places, owner), None, True
+        length = int(torch.randint(1, layers - 2, (), generator=chance))
+        first = int(torch.randint(0, layers - length + 1, (), generator=chance))
+        return packing.hidden_in_run(chance, layers, range(first, first + length), places, owner), None, False
+    if way < 0.75:
+        first = int(torch.randint(0, layers - 2, (), generator=chance))
+        return packing.hidden_in_run(chance, layers, range(first, layers), places, owner), None, True
     return None, None, False
 
 
