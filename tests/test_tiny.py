@@ -148,7 +148,7 @@ def test_answers_may_be_blind_where_questions_see(untrained, words):
 
     blind = [states(packed) for packed in (one, two)]
     assert torch.equal(*blind), "no token of the text sees anything of the picture"
-    seen = [states(packed, asked_sees_all=True) for packed in (one, two)]
+    seen = [states(packed, answers=1.0) for packed in (one, two)]
     assert not torch.isclose(*seen).all(-1).any(), "what the question saw reaches every token"
 
 
@@ -219,15 +219,15 @@ def test_what_is_hidden_in_a_run_is_the_same_in_its_layers_and_nothing_elsewhere
 
 def test_every_way_of_hiding_is_taken_and_none_at_first():
     places, owner, text = torch.arange(576).expand(2, -1), owners_of(2), torch.Size((2, 30))
-    ways, starts = {"nothing": 0, "everywhere": 0, "run": 0, "answers": 0}, set()
+    ways, starts = {"nothing": 0, "everywhere": 0, "run": 0, "answers": 0, "words": 0}, set()
     for seed in range(200):
         chance = torch.Generator().manual_seed(seed)
-        assert train.hidden(chance, 0.05, places, owner, text) == (None, None, False)
+        assert train.hidden(chance, 0.05, places, owner, text) == (None, None, 0.0)
         hide, forget, answers = train.hidden(torch.Generator().manual_seed(seed), 0.5, places, owner, text)
         run = hide is not None and len(hide.flatten(1).unique(dim=0)) <= 2
-        ways["nothing" if hide is None else "answers" if answers else "run" if run else "everywhere"] += 1
+        ways["nothing" if hide is None else "answers" if answers == 1 else "words" if answers else "run" if run else "everywhere"] += 1
         assert forget is None or not answers
-        if answers:
+        if answers == 1:
             touched = hide.flatten(1).any(-1)
             starts |= {int(touched.int().argmax())} if touched.any() else set()
             assert not touched.any() or touched[-1], "from some layer on"

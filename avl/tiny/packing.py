@@ -254,7 +254,7 @@ def language_loss(
     hide: torch.Tensor | None = None,
     forget: torch.Tensor | None = None,
     by_question: bool = False,
-    asked_sees_all: bool = False,
+    answers: float = 0.0,
 ) -> tuple[torch.Tensor, torch.Tensor, dict[int, torch.Tensor]]:
     """The loss of one batch, by the model's own weights.
 
@@ -266,7 +266,7 @@ def language_loss(
         packed: the questions.
         hide: optional bool [layers, batch, kept]: image tokens that the questions do not see in a layer.
         forget: optional bool [batch, text]: text tokens that are no longer seen RECALL tokens later.
-        asked_sees_all: `hide` is for the answers alone; the questions, up to their last token, see all image tokens.
+        answers: above 0, `hide` is for this share of the answers' tokens alone; the others, and the whole questions, see all.
         by_question: weigh a token by one over the root of its answer's length, or descriptions drown short answers.
 
     Returns:
@@ -292,9 +292,10 @@ def language_loss(
     bias = torch.zeros(mask.shape, dtype=hidden.dtype, device=hidden.device).masked_fill_(~mask, -1e4)
     learned = packed.target >= 0
     blind = packed.block >= 0
-    if asked_sees_all:  # the first token from which a word is learned is the question's last
+    if answers:  # the first token from which a word is learned is the question's last
         blind = torch.zeros_like(learned)
         blind[:, 1:] = learned[:, 1:] & learned[:, :-1]
+        blind &= torch.rand(blind.shape, device=blind.device) < answers
     told = {}
     for index, layer in enumerate(text.layers):
         own = bias

@@ -167,7 +167,7 @@ def train_language(
         places = packed.places
         count, given = places.shape
         kept = packing.choose(chance, count, given, round(kept_share(chance) * given))
-        hide, forget, asked_sees_all = hidden(chance, done, places.gather(1, kept), packed.owner.gather(1, kept), packed.ids.shape)
+        hide, forget, answers = hidden(chance, done, places.gather(1, kept), packed.owner.gather(1, kept), packed.ids.shape)
         hide, forget = (None if t is None else t.to(device) for t in (hide, forget))
         marks = {k: v.to(device) for k, v in packed.marks.items()}
         about = {k: v.to(device) for k, v in packed.topics.items()}
@@ -179,7 +179,7 @@ def train_language(
             features, local = vision.run_tower(tower, packed.patches, packed.places)
         some = features.gather(1, kept[..., None].expand(-1, -1, features.shape[-1]))
         here = packed.places.gather(1, kept)
-        loss, right, told = packing.language_loss(llava, packer, some, here, packed, hide, forget, True, asked_sees_all)
+        loss, right, told = packing.language_loss(llava, packer, some, here, packed, hide, forget, True, answers)
         guessed, known = asked.loss(told, about)
         total = loss + 0.5 * guessed
         for name, value in known.items():
@@ -207,11 +207,12 @@ def train_language(
 
 def hidden(
     chance: torch.Generator, done: float, places: torch.Tensor, owner: torch.Tensor, text: torch.Size
-) -> tuple[torch.Tensor | None, torch.Tensor | None, bool]:
-    """What a batch does not see, so that nothing hangs on one token or one layer: `hide`, `forget` and `asked_sees_all` of `language_loss`.
+) -> tuple[torch.Tensor | None, torch.Tensor | None, float]:
+    """What a batch does not see, so that nothing hangs on one token or one layer: `hide`, `forget` and `answers` of `language_loss`.
 
-    Three ways, and none in a quarter of the batches: in a third other image tokens hidden in every layer, often with text forgotten that
-    is long past; image tokens hidden in a run of layers, from questions and answers; or behind a random layer, from answers alone.
+    Four ways, and none in a quarter of the batches: in a third other image tokens hidden in every layer, often with text forgotten that
+    is long past; image tokens hidden in a run of layers, from questions and answers; behind a random layer, from answers alone; or
+    in all layers, from random words of answers.
 
     Args:
         chance: the source of chance.
@@ -223,15 +224,18 @@ def hidden(
     way = float(torch.rand((), generator=chance)) if done > HIDE_FROM else 1.0
     if way < 0.35:
         forget = torch.rand(text, generator=chance) < 0.5 * torch.rand((), generator=chance)
-        return packing.hidden_places(chance, layers, places, owner), forget if way < 0.2 else None, False
+        return packing.hidden_places(chance, layers, places, owner), forget if way < 0.2 else None, 0.0
     if way < 0.45:
         length = int(torch.randint(1, layers - 2, (), generator=chance))
         first = int(torch.randint(0, layers - length + 1, (), generator=chance))
-        return packing.hidden_in_run(chance, layers, range(first, first + length), places, owner), None, False
-    if way < 0.75:
+        return packing.hidden_in_run(chance, layers, range(first, first + length), places, owner), None, 0.0
+    if way < 0.6:
         first = int(torch.randint(0, layers - 2, (), generator=chance))
-        return packing.hidden_in_run(chance, layers, range(first, layers), places, owner), None, True
-    return None, None, False
+        return packing.hidden_in_run(chance, layers, range(first, layers), places, owner), None, 1.0
+    if way < 0.75:
+        words = 0.3 + 0.6 * float(torch.rand((), generator=chance))
+        return packing.hidden_in_run(chance, layers, range(layers), places, owner), None, words
+    return None, None, 0.0
 
 
 def kept_share(chance: torch.Generator) -> float:
