@@ -20,8 +20,12 @@ const charts = {
   shares: new Chart($.shares, { x: "generated token", unit: "%", hover: ".1f", height: 140, pick: seek }),
   sparsity: new Chart($.sparsity, { x: "share of the image tokens, %", unit: "% of the attention", hover: ".1f", height: 140 }),
 };
-function loadCharts() {
-  loadPlotly(props.plotly).then((plotly) => Object.values(charts).forEach((chart) => chart.use(plotly)), () => Object.values(charts).forEach((chart) => chart.fail()));
+async function loadCharts() {
+  const library = await loadPlotly(props.plotly).catch(() => null);
+  for (const chart of Object.values(charts)) {
+    await new Promise((resolve) => setTimeout(resolve)); // a task each: the page answers in between
+    if (library) chart.use(library); else chart.fail();
+  }
 }
 const heats = {
   continuity: new Heat($.continuity, (layer, choice) => { pause(); setLayer(layer); seek(Number(heats.continuity.shown.colName(choice)) - (view.compared === "core" ? 0 : 1)); }),
