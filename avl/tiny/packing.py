@@ -138,11 +138,11 @@ class Lessons(torch.utils.data.IterableDataset):
             parts.append(give(rng, scene, labels(scene.items, scene.background), given))
             owners.append(drawing.owners(scene.items).reshape(-1)[parts[-1].places])
             row, told = self.packer.row(order, scene.background, scene.items)
-            ids, block, place, target = row
-            ids = misread(rng, ids, target, self.packer.colours)
+            words, goal = row[0], row[3]
+            read = misread(rng, words, goal, self.packer.colours)
             if unnamed:  # no colour word is to be said where some are made up
-                target = np.where(np.isin(target, self.packer.colours), -100, target)
-            rows.append((ids, block, place, target))
+                goal = np.where(np.isin(goal, self.packer.colours), -100, goal)
+            rows.append((read, row[1], row[2], goal))
             about.append(told)
         ids, block, place, target = (torch.from_numpy(np.stack(column)) for column in zip(*rows, strict=True))
         merged = {name: torch.from_numpy(np.stack([told[name] for told in about])) for name in topics.HEADS}
@@ -310,9 +310,9 @@ def language_loss(
     right = logits.argmax(-1) == target
     if not by_question:
         return F.cross_entropy(logits, target), right, told
-    answers = torch.zeros(batch, int(packed.block.max()) + 1, device=logits.device)
-    answers.scatter_add_(1, packed.block.clamp(min=0), learned.float())
-    weight = answers.gather(1, packed.block.clamp(min=0))[learned].rsqrt()
+    lengths = torch.zeros(batch, int(packed.block.max()) + 1, device=logits.device)
+    lengths.scatter_add_(1, packed.block.clamp(min=0), learned.float())
+    weight = lengths.gather(1, packed.block.clamp(min=0))[learned].rsqrt()
     return (weight * F.cross_entropy(logits, target, reduction="none")).sum() / weight.sum(), right, told
 
 
