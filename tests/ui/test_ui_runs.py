@@ -91,6 +91,7 @@ def test_predicted_is_what_the_engine_measures(real: Any, tab: Any) -> None:
 def test_stop_mid_run(serve: Any, tab: Any) -> None:
     server = serve("--pace", "0.05")
     one = tab(server.url).open()
+    one.until("window.Plotly")  # evaluating it takes a second in which the page shows nothing
     one.set("#avl-tokens", 256)
     one.page.click("#avl-run")
     one.until("window.avlPlayer.view.run && window.avlPlayer.view.run.last > 3")
@@ -168,7 +169,7 @@ def test_raw_calls_with_wrong_values_do_not_hang(serve: Any) -> None:
     run = next(one for one in config["dependencies"] if [go, "click"] in [list(target) for target in one["targets"]])
     session = "test-session"
     for chosen, word in [({"arms": [{"policy": "AVL", "S": 1e9}]}, "S must be"), (None, "settings are missing"), ("${x}", "settings")]:
-        post("queue/join", {"data": [None, "q", chosen, None], "fn_index": run["id"], "session_hash": session})
+        post("queue/join", {"data": [None, None, "q", chosen, None], "fn_index": run["id"], "session_hash": session})
         with urllib.request.urlopen(server.url + f"gradio_api/queue/data?session_hash={session}", timeout=20) as stream:
             said = ""
             for line in stream:
