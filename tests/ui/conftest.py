@@ -153,6 +153,7 @@ class Tab:
         self.page.goto(self.url + query)
         self.page.wait_for_selector("#avl-player .avl-player[data-ready]")
         self.page.wait_for_selector("#avl-controls .avl-choice", state="attached")
+        self.page.wait_for_selector("#avl-question textarea", state="attached")
         return self
 
     def state(self) -> str:
