@@ -1,6 +1,6 @@
 // Curves that grow while the run goes on. plotly.js is captured once: a page with gr.Plot would replace window.Plotly.
 
-// The library is a third of all that the page loads, so it comes after the first paint; a report has it within.
+// The library is most of what the page loads, so it comes after the first paint; a report has it within.
 function loadPlotly(address) {
   if (window.Plotly) return Promise.resolve(window.Plotly);
   return new Promise((resolve, reject) => {
