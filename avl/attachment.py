@@ -6,6 +6,7 @@ from typing import Any
 
 from avl.architectures import describe, language_model
 from avl.attention import PREFIX, register
+from avl.fused import separate
 from avl.prefill import before_layer
 
 
@@ -35,6 +36,7 @@ def detach(model: Any) -> Any:
     if is_attached(model):
         config = model.config.text_config
         config._attn_implementation = config._attn_implementation.removeprefix(PREFIX)
+        separate(model)
         for layer in language_model(model).layers:
             for number in [number for number, hook in layer._forward_pre_hooks.items() if hook is before_layer]:
                 del layer._forward_pre_hooks[number]

@@ -156,23 +156,25 @@ def _attend_part(
     if part.index is not None and not cache.update_step:
         core = part.index.shape[1] - group.capacity
         columns, length = bank.extent(core)
-        wanted = True if recorder else (core, columns) if part.accumulated is not None else False
+        sums = None if part.accumulated is None else part.accumulated[:, 0, : columns - core]
         index = part.index[:, :columns]
-        out, scores = core_attention(query, keys, values, index, length, scale=scale, scores=wanted, validate=False)
+        out, scores = core_attention(
+            query, keys, values, index, length, scale=scale, scores=recorder is not None, sums=sums, validate=False
+        )
         if recorder is not None and scores is not None:
             recorder.note(number, scores[0], cache.positions_read(part, part.index[0, :core]))
-            scores = scores[:, core:]
-        if part.accumulated is not None and scores is not None:
-            part.accumulated[:, 0, : columns - core] += scores
         return out
     columns, length = bank.extent(part.image)
     keys, values = keys[:, :, :columns], values[:, :, :columns]
-    asked = part.index is not None or part.accumulated is not None or recorder is not None
-    if not asked and length is None:
+    asked = part.index is not None or recorder is not None
+    sums = None if part.accumulated is None else part.accumulated[..., : columns - part.image]
+    if not asked and sums is None and length is None:
         return scaled_dot_product_attention(query, keys, values, scale=scale, enable_gqa=query.shape[1] != keys.shape[1])
     per_head = group.accumulate == "kv"
+    if sums is not None and not per_head:
+        sums = sums[:, 0]
     out, scores = core_attention(
-        query, keys, values, None, length, scale=scale, scores=asked, group_scores=per_head, validate=False
+        query, keys, values, None, length, scale=scale, scores=asked, group_scores=per_head, sums=sums, validate=False
     )
     if scores is None:
         return out
@@ -180,7 +182,4 @@ def _attend_part(
         recorder.note(number, scores[0], cache.positions_read(part, None))
     if bank.image_scores is not None:
         bank.image_scores[part.place] = scores[..., : part.image]
-    if part.accumulated is not None:
-        window = scores[..., part.image :]
-        part.accumulated[..., : columns - part.image] += window if per_head else window[:, None]
     return out

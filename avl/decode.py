@@ -8,6 +8,7 @@ import torch
 
 from avl.architectures import language_model
 from avl.cache import AdaptiveCache
+from avl.fused import FusedLayers, why_not
 
 PROMPT_TOKENS = 1 << 15
 """Prompt tokens that go through the layers at once. So many keep a large GPU busy; more would cost memory for hidden states alone, of
@@ -23,11 +24,16 @@ class Decoder:
     """Runs the prompt and then one token at a time through an attached model, with one cache.
 
     The loop over the layers is ours: transformers' own forward builds a mask and collects outputs at every step, which costs a small model
-    more than its attention. The layers, and so the numbers, are the model's.
+    more than its attention.
+
+    Attributes:
+        unfused: why a step runs the layers' own modules, None where it runs avl/fused.py.
     """
 
     def __init__(self, model: Any, cache: AdaptiveCache) -> None:
         self._model = model
+        self.unfused = why_not(model)
+        self._layers = FusedLayers(model, cache) if self.unfused is None else None
         self._text = language_model(model)
         self._cache = cache
         self._positions: torch.Tensor | None = None
@@ -69,6 +75,8 @@ class Decoder:
 
     def _run(self, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """Through all layers: logits ``[B, V]`` from one token per row ``[B]`` at positions ``[B, 1]``."""
+        if self._layers is not None:
+            return self._model.lm_head(self._layers(tokens, positions))
         hidden = self._text.embed_tokens(tokens[:, None])
         rotary = self._text.rotary_emb(hidden, position_ids=positions.to(hidden.device))
         for layer in self._text.layers:

@@ -14,7 +14,7 @@ __path__ = [str(Path(__file__).resolve().parents[1] / "kernels")]
 
 from avl.kernels.reference import attend as _attend_reference
 
-__all__ = ["Impl", "core_attention", "debug", "resolve_impl"]
+__all__ = ["Impl", "core_attention", "debug", "layer_ops", "resolve_impl"]
 
 Impl = Literal["auto", "triton", "reference"]
 
@@ -36,6 +36,7 @@ def core_attention(
     scale: float | None = None,
     scores: bool | tuple[int, int] = False,
     group_scores: bool = False,
+    sums: Tensor | None = None,
     impl: Impl = "auto",
     check_index: bool | None = None,
     validate: bool = True,
@@ -60,6 +61,8 @@ def core_attention(
             range of index columns.
         group_scores: average over the query heads of each KV group even where all heads share an index, as H2O needs. With an
             index per KV head that is so anyway.
+        sums: the scores of the last W' columns are added to it in place, in the same launch, whether `scores` returns them or not:
+            [B, W'], or [B, G, W'] where scores are per KV head; dtype of the scores, last dimension contiguous.
         impl: "auto" (Triton for CUDA tensors where it is available and supports the dtype and head size, else the reference),
             "triton" or "reference". What was asked for by name runs or raises, it never falls back.
         check_index: check the values of `index` and `length` too (a GPU then waits for its host); None follows `avl.kernels.debug`.
@@ -76,6 +79,8 @@ def core_attention(
     """
     if validate:
         _check_arguments(query, key, value, index, length, scores, impl)
+        if sums is not None:
+            _check_sums(sums, query, key, index, scores, group_scores)
         if debug if check_index is None else check_index:
             _check_values(key, index, length)
     four = query.dim() == 4
@@ -92,7 +97,7 @@ def core_attention(
     chosen = resolve_impl(q.device, impl, dtype=q.dtype, head_size=q.shape[-1])
     attend = _attend_reference if chosen == "reference" else _triton_core().attend
     by_group = group_scores or (index is not None and index.dim() == 3)
-    out, weights = attend(q, key, value, index, length, scale, columns, by_group)
+    out, weights = attend(q, key, value, index, length, scale, columns, by_group, sums)
     return (out.unsqueeze(2) if four else out), weights
 
 
@@ -134,6 +139,17 @@ def resolve_impl(
             "'reference', or start the process with TRITON_INTERPRET=1 to interpret the kernels on a CPU."
         )
     return "triton"
+
+
+def layer_ops(
+    device: torch.device | str, impl: Impl = "auto", *, dtype: torch.dtype | None = None, head_size: int | None = None
+) -> ModuleType:
+    """The implementation of the work between a decoder layer's products: `add_rms_norm`, `rotate_and_store`, `silu_product`.
+
+    kernels/reference_layer.py specifies all three. Arguments and errors as `resolve_impl`; what was chosen does not check its arguments.
+    """
+    chosen = resolve_impl(device, impl, dtype=dtype, head_size=head_size)
+    return importlib.import_module("avl.kernels.reference_layer" if chosen == "reference" else "avl.kernels.triton_layer")
 
 
 @functools.cache
@@ -210,6 +226,28 @@ def _check_arguments(
             raise ValueError(f"scores is {scores!r}, but must be a bool or (start, stop) with 0 <= start <= stop <= n={width}.")
     if impl not in IMPLS:
         raise ValueError(f"impl is {impl!r}, but must be one of {', '.join(map(repr, IMPLS))}.")
+
+
+def _check_sums(
+    sums: object, query: Tensor, key: Tensor, index: Tensor | None, scores: bool | tuple[int, int], group_scores: bool
+) -> None:
+    """Raise unless `sums` can take the scores of the last columns."""
+    if not isinstance(sums, Tensor):
+        raise TypeError(f"sums is {_kind(sums)}, but must be a torch.Tensor or None.")
+    batch, groups, slots = key.shape[:3]
+    width = slots if index is None else index.shape[-1]
+    per_group = group_scores or (index is not None and index.dim() == 3)
+    leading = (batch, groups) if per_group else (batch,)
+    if sums.shape[:-1] != leading or not 0 < sums.shape[-1] <= width:
+        named = f"[B, G, W'] with B={batch}, G={groups}" if per_group else f"[B, W'] with B={batch}"
+        raise ValueError(f"sums has shape {_show(sums)}, but must be {named} and W' from 1 to n={width}.")
+    dtype = torch.promote_types(query.dtype, torch.float32)
+    if sums.dtype != dtype:
+        raise TypeError(f"sums has dtype {sums.dtype}, but must have that of the scores, {dtype}.")
+    if sums.device != query.device or sums.stride(-1) != 1:
+        raise ValueError(f"sums must be on the device of query, {query.device}, with a contiguous last dimension.")
+    if isinstance(scores, tuple) and (scores[1] != width or scores[0] > width - sums.shape[-1]):
+        raise ValueError(f"scores is {scores!r}, but with sums it must hold the last {sums.shape[-1]} columns: end at n={width}.")
 
 
 def _check_values(key: Tensor, index: Tensor | None, length: Tensor | None) -> None:

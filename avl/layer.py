@@ -79,24 +79,54 @@ class AdaptiveLayer(CacheLayerMixin):
             raise RuntimeError("this cache needs adaptive attention, but the model does not run it: call avl.attach(model) first")
         self._waiting = True
         if self.owner.t > 0:
-            self._write(key_states.detach(), value_states.detach())
+            for group, part in zip(self.owner.groups, self.parts, strict=True):
+                new = (self.owner.rows_of(states.detach(), group)[:, :, 0] for states in (key_states, value_states))
+                for stored, entry in zip((part.keys, part.values), new, strict=True):
+                    self._write(stored, entry, part)
         # an attribute of the tensor and not of the module: two generations may interleave on one model
         key_states.avl_layer = self  # type: ignore[attr-defined]
         return key_states, value_states
 
-    def _write(self, key: torch.Tensor, value: torch.Tensor) -> None:
-        """Put the new token's key and value ``[B, G, 1, D]`` into the slot that is free or was freed."""
+    @staticmethod
+    def _write(stored: torch.Tensor, entry: torch.Tensor, part: Part) -> None:
+        """Put the new token's key or value ``[b, G, D]`` into the slot that is free or was freed."""
+        assert part.bank is not None
+        slot = part.bank.slot
+        if isinstance(slot, int):
+            stored[:, part.image + slot] = entry
+            return
+        row = torch.arange(entry.shape[0], device=entry.device)[:, None]
+        head = torch.arange(entry.shape[1], device=entry.device)
+        stored[row, part.image + slot[part.place], head] = entry
+
+    def take(self, ops: Any, qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+        """The same from a step's queries, keys and values before RoPE, in one go: puts the new token into its slot, returns the queries.
+
+        Args:
+            ops: from ``avl.kernels.layer_ops``. qkv: ``[B, (H + 2 G) D]``. cos, sin: ``[B, D]``, as ``rotate_and_store`` takes them.
+
+        Returns:
+            ``[B, H, 1, D]`` after RoPE.
+        """
+        if len(self.parts) == 1:
+            return self._take(ops, self.parts[0], qkv, cos, sin)[:, :, None]
+        query = None
         for group, part in zip(self.owner.groups, self.parts, strict=True):
-            assert part.bank is not None
-            slot = part.bank.slot
-            for stored, new in ((part.keys, key), (part.values, value)):
-                entry = self.owner.rows_of(new, group)[:, :, 0]
-                if isinstance(slot, int):
-                    stored[:, part.image + slot] = entry
-                else:
-                    row = torch.arange(group.b, device=entry.device)[:, None]
-                    head = torch.arange(entry.shape[1], device=entry.device)
-                    stored[row, part.image + slot[part.place], head] = entry
+            found = self._take(ops, part, *(self.owner.rows_of(states, group) for states in (qkv, cos, sin)))
+            if query is None:
+                query = found.new_empty(qkv.shape[0], 1, *found.shape[1:])
+            query[group.rows, 0] = found
+        assert query is not None
+        return query.transpose(1, 2)
+
+    @staticmethod
+    def _take(ops: Any, part: Part, qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+        """Of one group's rows: queries ``[b, H, D]``."""
+        assert part.bank is not None
+        slot = part.bank.slot
+        return ops.rotate_and_store(
+            qkv, cos, sin, part.keys, part.values, slot if isinstance(slot, int) else slot[part.place], part.image
+        )
 
     def commit(
         self,

@@ -25,6 +25,7 @@ def attend(
     scale: float,
     columns: tuple[int, int] | None,
     by_group: bool,
+    sums: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Attend with one query per row to the slots in `index` (paper: section 4.3, Figure 8).
 
@@ -33,6 +34,7 @@ def attend(
     - `query` [B, H, D]; `key`, `value` [B, G, L, D], any strides; `index` [B, n], [B, G, n] or None; `length` [B] or None.
     - `columns`: the range of index columns whose scores are wanted, or None for no scores.
     - `by_group`: average scores over the query heads of each KV group, not over all; always so with an index [B, G, n].
+    - `sums`: [B, W'], or [B, G, W'] by group: the scores of the last W' columns are added to it, or None.
 
     Returns `out` [B, H, D] in the dtype of `query`, and scores [B, W] (or [B, G, W]) in float32 (float64 for float64 inputs).
     """
@@ -55,7 +57,7 @@ def attend(
                 # entries behind `length` may be anything, out of range too: read slot 0 there and mask what comes back
                 index = index.masked_fill(~(valid if index.dim() == 2 else valid.unsqueeze(1)), 0)
 
-    if index is None and columns is None and valid is None:
+    if index is None and columns is None and sums is None and valid is None:
         # full attention whose weights nobody asks for is what torch does best; a group's queries are a sequence without a mask
         if count < width:
             key, value = key[:, :, :count], value[:, :, :count]
@@ -73,8 +75,7 @@ def attend(
     if q.dtype.itemsize < 4:
         q, k, v = q.float(), k.float(), v.float()
 
-    # beta=0: the first argument only gives a dtype; alpha saves a pass over the logits
-    logits = torch.baddbmm(q.new_empty(()), q, k.transpose(1, 2), beta=0, alpha=scale)  # [B·G, H/G, n]
+    logits = torch.bmm(q * scale, k.transpose(1, 2))  # [B·G, H/G, n]
     if valid is None:
         weights = logits.softmax(-1)
     else:
@@ -87,18 +88,29 @@ def attend(
     out = torch.bmm(weights, v).view(batch, heads, size)
     if out.dtype != query.dtype:
         out = out.to(query.dtype)
-    if columns is None:
+    if columns is None and sums is None:
         return out, None
 
-    start, stop = columns
     if by_group:
-        scores = weights.view(batch, groups, -1, count)[..., start:stop].mean(2)
+        scores = weights.view(batch, groups, -1, count)
     else:
-        scores = weights.view(batch, heads, count)[..., start:stop].mean(1)
+        scores = weights.view(batch, heads, count)
+    if columns is None:
+        assert sums is not None
+        newest = scores[..., width - sums.shape[-1] :]
+        if by_group:
+            sums[..., : newest.shape[-1]] += newest.mean(2)
+        else:  # mean and sum in one call
+            mean = newest.new_full((), 1 / heads).expand(batch, 1, heads)
+            sums[:, None, : newest.shape[-1]].baddbmm_(mean, newest)
+        return out, None
+    start, stop = columns
+    scores = scores[..., start:stop].mean(-2)
+    if sums is not None:  # columns behind `length` were sliced away: their weight is 0
+        newest = scores[..., width - sums.shape[-1] - start :]
+        sums[..., : newest.shape[-1]] += newest
     missing = stop - start - scores.shape[-1]
-    if missing:  # columns behind `length` were sliced away: their weight is 0
-        scores = F.pad(scores, (0, missing))
-    return out, scores
+    return out, F.pad(scores, (0, missing)) if missing else scores
 
 
 def _read_row(storage: Tensor, slots: Tensor | None, count: int) -> Tensor:

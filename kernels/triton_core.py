@@ -56,6 +56,7 @@ def attend(
     scale: float,
     columns: tuple[int, int] | None,
     by_group: bool,
+    sums: Tensor | None = None,
     *,
     splits: int | None = None,
     tiling: Tiling = TILING,
@@ -88,12 +89,13 @@ def attend(
     # a single split is the result already, and [B, H, 1, D] lies in memory as [B, H, D] does
     part = out if splits == 1 else torch.empty(batch, heads, splits, size, dtype=torch.float32, device=query.device)
     lse = torch.empty(batch, heads, splits, dtype=torch.float32, device=query.device)
-    start, stop = columns or (0, 0)
+    # sums alone: the logits of their columns are needed, the scores are not kept
+    start, stop = columns or ((width - sums.shape[-1], width) if sums is not None else (0, 0))
     logits = torch.empty(batch, heads, stop - start, dtype=torch.float32, device=query.device) if stop > start else None
     per_head = index is not None and index.dim() == 3
     index_strides = (0, 0, 0) if index is None else (index.stride(0), index.stride(1) if per_head else 0, index.stride(-1))
 
-    with _on(query.device):
+    with on_device(query.device):
         arguments = (query, key, value, index, length, part, lse, logits, scale * LOG2_E, width, splits, start, stop)
         strides = (*query.stride(), *key.stride(), *value.stride(), *index_strides)
         if shared == 1:
@@ -116,9 +118,11 @@ def attend(
         block_w = 32
         merges = heads if splits > 1 else 0
         averages = score_groups * triton.cdiv(stop - start, block_w)
+        s_sb, s_sg = (0, 0) if sums is None else (sums.stride(0), sums.stride(1) if sums.dim() == 3 else 0)
         if merges + averages:
             combine_kernel[(merges + averages, batch)](
-                out, scores, length, part, lse, logits, width, splits, start, stop, merges,
+                out, scores, sums, length, part, lse, logits, width, splits, start, stop, merges,
+                0 if sums is None else width - sums.shape[-1], s_sb, s_sg,
                 H=heads, HEADS_PER_SCORE=heads // score_groups, D=size,
                 BLOCK_S=triton.next_power_of_2(splits), BLOCK_H=min(32, triton.next_power_of_2(heads // score_groups)),
                 BLOCK_W=block_w, BLOCK_D=block_d, num_warps=4,
@@ -140,7 +144,7 @@ def _multiprocessors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
 
 
-def _on(device: torch.device) -> contextlib.AbstractContextManager[object]:
+def on_device(device: torch.device) -> contextlib.AbstractContextManager[object]:
     """Triton launches on the current device, which need not be the tensors'."""
     if device.type == "cuda" and device.index != torch.cuda.current_device():
         return torch.cuda.device(device)
@@ -304,9 +308,9 @@ def split_matrix_kernel(
     tl.store(p_lse + o_part, b_max + tl.log2(positive(b_sum)), mask=m_m)
 
 
-@triton.jit(do_not_specialize=["n", "splits", "start", "stop", "merges"])
+@triton.jit(do_not_specialize=["n", "splits", "start", "stop", "merges", "first", "s_sb", "s_sg"])
 def combine_kernel(
-    p_out, p_scores, p_length, p_part, p_lse, p_logits, n, splits, start, stop, merges,
+    p_out, p_scores, p_sums, p_length, p_part, p_lse, p_logits, n, splits, start, stop, merges, first, s_sb, s_sg,
     H: tl.constexpr, HEADS_PER_SCORE: tl.constexpr, D: tl.constexpr,
     BLOCK_S: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
@@ -315,11 +319,12 @@ def combine_kernel(
     b = tl.program_id(1).to(tl.int64)
     if program < merges:
         merge_splits(p_out, p_part, p_lse, b * H + program, splits, D, BLOCK_S, BLOCK_D)
-    elif p_scores is not None:
+    elif p_logits is not None:
         count = load_count(p_length, b, n)
         average_heads(
-            p_scores, p_logits, p_lse, b, program - merges, count, splits, start, stop, H, HEADS_PER_SCORE, BLOCK_S, BLOCK_H, BLOCK_W
-        )
+            p_scores, p_sums, p_logits, p_lse, b, program - merges, count, splits, start, stop, first, s_sb, s_sg,
+            H, HEADS_PER_SCORE, BLOCK_S, BLOCK_H, BLOCK_W,
+        )  # fmt: skip
 
 
 @triton.jit
@@ -346,10 +351,11 @@ def merge_splits(p_out, p_part, p_lse, head, splits, D: tl.constexpr, BLOCK_S: t
 
 @triton.jit
 def average_heads(
-    p_scores, p_logits, p_lse, b, program, count, splits, start, stop,
+    p_scores, p_sums, p_logits, p_lse, b, program, count, splits, start, stop, first, s_sb, s_sg,
     H: tl.constexpr, HEADS_PER_SCORE: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr,
 ):  # fmt: skip
-    """Attention weights of BLOCK_W columns from their logits, averaged over HEADS_PER_SCORE heads in a fixed order."""
+    """Attention weights of BLOCK_W columns from their logits, averaged over HEADS_PER_SCORE heads in a fixed order; columns from `first`
+    on are added to the sums."""
     width = stop - start
     blocks = tl.cdiv(width, BLOCK_W)
     group = program // blocks
@@ -357,8 +363,8 @@ def average_heads(
     o_s = tl.arange(0, BLOCK_S)
     m_w = (o_w < width) & (start + o_w < count)
     b_mean = tl.zeros([BLOCK_W], tl.float32)
-    for first in tl.static_range(0, HEADS_PER_SCORE, BLOCK_H):
-        o_h = first + tl.arange(0, BLOCK_H)
+    for some in tl.static_range(0, HEADS_PER_SCORE, BLOCK_H):
+        o_h = some + tl.arange(0, BLOCK_H)
         m_h = o_h < HEADS_PER_SCORE
         o_row = b * H + group * HEADS_PER_SCORE + o_h
         b_lse = tl.load(p_lse + o_row[:, None] * splits + o_s[None, :], mask=m_h[:, None] & (o_s < splits)[None, :], other=float("-inf"))
@@ -367,5 +373,12 @@ def average_heads(
         # columns behind the row's length were never written
         b_logit = tl.load(p_logits + o_row[:, None] * width + o_w[None, :], mask=m_h[:, None] & m_w[None, :], other=float("-inf"))
         b_mean += tl.sum(tl.exp2(b_logit - finite(b_whole)[:, None]), axis=0)
-    o_score = (b * (H // HEADS_PER_SCORE) + group) * width + o_w
-    tl.store(p_scores + o_score, b_mean / HEADS_PER_SCORE, mask=o_w < width)
+    b_mean = b_mean / HEADS_PER_SCORE
+    if p_scores is not None:
+        o_score = (b * (H // HEADS_PER_SCORE) + group) * width + o_w
+        tl.store(p_scores + o_score, b_mean, mask=o_w < width)
+    if p_sums is not None:
+        # no other program has these columns
+        p_sum = p_sums + b * s_sb + group * s_sg + (start + o_w - first)
+        m_sum = m_w & (start + o_w >= first)
+        tl.store(p_sum, tl.load(p_sum, mask=m_sum, other=0.0) + b_mean, mask=m_sum)

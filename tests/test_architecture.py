@@ -20,7 +20,7 @@ FLOORS = [
     ("partition", "scoring", "spans", "prompt", "architectures", "recorder"),
     ("policies", "kernels"),
     ("attention", "cache", "layer", "bank"),
-    ("decode", "prefill", "models", "attachment"),
+    ("decode", "fused", "prefill", "models", "attachment"),
     ("engine", "runner", "analysis", "telemetry", "graphs", "tiny", "measure", "roofline", "plots", "random_weights"),
     ("ui", "cli", "bench", "evaluation", "doctor", "compare", "record", "figures", "__main__"),
 ]

@@ -9,10 +9,11 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from avl.kernels import triton_core
+from avl.kernels import triton_core, triton_layer
 
-INTS = {"n", "splits", "start", "stop", "merges", "s_ib", "s_ig"}
-FLOATS32 = {"p_part", "p_lse", "p_logits", "p_scores"}
+INTS = {"n", "splits", "start", "stop", "merges", "first", "s_ib", "s_ig", "s_sb", "s_sg", "number"}
+FLOATS32 = {"p_part", "p_lse", "p_logits", "p_scores", "p_sums"}
+INTS32, INTS64 = {"p_index", "p_length"}, {"p_slot"}
 
 
 def compile_kernel(kernel, dtype: str, absent: set[str], **constants: object) -> None:
@@ -25,10 +26,11 @@ def compile_kernel(kernel, dtype: str, absent: set[str], **constants: object) ->
             signature[name] = "constexpr"
             continue
         if name.startswith("p_"):
-            signature[name] = "*fp32" if name in FLOATS32 else "*i32" if name in ("p_index", "p_length") else f"*{dtype}"
+            kind = "fp32" if name in FLOATS32 else "i32" if name in INTS32 else "i64" if name in INTS64 else dtype
+            signature[name] = f"*{kind}"
         else:
-            signature[name] = "fp32" if name == "scale" else "i32"
-        if name not in INTS and name != "scale":
+            signature[name] = "fp32" if name in ("scale", "eps") else "i32"
+        if name not in INTS and name not in ("scale", "eps"):
             aligned[(place,)] = [["tt.divisibility", 16]]
     places = {(kernel.arg_names.index(name),): value for name, value in fixed.items() if name in kernel.arg_names}
     source = ASTSource(kernel, signature, places, aligned)
@@ -44,4 +46,10 @@ compile_kernel(triton_core.split_matrix_kernel, "bf16", set(), BLOCK_N=64, **mat
 compile_kernel(triton_core.split_matrix_kernel, "fp32", {"p_logits"}, BLOCK_N=16, **matrix)
 combine = {"H": 40, "HEADS_PER_SCORE": 40, "D": 128, "BLOCK_S": 32, "BLOCK_H": 32, "BLOCK_W": 32, "BLOCK_D": 128}
 compile_kernel(triton_core.combine_kernel, "bf16", set(), **combine)
-compile_kernel(triton_core.combine_kernel, "fp16", {"p_scores", "p_logits"}, **combine)
+compile_kernel(triton_core.combine_kernel, "fp16", {"p_scores", "p_sums", "p_logits"}, **combine)
+compile_kernel(triton_layer.add_rms_norm_kernel, "bf16", set(), N=5120, BLOCK=8192)
+compile_kernel(triton_layer.add_rms_norm_kernel, "fp32", {"p_delta"}, N=4096, BLOCK=4096)
+rotate = {"H": 32, "G": 8, "D": 128, "BLOCK_D": 128}
+compile_kernel(triton_layer.rotate_and_store_kernel, "bf16", set(), **rotate)
+compile_kernel(triton_layer.rotate_and_store_kernel, "fp16", {"p_slot"}, **rotate)
+compile_kernel(triton_layer.silu_product_kernel, "bf16", set(), N=11008, BLOCK=1024)

@@ -97,6 +97,30 @@ def test_a_range_of_scores_is_that_part_of_all_scores(case: Case, columns, impl:
     torch.testing.assert_close(part, scores[..., columns[0] : columns[1]], rtol=1e-6, atol=1e-8)
 
 
+@pytest.mark.parametrize("width", [1, 9, 33])
+@pytest.mark.parametrize("asked", [False, True, "part"])
+@pytest.mark.parametrize("by_group", [False, True])
+@pytest.mark.parametrize("case", [CASES[5], CASES[11], CASES[13]], ids=str)
+def test_sums_take_the_scores_of_the_last_columns(case: Case, by_group, asked, width: int, impl: str, device: torch.device) -> None:
+    inputs = make(case, device)
+    _, all_scores = core_attention(*inputs.arguments(), scores=True, group_scores=by_group, impl=impl)
+    leading = (case.B, case.G) if by_group else (case.B,)
+    # a part of a larger tensor, as a window's free slots leave it; what is not named stays
+    storage = torch.randn(*leading, case.N + 4, generator=torch.Generator().manual_seed(3)).to(device)
+    sums, before = storage[..., :width], storage.clone()
+    columns = (case.N - width, case.N) if asked == "part" else asked
+    out, scores = core_attention(*inputs.arguments(), scores=columns, group_scores=by_group, sums=sums, impl=impl)
+    newest = all_scores[..., case.N - width :]
+    torch.testing.assert_close(sums, before[..., :width] + newest, rtol=1e-5, atol=1e-6)
+    assert torch.equal(storage[..., width:], before[..., width:])
+    plain, _ = core_attention(*inputs.arguments(), impl=impl)
+    torch.testing.assert_close(out, plain, rtol=1e-6, atol=1e-7)
+    if asked is False:
+        assert scores is None
+    else:
+        torch.testing.assert_close(scores, newest if asked == "part" else all_scores, rtol=1e-5, atol=1e-7)
+
+
 @pytest.mark.parametrize("case", [CASES[5], CASES[8], CASES[11]], ids=str)
 def test_group_scores_are_those_of_an_index_per_head(case: Case, impl: str, device: torch.device) -> None:
     inputs = make(case, device)

@@ -1,0 +1,63 @@
+"""The work between a decoder layer's products in plain torch: what the kernels of triton_layer.py must give, and what runs on a CPU.
+
+Each function computes what the modules of Llama and Mistral compute in transformers, and rounds 16-bit dtypes where they do.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def add_rms_norm(residual: Tensor, delta: Tensor | None, weight: Tensor, eps: float) -> Tensor:
+    """Add `delta` to `residual` in place and return the sum's RMS norm.
+
+    Args:
+        residual: [B, N], contiguous, changed where `delta` is given. delta: [B, N] contiguous, or None. weight: [N].
+
+    Returns:
+        [B, N]: `residual / sqrt(mean(residual ** 2) + eps) * weight`.
+    """
+    if delta is not None:
+        residual.add_(delta)
+    if residual.dtype.itemsize >= 4:
+        return F.rms_norm(residual, weight.shape, weight, eps)
+    wide = residual.float()
+    return weight * (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)).to(residual.dtype)
+
+
+def rotate_and_store(
+    qkv: Tensor, cos: Tensor, sin: Tensor, key: Tensor, value: Tensor, slot: Tensor | int, first: int
+) -> Tensor:
+    """Rotate queries and keys (RoPE), put key and value of the new token into their slot, and return the queries.
+
+    Args:
+        qkv: [B, (H + 2 G) D]: queries, keys, values, head by head.
+        cos, sin: [B, D] of the rows' positions; `sin` negated in the first half.
+        key, value: [B, slots, G, D], the storages. slot: of the new token, counted from `first`: a number, or [B, 1 or G].
+
+    Returns:
+        [B, H, D].
+    """
+    rows, _, groups, size = key.shape
+    heads = qkv.shape[1] // size - 2 * groups
+    states = qkv.view(rows, heads + 2 * groups, size)
+    turning = states[:, : heads + groups]
+    turned = turning * cos[:, None] + turning.roll(size // 2, -1) * sin[:, None]
+    new_key, new_value = turned[:, heads:], states[:, heads + groups :]
+    if isinstance(slot, Tensor) and slot.numel() == 1 and slot.device.type == "cpu":
+        slot = int(slot)  # on a GPU this would wait for the device
+    if isinstance(slot, int):
+        key[:, first + slot] = new_key
+        value[:, first + slot] = new_value
+    else:
+        row, place = torch.arange(rows, device=key.device), slot + first
+        where = (row, place[:, 0]) if slot.shape[1] == 1 else (row[:, None], place, torch.arange(groups, device=key.device))
+        key[where] = new_key
+        value[where] = new_value
+    return turned[:, :heads]
+
+
+def silu_product(gate_up: Tensor) -> Tensor:
+    """SiLU of the first half of every row of [B, 2 N] times its second half: [B, N]. `gate_up` may be overwritten."""
+    gate, up = gate_up.chunk(2, dim=-1)
+    return F.silu(gate, inplace=True).mul_(up)

@@ -1,0 +1,120 @@
+"""The whole decode engine on the Triton kernels, attention and layers, against the same engine on the reference."""
+
+import pytest
+import torch
+from random_models import LAYERS, build_model, encode, request, shared_processor
+from triton_here import COMPILED, why_no_triton
+
+import avl
+import avl.attention
+import avl.fused
+import avl.kernels
+from avl.decode import Decoder
+from avl.fused import FusedLayers
+from avl.graphs import GraphDecoder
+
+REASON = why_no_triton()
+pytestmark = [pytest.mark.skipif(REASON is not None, reason=REASON or ""), *COMPILED]
+STEPS = 5
+AVL = avl.AVL(S=45, C=30, K=2, P=80, T=50)
+CASES = [  # the interpreter is slow: each policy and architecture once
+    ("llava-llama", AVL, Decoder, True),
+    ("next-mistral", AVL, GraphDecoder, True),
+    ("next-mistral", avl.Full(), GraphDecoder, False),
+    ("llava-llama", avl.H2O(keep=50), GraphDecoder, False),
+    ("next-llama", avl.StreamingLLM(keep=40), Decoder, False),
+]
+
+
+@pytest.fixture
+def triton_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What "auto" means on a GPU."""
+    chosen = avl.kernels.resolve_impl
+    monkeypatch.setattr(avl.kernels, "resolve_impl", lambda device, impl="auto", **facts: chosen(device, "triton", **facts))
+
+
+def answer(decoder: Decoder, inputs: dict, tokens: list | None = None) -> tuple[list, list]:
+    """Logits of the prompt and of STEPS steps fed with ``tokens``, or greedily, and the tokens fed."""
+    logits, fed = [decoder.prompt(inputs).clone()], []
+    for number in range(STEPS):
+        fed.append(logits[-1].argmax(dim=-1) if tokens is None else tokens[number])
+        logits.append(decoder.step(fed[-1]).clone())
+    return logits, fed
+
+
+@pytest.mark.parametrize(("architecture", "policy", "kind", "merged"), CASES)
+@torch.inference_mode()
+def test_triton_steps_are_the_reference_steps(architecture, policy, kind, merged, triton_everywhere, monkeypatch):
+    model, processor = avl.attach(build_model(architecture)), shared_processor(architecture)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = model.to(device)
+    inputs = {name: value.to(device) for name, value in encode(processor, [request(1), request(2)]).items()}
+    caches = [avl.make_cache(model, inputs, policy, max_new_tokens=STEPS) for _ in range(2)]
+    decoder = kind(model, caches[0])
+    decoder._layers = FusedLayers(model, caches[0], merged=merged)
+    logits, fed = answer(decoder, inputs)
+    monkeypatch.undo()  # from here on "auto" is the reference again, on a CPU
+    expected, _ = answer(Decoder(model, caches[1]), inputs, fed)
+    for one, two in zip(logits, expected, strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-4)
+    for row in range(2):
+        assert caches[0].image_sets(row) == caches[1].image_sets(row)
+        for layer in range(LAYERS):
+            assert caches[0].text_positions(layer, row) == caches[1].text_positions(layer, row)
+
+
+class Launches(torch.utils._python_dispatch.TorchDispatchMode):
+    """Counts what a GPU would launch for torch: operations that compute or copy."""
+
+    FREE = frozenset((
+        "alias", "as_strided", "detach", "empty", "empty_like", "expand", "flatten", "new_empty", "reshape", "select", "slice", "split",
+        "squeeze", "t", "transpose", "unbind", "unsqueeze", "view",
+        "fill_",  # NaN in fresh memory, from conftest.py
+    ))  # fmt: skip
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.__name__.split(".")[0]
+        if name not in self.FREE:
+            self.names.append(name)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="counts calls of the interpreter")
+@pytest.mark.parametrize("policy", [avl.Full(), AVL], ids=lambda policy: policy.label)
+@torch.inference_mode()
+def test_triton_step_launches_little(policy, triton_everywhere, monkeypatch):
+    """Ten launches a layer, A-VL's bookkeeping included; what a step needs beside its layers does not grow with them."""
+    from triton.runtime.interpreter import GridExecutor
+
+    launches: list[str] = []
+    launch = GridExecutor.__call__
+
+    def counted(self, *args, **kwargs):
+        launches.append(self.fn.__name__)
+        with torch.utils._python_dispatch._disable_current_modes():
+            return launch(self, *args, **kwargs)
+
+    monkeypatch.setattr(GridExecutor, "__call__", counted)
+    monkeypatch.setattr("avl.kernels.triton_core._multiprocessors", lambda device: 132)  # so that the sequence is split
+    counts = {}
+    for depth in (2, 4):
+        model, processor = avl.attach(build_model("llava-llama", num_hidden_layers=depth)), shared_processor("llava-llama")
+        inputs = dict(encode(processor, [request(1)]))
+        cache = avl.make_cache(model, inputs, policy, max_new_tokens=STEPS)
+        decoder = GraphDecoder(model, cache)
+        decoder._layers = FusedLayers(model, cache, merged=True)
+        tokens = decoder.prompt(inputs).argmax(dim=-1)
+        for _ in range(STEPS):
+            launches.clear()
+            with Launches() as torch_launches:
+                tokens = decoder.step(tokens).argmax(dim=-1)
+            counts[depth, cache.update_step] = len(launches) + len(torch_launches.names)
+    for update in {update for _, update in counts}:
+        per_layer = (counts[4, update] - counts[2, update]) / 2
+        # an update step also keeps the scores of the image tokens
+        assert per_layer <= 10 + update
+        assert counts[4, update] - 4 * per_layer <= 50

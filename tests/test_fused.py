@@ -1,0 +1,208 @@
+"""Fused decode steps give what the model's own modules give, and leave the model as they found it."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from random_models import ARCHITECTURES, build_model, encode, request, shared_processor
+
+import avl
+from avl.decode import Decoder
+from avl.fused import FusedLayers, merge, why_not
+from avl.models import load
+
+STEPS = 8
+POLICIES = (avl.Full(), avl.AVL(S=45, C=30, K=3, P=80, T=50), avl.H2O(keep=50), avl.FastV(), avl.StreamingLLM(keep=40))
+REQUESTS = {"one": [request(1)], "alike": [request(1), request(2)], "ragged": [request(1), request(2, before=6, after=9)]}
+
+
+def attached(architecture: str, dtype: torch.dtype = torch.float32) -> torch.nn.Module:
+    return avl.attach(build_model(architecture, dtype=dtype))
+
+
+def steps(decoder: Decoder, inputs: dict, tokens: list[torch.Tensor] | None = None) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Logits of STEPS steps, and the tokens that were fed: ``tokens``, or the best ones."""
+    logits, fed = [decoder.prompt(inputs)], []
+    for number in range(STEPS):
+        fed.append(logits[-1].argmax(dim=-1) if tokens is None else tokens[number])
+        logits.append(decoder.step(fed[-1]))
+    return logits[1:], fed
+
+
+@pytest.mark.parametrize("merged", [False, True])
+@pytest.mark.parametrize("rows", REQUESTS)
+@pytest.mark.parametrize("policy", POLICIES, ids=lambda policy: policy.label)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@torch.inference_mode()
+def test_fused_steps_are_the_modules_steps(architecture, policy, rows, merged):
+    model, processor = attached(architecture), shared_processor(architecture)
+    inputs = dict(encode(processor, REQUESTS[rows]))
+    caches = [avl.make_cache(model, inputs, policy, max_new_tokens=STEPS) for _ in range(2)]
+    modules, fused = Decoder(model, caches[0]), Decoder(model, caches[1])
+    assert fused.unfused is None
+    modules._layers = None
+    fused._layers = FusedLayers(model, caches[1], merged=merged)
+    expected, fed = steps(modules, inputs)
+    found, _ = steps(fused, inputs, fed)
+    for one, two in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, two, rtol=2e-5, atol=2e-5)
+    one, two = caches
+    assert one.stored_tokens == two.stored_tokens
+    assert one.read_tokens == two.read_tokens
+    for row in range(one.batch_size):
+        assert one.image_sets(row) == two.image_sets(row)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@torch.inference_mode()
+def test_low_precision_rounds_where_the_modules_round(dtype):
+    """Only the order within sums may differ: no logit moves by more than the dtype's own noise against float32."""
+    model, processor = attached("next-mistral", dtype), shared_processor("next-mistral")
+    exact = attached("next-mistral")
+    exact.load_state_dict(model.state_dict())
+    inputs = dict(encode(processor, REQUESTS["one"]))
+    low = {name: value.to(dtype) if value.is_floating_point() else value for name, value in inputs.items()}
+    found = {}
+    for name, subject, given in (("modules", model, low), ("fused", model, low), ("exact", exact, inputs)):
+        cache = avl.make_cache(subject, given, avl.Full(), max_new_tokens=STEPS)
+        decoder = Decoder(subject, cache)
+        if name == "modules":
+            decoder._layers = None
+        fed = found.get("modules", (None, None))[1]
+        found[name] = steps(decoder, given, fed)
+    exactly = torch.stack(found["exact"][0])
+    noise, error = ((torch.stack(found[name][0]).float() - exactly).abs().mean() for name in ("modules", "fused"))
+    assert error <= 1.1 * noise
+
+
+def test_merged_weights_change_nothing_and_can_be_undone(tmp_path):
+    """One copy of the weights, the same parameters, saved and copied as ever; detach gives each its own memory again."""
+    model, processor = attached("llava-llama"), shared_processor("llava-llama")
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    parameters = dict(model.named_parameters())
+    inputs = dict(encode(processor, REQUESTS["one"]))
+    plain = model.generate(**inputs, max_new_tokens=4)
+    with torch.inference_mode():
+        layers = FusedLayers(model, avl.make_cache(model, inputs, avl.Full(), 4), merged=True)
+    attention = model.model.language_model.layers[1].self_attn
+    storages = {product.weight.untyped_storage().data_ptr() for product in (attention.q_proj, attention.k_proj, attention.v_proj)}
+    assert len(storages) == 1
+    assert layers._weights[1].qkv[0].untyped_storage().data_ptr() in storages
+
+    def same(tensors):
+        assert tensors.keys() == before.keys()
+        for name, tensor in tensors.items():
+            assert torch.equal(tensor, before[name]), name
+
+    same(model.state_dict())
+    assert all(dict(model.named_parameters())[name] is parameter for name, parameter in parameters.items())
+    again = merge((attention.q_proj, attention.k_proj, attention.v_proj))
+    assert again.data_ptr() == layers._weights[1].qkv[0].data_ptr()  # merged once
+    assert torch.equal(model.generate(**inputs, max_new_tokens=4), plain)
+    same(copy.deepcopy(model).state_dict())
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    same(load(tmp_path, device="cpu", dtype=torch.float32)[0].state_dict())
+    avl.detach(model)
+    same(model.state_dict())
+    assert attention.q_proj.weight.untyped_storage().nbytes() == attention.q_proj.weight.nbytes
+    model.train()
+    model.requires_grad_(True)
+    model(**inputs).logits.sum().backward()  # the parameters can still be trained
+    assert attention.q_proj.weight.grad is not None
+
+
+def test_a_moved_model_leaves_no_memory_behind():
+    """Nothing but the parameters holds merged weights: a change of dtype, as a change of device, lets go of them."""
+    model = attached("llava-llama")
+    products = model.model.language_model.layers[0].mlp.gate_proj, model.model.language_model.layers[0].mlp.up_proj
+    merge(products)
+    model.half()
+    assert products[0].weight.untyped_storage().nbytes() == products[0].weight.nbytes
+    merged = merge(products)
+    assert merged.dtype == torch.float16
+    assert products[1].weight.untyped_storage().data_ptr() == merged.untyped_storage().data_ptr()
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_model_made_in_inference_mode_can_be_merged(inside):
+    with torch.inference_mode(inside):
+        products = tuple(torch.nn.Linear(4, 4, bias=False) for _ in range(2))
+    x = torch.ones(1, 4)
+    expected = torch.cat([product(x) for product in products], dim=-1)
+    with torch.inference_mode():
+        merged = merge(products)
+    torch.testing.assert_close(torch.nn.functional.linear(x, merged), expected)
+    torch.testing.assert_close(torch.cat([product(x) for product in products], dim=-1), expected)
+
+
+class Doubled(torch.nn.Linear):
+    """As an adapter would: another computation under the same name."""
+
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+def hook(model, layer):
+    layer.mlp.register_forward_hook(lambda *_: None)
+
+
+def adapter(model, layer):
+    old = layer.self_attn.v_proj
+    layer.self_attn.v_proj = Doubled(old.in_features, old.out_features, bias=False)
+
+
+def bias(model, layer):
+    layer.self_attn.o_proj.bias = torch.nn.Parameter(torch.ones(layer.self_attn.o_proj.out_features))
+
+
+def wrapped(model, layer):
+    layer.input_layernorm.forward = layer.input_layernorm.forward  # as accelerate wraps what it offloads
+
+
+def mixed(model, layer):
+    layer.mlp.down_proj.to(torch.float64)
+
+
+def training(model, layer):
+    model.train()
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (hook, "mlp of layer 2 has a hook"),
+        (adapter, "self_attn.v_proj of layer 2 is Doubled"),
+        (bias, "self_attn.o_proj of layer 2 is Linear"),
+        (wrapped, "input_layernorm of layer 2 has a hook"),
+        (mixed, "differ in dtype"),
+        (training, "training mode"),
+    ],
+)
+@torch.inference_mode()
+def test_anything_unusual_runs_the_modules(change, reason):
+    model, processor = attached("llava-llama"), shared_processor("llava-llama")
+    inputs = dict(encode(processor, REQUESTS["one"]))
+    assert why_not(model) is None
+    change(model, model.model.language_model.layers[2])
+    assert reason in why_not(model)
+    cache = avl.make_cache(model, inputs, avl.Full(), 4)
+    assert reason in Decoder(model, cache).unfused
+    with pytest.raises(ValueError, match="run its modules"):
+        FusedLayers(model, cache)
+
+
+@torch.inference_mode()
+def test_an_adapter_counts():
+    """What the modules compute is what a step gives: with an adapter, the adapter's."""
+    model, processor = attached("llava-llama"), shared_processor("llava-llama")
+    inputs = dict(encode(processor, REQUESTS["one"]))
+    adapter(model, model.model.language_model.layers[2])
+    cache = avl.make_cache(model, inputs, avl.Full(), STEPS)
+    logits, fed = steps(Decoder(model, cache), inputs)
+    whole = torch.cat([inputs["input_ids"], torch.stack(fed, dim=1)], dim=1)
+    mask = torch.ones_like(whole)
+    expected = model(**{**inputs, "input_ids": whole, "attention_mask": mask}).logits[:, -STEPS:]
+    torch.testing.assert_close(torch.stack(logits, dim=1), expected, rtol=1e-4, atol=1e-4)
