@@ -37,9 +37,9 @@ def register(before: str) -> str:
     return name
 
 
-def decode_implementation(device: torch.device) -> str:
+def decode_implementation(device: torch.device, dtype: torch.dtype | None = None, head_size: int | None = None) -> str:
     """Name of the attention that decode steps run on ``device``: "triton" or "reference"."""
-    return resolve_impl(device)
+    return resolve_impl(device, dtype=dtype, head_size=head_size)
 
 
 def _dispatch(

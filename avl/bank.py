@@ -9,11 +9,10 @@ from dataclasses import dataclass
 
 import torch
 
+from avl.kernels import window_ops
+from avl.kernels.reference_window import FREE, Window
 from avl.partition import best, weakest
 from avl.spans import Row
-
-FREE = 1 << 62
-"""Order of a window slot that holds nothing (a power of two: torch passes padding values through a double)."""
 
 
 @dataclass
@@ -115,15 +114,11 @@ class Bank:
         if group.size is None or group.count <= group.size:
             self.slot = group.count
             return
-        self.slot = self._weakest(group.prompt + group.entered)
-        self.order.scatter_(-1, self.slot.unsqueeze(-1), FREE)
-
-    def _weakest(self, seen: int | torch.Tensor) -> torch.Tensor:
-        """Slot ``[n, b, 1 or G]`` of the weakest entry outside the sinks and the recent part, of ``seen`` window tokens so far."""
-        candidates = (self.order < seen - self.group.recent) & (self.order >= self.group.sinks)
+        candidates = (self.order < group.prompt + group.entered - group.recent) & (self.order >= group.sinks)
         # where nothing is accumulated, age alone decides: the oldest goes
         scores = self.order.to(torch.float64) if self.accumulated is None else self.accumulated
-        return weakest(scores, self.order, candidates)
+        self.slot = weakest(scores, self.order, candidates)
+        self.order.scatter_(-1, self.slot.unsqueeze(-1), FREE)
 
     def choose_core(self) -> None:
         """The best image tokens by the last update step's scores are read from the next step on (paper, Fig. 6)."""
@@ -134,7 +129,8 @@ class Bank:
 class FixedBank(Bank):
     """A bank whose whole state is tensors at fixed addresses, so that one recorded step can be played again and again.
 
-    ``count [b]``: entries stored. ``newest []``: number of the next window token. Nothing in a step depends on a number of the host.
+    ``entered [n, b, 1 or G]``: new tokens so far. ``lengths``: image tokens read -> entries ``[b]`` of which that many are the image's.
+    Nothing in a step depends on a number of the host.
     """
 
     slot: torch.Tensor
@@ -142,14 +138,15 @@ class FixedBank(Bank):
     def __init__(self, group: Group, parts: list[Part], core: int | None) -> None:
         super().__init__(group, parts, core)
         device = self.order.device
-        self.count = torch.full((group.b,), group.count, device=device)
-        self.newest = torch.tensor(group.prompt, device=device)
         self.slot = torch.full(self.order.shape[:-1], group.count, device=device)
-        self.lengths = {image: self.count + image for image in {self.image, self.image if core is None else core}}
+        self.entered = torch.zeros_like(self.slot)
+        self.lengths = {image: torch.full((group.b,), group.count, device=device) for image in (self.image, core) if image is not None}
+        self._ops = window_ops(device)
+        self._window = Window(group.prompt, group.count, group.size, group.recent, group.sinks)
 
     def state(self) -> list[torch.Tensor]:
         """Every tensor that a step changes, keys and values apart."""
-        kept = (self.order, self.accumulated, self.index, self.image_scores, self.slot, self.count, self.newest, *self.lengths.values())
+        kept = (self.order, self.accumulated, self.index, self.image_scores, self.slot, self.entered, *self.lengths.values())
         return [tensor for tensor in kept if tensor is not None]
 
     def extent(self, image: int) -> tuple[int, torch.Tensor | None]:
@@ -158,26 +155,10 @@ class FixedBank(Bank):
 
     def enter(self, newest: int) -> None:
         """As :meth:`Bank.enter`; the token's number is counted here."""
-        slot = self.slot.unsqueeze(-1)
-        self.order.scatter_(-1, slot, self.newest.expand(slot.shape))
-        if self.accumulated is not None:
-            self.accumulated.scatter_(-1, slot, 0.0)
-        self.newest += 1
-        self.count += 1
-        for image, length in self.lengths.items():
-            torch.add(self.count, image, out=length)
+        self._ops.enter_window(self._window, self.order, self.accumulated, self.slot, self.entered, tuple(self.lengths.items()))
 
     def leave(self, update: bool) -> None:
-        """As :meth:`Bank.leave`, with both cases computed and one taken."""
-        size, last = self.group.size, self.group.capacity - 1
+        """As :meth:`Bank.leave`."""
         if update:
             self.choose_core()
-        free = self.count.clamp(max=last)[None, :, None].expand(self.slot.shape)
-        if size is None:
-            self.slot.copy_(free)
-            return
-        full = (self.count > size)[None, :, None]
-        self.slot.copy_(torch.where(full, self._weakest(self.newest), free))
-        slot = self.slot.unsqueeze(-1)
-        self.order.scatter_(-1, slot, torch.where(full.unsqueeze(-1), FREE, self.order.gather(-1, slot)))
-        self.count.clamp_(max=size)
+        self._ops.leave_window(self._window, self.order, self.accumulated, self.slot, self.entered)

@@ -21,6 +21,8 @@ from avl import plots, random_weights, roofline
 from avl.architectures import describe
 from avl.attachment import attach
 from avl.attention import decode_implementation
+from avl.fused import why_not
+from avl.kernels import triton_trouble
 from avl.kernels.timing import one_line
 from avl.measure import Arms, Subject, compare, largest, measure_rates, reference
 from avl.models import ASSETS, DTYPES, load, model_name, prepare, repeat
@@ -110,6 +112,20 @@ def card(subject: Subject, arms: Arms, batches: Sequence[int], rates: roofline.R
     }
 
 
+def kernel_trouble(subject: Subject) -> str | None:
+    """Why a GPU does not run our kernels, or None."""
+    if subject.device.type != "cuda":
+        return None
+    return triton_trouble(subject.device, subject.model.dtype, describe(subject.model).head_dim)
+
+
+@torch.inference_mode()
+def layers(subject: Subject) -> str:
+    """How a step runs the model's layers."""
+    reason = why_not(subject.model)
+    return "fused" if reason is None else f"the model's modules: {reason}"
+
+
 def benchmark(options: argparse.Namespace, say: Callable[[str], None] = print) -> dict[str, Any]:
     """Measure what ``options`` ask for; returns the result, whose schema is :data:`SCHEMA`."""
     subject = open_subject(options)
@@ -125,7 +141,9 @@ def benchmark(options: argparse.Namespace, say: Callable[[str], None] = print) -
         "model": {"name": subject.name, "weights": subject.weights, "dtype": str(subject.model.dtype)[6:], "device": subject.device.type}
         | {"parameters": sum(p.numel() for p in subject.model.parameters())} | asdict(subject.sizes),
         "request": asdict(subject.request),
-        "implementation": decode_implementation(subject.device),
+        "implementation": decode_implementation(subject.device, subject.model.dtype, describe(subject.model).head_dim),
+        "kernel_trouble": kernel_trouble(subject),
+        "layers": layers(subject),
         "decode": "graphs" if subject.graphs else "eager",
         "repeats": options.repeats,
         "arms": {key: {"label": policy.label, "policy": policy.to_dict()} for key, policy in arms.items()},

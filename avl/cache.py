@@ -6,6 +6,7 @@ What a layer stores and how is in avl/layer.py, which slot holds what in avl/ban
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from avl.bank import FREE, Bank, FixedBank, Group, Part
 from avl.layer import AdaptiveLayer
 from avl.policies import Policy
 from avl.prompt import Prompt
+from avl.readback import Readback
 from avl.recorder import Recorder
 from avl.spans import Row, find_rows
 
@@ -51,6 +53,7 @@ class AdaptiveCache(Cache):
         self._prompt: Prompt | None = None
         self._read = [0] * n_layers
         self.banks: list[Bank] = []
+        self._stored_images: dict[int, list[list[int]]] = {}
         self._entry_bytes = 0
         self._passed = False
 
@@ -271,22 +274,46 @@ class AdaptiveCache(Cache):
 
         Policies that choose per key-value head give the union over the heads. Waits for the device.
         """
+        return self.image_sets_later(row)()
+
+    def image_sets_later(self, row: int = 0) -> Callable[[], list[tuple[list[int], list[int]]]]:
+        """The sets of :meth:`image_sets` as they are now, for later: waits for the device only when called."""
         group_place, place = self._find(row)
         group = self.groups[group_place]
-        sets = []
-        for layer in self.layers:
-            part = layer.parts[group_place]
-            if self.policy.pins_image:
-                ordinals = part.ordinals[place]
-                stored = ordinals.tolist()
-                core = self.policy.select(layer.number, group.row.n_image)
-                read = stored if part.index is None else ordinals[part.index[place, :core]].tolist()
-            else:
+        parts = [layer.parts[group_place] for layer in self.layers]
+        if not self.policy.pins_image:
+            orders = {id(bank): Readback(bank.order[:, place]) for bank in self.banks if bank.group is group}
+
+            def held() -> list[tuple[list[int], list[int]]]:
                 image = {position: ordinal for ordinal, position in enumerate(group.row.image)}
-                held = set(part.order[place].flatten().tolist())
-                stored = read = sorted(image[position] for position in held if position in image)
-            sets.append((sorted(stored), sorted(read)))
-        return sets
+                sets = []
+                for part in parts:
+                    there = set(orders[id(part.bank)].get()[part.place].flatten().tolist())
+                    stored = sorted(image[position] for position in there if position in image)
+                    sets.append((stored, stored))
+                return sets
+
+            return held
+        # which image tokens a layer stores does not change after the prompt
+        if row not in self._stored_images:
+            self._stored_images[row] = [part.ordinals[place].tolist() for part in parts]
+        stored = self._stored_images[row]
+        cores = {
+            id(bank): Readback(bank.index[:, place, : bank.core])
+            for bank in self.banks
+            if bank.group is group and bank.index is not None
+        }
+
+        def chosen() -> list[tuple[list[int], list[int]]]:
+            sets = []
+            for part, ordinals in zip(parts, stored, strict=True):
+                read = ordinals
+                if part.index is not None:
+                    read = [ordinals[slot] for slot in cores[id(part.bank)].get()[part.place].tolist()]
+                sets.append((sorted(ordinals), sorted(read)))
+            return sets
+
+        return chosen
 
     def text_positions(self, layer: int, row: int = 0) -> list[int]:
         """Positions, counted from the row's first real token, of the text tokens that ``layer`` stores; ascending. Waits for the device."""

@@ -16,6 +16,7 @@ from avl.architectures import describe
 from avl.attachment import attach
 from avl.attention import decode_implementation
 from avl.cache import make_cache
+from avl.kernels import triton_trouble
 from avl.models import image_grids, model_name, prepare, repeat
 from avl.pictures import open_image
 from avl.policies import Policy
@@ -135,8 +136,9 @@ def _run(
     row = caches[0].rows[0]
     sizes = [picture.size for picture in pictures]
     kind = model.dtype.itemsize
+    implementation = decode_implementation(model.device, model.dtype, facts.head_dim)
     start = Start(
-        arms=tuple(Arm(policy.label, policy.to_dict(), decode_implementation(model.device)) for policy in policies),
+        arms=tuple(Arm(policy.label, policy.to_dict(), implementation) for policy in policies),
         mode=mode,
         question=question,
         prompt=prompt,
@@ -172,6 +174,9 @@ def _run(
 @torch.inference_mode()
 def _events(request: Request, policies: list[Policy], start: Start, stop: threading.Event, repeats: int, scores: bool) -> Iterator[Event]:
     yield start
+    model = request.model
+    if model.device.type == "cuda" and (trouble := triton_trouble(model.device, model.dtype, start.model["head_dim"])) is not None:
+        yield Warning(f"decode steps run the torch reference, not our Triton kernels, which costs time: {trouble}")
     if start.batch > 1:
         yield Warning(f"the request runs {start.batch} times at once; text and sets are those of row 0, bytes those of all rows")
     arms = list(enumerate(policies))

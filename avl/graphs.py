@@ -3,10 +3,14 @@
 A step of a 7B model launches some thousand kernels, most of them shorter than their launch. A graph launches all of them at once. What it
 needs is that nothing depends on a number of the host: see ``FixedBank`` in avl/bank.py. One row layout and one GPU; everything else, and
 every CPU, decodes eagerly with the same tokens. On a CPU the same steps run uncaptured, which is how they are tested without a GPU.
+
+Kernels are warmed up, and a captured step is checked against the eager one, once per model and shape. Capturing itself, which runs nothing
+on the device, is done for every answer: a captured step reads that answer's own buffers, which are given back with it.
 """
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import torch
@@ -16,6 +20,9 @@ from avl.decode import Decoder
 from avl.telemetry import Clock
 
 WARMUPS = 2  # of each kind of step before it is captured: libraries and Triton set themselves up in a first call
+
+_warm: weakref.WeakKeyDictionary[Any, set[tuple[Any, ...]]] = weakref.WeakKeyDictionary()
+"""Model -> shapes of steps that were warmed up and checked."""
 
 
 def can_capture(model: Any, cache: AdaptiveCache) -> str | None:
@@ -38,7 +45,7 @@ class GraphDecoder(Decoder):
     """A Decoder whose steps are replayed.
 
     Attributes:
-        prepare_ms: what :meth:`prepare` took.
+        prepare_ms: what :meth:`prepare` took. warmed: whether that was the first time for this model and shape.
         problem: why steps run one launch at a time after all, None if they do not.
 
     Raises:
@@ -51,6 +58,7 @@ class GraphDecoder(Decoder):
             raise ValueError(f"these steps have no fixed addresses, {can_capture(model, cache)}: use avl.decode.Decoder")
         self.problem = can_capture(model, cache)
         self.prepare_ms = 0.0
+        self.warmed = False
         self._graphs: dict[bool, torch.cuda.CUDAGraph] = {}
         self._tokens = torch.zeros(cache.batch_size, dtype=torch.long, device=model.device)
         self._logits: dict[bool, torch.Tensor] = {}
@@ -74,8 +82,8 @@ class GraphDecoder(Decoder):
     def prepare(self) -> None:
         """Capture a step of each kind that this answer takes; done once, after the prompt.
 
-        A captured step is played once and compared with the eager one before it is trusted. Where capturing fails or the two differ,
-        ``problem`` says so, and steps run eagerly.
+        The first captured step of its shape is played once and compared with the eager one before it is trusted. Where capturing fails or
+        the two differ, ``problem`` says so, and steps run eagerly.
         """
         if self._graphs or self.problem is not None:
             return
@@ -104,24 +112,38 @@ class GraphDecoder(Decoder):
         pool = torch.cuda.graph_pool_handle()
         stream = torch.cuda.Stream(device)
         graphs: dict[bool, torch.cuda.CUDAGraph] = {}
+        warm = _warm.setdefault(self._text, set())
         for kind in sorted({cache.policy.is_update(t) for t in range(1, cache.max_new_tokens + 1)}):
             cache.update_step = kind
-            stream.wait_stream(torch.cuda.current_stream(device))
-            with torch.cuda.stream(stream):
-                for _ in range(WARMUPS):
-                    eager = self._forward().clone()
-                    _put_back(state, before)
-            torch.cuda.current_stream(device).wait_stream(stream)
+            shape = self._shape(kind)
+            eager = None
+            if shape not in warm:
+                self.warmed = True
+                stream.wait_stream(torch.cuda.current_stream(device))
+                with torch.cuda.stream(stream):
+                    for _ in range(WARMUPS):
+                        eager = self._forward().clone()
+                        _put_back(state, before)
+                torch.cuda.current_stream(device).wait_stream(stream)
             graphs[kind] = torch.cuda.CUDAGraph()
             # other threads (a page's) may use the device meanwhile
             with torch.cuda.graph(graphs[kind], pool=pool, capture_error_mode="thread_local"):
                 self._logits[kind] = self._forward()
+            if eager is None:
+                continue
             graphs[kind].replay()
             off = (self._logits[kind] - eager).abs().max() / eager.abs().max()
             _put_back(state, before)
             if not off <= torch.finfo(eager.dtype).eps ** 0.5:
                 raise RuntimeError(f"a replayed step differs from the eager one by {float(off):.1e} of the largest logit")
+            warm.add(shape)
         self._graphs = graphs
+
+    def _shape(self, kind: bool) -> tuple[Any, ...]:
+        """What decides which kernels a step runs: everything but addresses and values."""
+        parts = [layer.parts[0] for layer in self._cache.layers]
+        stored = [(part.keys.shape, part.keys.dtype, part.image) for part in parts]
+        return (kind, self._cache.policy, *stored, *((tensor.shape, tensor.dtype) for tensor in self._state()))
 
     def _forward(self) -> torch.Tensor:
         """The device's part of a step, from ``_tokens`` to logits ``[B, V]``; positions move on in place."""

@@ -14,7 +14,7 @@ __path__ = [str(Path(__file__).resolve().parents[1] / "kernels")]
 
 from avl.kernels.reference import attend as _attend_reference
 
-__all__ = ["Impl", "core_attention", "debug", "layer_ops", "resolve_impl"]
+__all__ = ["Impl", "core_attention", "debug", "layer_ops", "resolve_impl", "triton_trouble", "window_ops"]
 
 Impl = Literal["auto", "triton", "reference"]
 
@@ -63,8 +63,8 @@ def core_attention(
             index per KV head that is so anyway.
         sums: the scores of the last W' columns are added to it in place, in the same launch, whether `scores` returns them or not:
             [B, W'], or [B, G, W'] where scores are per KV head; dtype of the scores, last dimension contiguous.
-        impl: "auto" (Triton for CUDA tensors where it is available and supports the dtype and head size, else the reference),
-            "triton" or "reference". What was asked for by name runs or raises, it never falls back.
+        impl: "auto" (Triton for CUDA tensors where it is available, supports the dtype and head size and passes its self-check on that
+            device, else the reference), "triton" or "reference". What was asked for by name runs or raises, it never falls back.
         check_index: check the values of `index` and `length` too (a GPU then waits for its host); None follows `avl.kernels.debug`.
         validate: False skips all checks, for a caller who built the arguments itself and calls this in a loop.
 
@@ -106,8 +106,8 @@ def resolve_impl(
 ) -> Literal["triton", "reference"]:
     """Say which implementation `core_attention` runs for tensors on `device`, so that a report can name it.
 
-    `dtype` and `head_size` matter only outside what Triton supports (float16, bfloat16 and float32; head size up to 256): "auto"
-    then means the reference.
+    Outside what Triton supports (`dtype` float16, bfloat16 or float32; `head_size` up to 256) "auto" means the reference, and so it
+    does where :func:`triton_trouble` finds any.
 
     Raises:
         ValueError: an unknown `impl`, or impl="triton" with an unsupported head size.
@@ -119,7 +119,7 @@ def resolve_impl(
         return "reference"
     supported = (dtype is None or dtype in TRITON_DTYPES) and (head_size is None or head_size <= TRITON_MAX_HEAD_SIZE)
     if impl == "auto":
-        return "triton" if kind == "cuda" and supported and _triton_error() is None else "reference"
+        return "triton" if kind == "cuda" and supported and triton_trouble(device, dtype, head_size) is None else "reference"
     if impl != "triton":
         raise ValueError(f"impl is {impl!r}, but must be one of {', '.join(map(repr, IMPLS))}.")
     if dtype is not None and dtype not in TRITON_DTYPES:
@@ -148,8 +148,15 @@ def layer_ops(
 
     kernels/reference_layer.py specifies all three. Arguments and errors as `resolve_impl`; what was chosen does not check its arguments.
     """
-    chosen = resolve_impl(device, impl, dtype=dtype, head_size=head_size)
-    return importlib.import_module("avl.kernels.reference_layer" if chosen == "reference" else "avl.kernels.triton_layer")
+    return importlib.import_module(f"avl.kernels.{resolve_impl(device, impl, dtype=dtype, head_size=head_size)}_layer")
+
+
+def window_ops(device: torch.device | str, impl: Impl = "auto") -> ModuleType:
+    """The implementation of the window's bookkeeping: `enter_window`, `leave_window`, specified in kernels/reference_window.py.
+
+    Arguments and errors as `resolve_impl`; what was chosen does not check its arguments.
+    """
+    return importlib.import_module(f"avl.kernels.{resolve_impl(device, impl)}_window")
 
 
 @functools.cache
@@ -160,6 +167,27 @@ def _triton_error() -> str | None:
     except Exception as error:  # a broken install raises anything
         return f"{type(error).__name__}: {error}"
     return None
+
+
+def triton_trouble(device: torch.device | str, dtype: torch.dtype | None = None, head_size: int | None = None) -> str | None:
+    """Why "auto" does not trust the Triton kernels on a CUDA `device`, in a few words, or None.
+
+    They are checked once per device, dtype and head size against the reference (kernels/selfcheck.py): float16 and 64 where those
+    are not given.
+    """
+    found = _triton_error()
+    if found is not None:
+        return f"triton cannot be imported ({found})"
+    device = torch.device(device)
+    if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+        return None  # nothing may wait for the device now
+    return _check_triton(device, dtype or torch.float16, head_size or 64)
+
+
+@functools.cache
+def _check_triton(device: torch.device, dtype: torch.dtype, head_size: int) -> str | None:
+    trouble: str | None = importlib.import_module("avl.kernels.selfcheck").find_trouble(device, dtype, head_size)
+    return trouble
 
 
 @functools.cache

@@ -77,7 +77,8 @@ def header(result: Result) -> str:
     measured, roofline = result["bandwidth"], result["roofline"]
     lines = [
         machine(result),
-        subject(result) + f"; decode attention: {result['implementation']}; steps: {steps(result)}",
+        subject(result) + f"; decode attention: {result['implementation']}; steps: {steps(result)}"
+        f"; layers: {result.get('layers', 'the model')}",
         f"bandwidth of this run in GB/s: copy {measured['copy']:.1f}, triad {measured['triad']:.1f}, read {measured['read']:.1f}; "
         f"matrix product {measured['tflops']:.2f} TFLOP/s",
         f"roofline at copy bandwidth: a step reads {amount(roofline['weight_bytes'])} of weights, and per row",
@@ -119,7 +120,7 @@ def tables(result: Result) -> str:
     parts.append(_table(head, rows, 2))
     if result.get("decode") == "graphs":
         took = ", ".join(f"{title(result, row['arm'])} {row['prepare_ms']['median']:.0f}" for row in result["rows"])
-        parts.append(f"Decode steps are CUDA graphs. Warming up and capturing, once per answer and in no step's time, took ms: {took}.")
+        parts.append(f"Decode steps are CUDA graphs, warmed up once per shape and captured for every answer, in no step's time. It took ms: {took}.")
     kinds = [
         [str(row["batch"]), title(result, row["arm"]), number(row["core_ms"]["median"]), number(row["core_floor_ms"]),
          number(row["update_ms"]["median"]), number(row["update_floor_ms"])]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +14,8 @@ from avl.cache import AdaptiveCache, make_cache
 from avl.decode import Decoder, next_tokens
 from avl.graphs import GraphDecoder, make_decoder
 from avl.policies import Policy
-from avl.telemetry import Clock, Meter
+from avl.readback import Readback
+from avl.telemetry import Clock, Meter, Span
 from avl.trace import End, Event, Prefill, Repeat, Scores, Sets, Step, Warning, pack_bits, pack_scores
 
 _READ_EVERY = 8  # steps between two memory readings of an arm
@@ -56,9 +58,33 @@ class _Text:
         return self._tokenizer.decode(self.ids, skip_special_tokens=True).strip()
 
 
+def steps_ahead(request: Request, devices: set[torch.device]) -> int:
+    """Steps that are queued before the first of them is told.
+
+    With one step ahead a GPU never waits for the host to read a token, look for the end of the sequence or tell the page. A sampled token
+    is chosen on the host, so nothing can be queued behind it; and what runs on several devices is timed by waiting.
+    """
+    return 1 if request.temperature == 0 and [device.type for device in devices] == ["cuda"] else 0
+
+
+@dataclass
+class _Queued:
+    """A step that is queued and not told yet: what the host knows of it, and what the device will have to say."""
+
+    span: Span
+    tokens: torch.Tensor
+    ids: Readback
+    update: bool
+    stored: int
+    read: int
+    stored_bytes: int
+    read_bytes: int
+    sets: Callable[[], list[tuple[list[int], list[int]]]] | None
+
+
 @dataclass
 class Runner:
-    """One arm: its cache, its clock and how far it is."""
+    """One arm: its cache, its clock and how far it is. ``times``: of the steps that were told; one more may be queued."""
 
     number: int
     policy: Policy
@@ -74,12 +100,15 @@ class Runner:
     def __post_init__(self) -> None:
         self.decoder = make_decoder(self.request.model, self.cache)
         self.text = _Text(self.request.processor.tokenizer)
-        self.clock = Clock(self.request.model.device)
+        self.devices = {parameter.device for parameter in self.request.model.parameters()}
+        self.clock = Clock(*self.devices)
         self.generator = None
         if self.request.temperature > 0 and self.request.seed is not None:
             self.generator = torch.Generator().manual_seed(self.request.seed)
         self.tokens: torch.Tensor | None = None
         self.fed: list[torch.Tensor] = []
+        self.queued: deque[_Queued] = deque()
+        self.ahead = steps_ahead(self.request, self.devices)
         self.finished_rows = torch.zeros(self.cache.batch_size, dtype=torch.bool)
         self.last_sets: list[list[int]] | None = None
 
@@ -94,60 +123,80 @@ class Runner:
     def prefill(self) -> Iterator[Event]:
         """The prompt and token 0."""
         self.clock.start()
-        tokens = self._choose(self.decoder.prompt(self.request.inputs))
+        self.tokens = tokens = self._choose(self.decoder.prompt(self.request.inputs))
         self.ttft_ms = self.clock.stop()
-        piece = self._take(tokens)
+        ids = tokens.tolist()
+        piece = self._take(tokens, ids)
         cache = self.cache
         yield Prefill(
             arm=self.number,
             ms=self.ttft_ms,
-            token=self._first(tokens),
+            token=ids[0],
             text=piece,
             stored=tuple(cache.stored_tokens),
             stored_bytes=cache.stored_bytes,
             peak_bytes=cache.peak_bytes,
         )
-        yield from self._sets()
+        yield from self._tell_sets(self._sets())
         yield self.meter.read(self.number, self.clock_ms)
         yield from self._prepare()
         yield from self._end()
 
     def _prepare(self) -> Iterator[Event]:
-        """Capture the steps where they are replayed: once per answer, on no clock."""
+        """Say what steps pay for, and capture them where they are replayed: once per answer, on no clock."""
+        if self.decoder.unfused is not None and self.reason is None:
+            yield Warning(f"decode steps run the model's own modules, which takes longer: {self.decoder.unfused}", self.number)
         if not isinstance(self.decoder, GraphDecoder) or self.reason is not None:
             return
         self.decoder.prepare()
         if self.decoder.problem is None:
+            what = "warmed up, checked and captured" if self.decoder.warmed else "captured"
             took = self.decoder.prepare_ms
-            yield Warning(f"decode steps were captured as CUDA graphs, which took {took:.0f} ms and is in no step's time", self.number)
+            yield Warning(f"decode steps were {what} as CUDA graphs, which took {took:.0f} ms and is in no step's time", self.number)
         else:
             yield Warning(f"CUDA graphs cannot be used here, so every step pays its launches: {self.decoder.problem}", self.number)
 
     def step(self) -> Iterator[Event]:
-        """Feed the last token, choose the next."""
+        """Queue the next step, and tell the oldest one that is queued, unless it is the first of those that run ahead."""
+        if self.t + len(self.queued) + 1 < self.request.max_new_tokens:
+            self._queue()
+            if len(self.queued) <= self.ahead:
+                return
+        yield from self._tell(self.queued.popleft())
+
+    def _queue(self) -> None:
+        """Feed the last token, choose the next; on a GPU nothing waits for it."""
         assert self.tokens is not None
-        self.clock.start()
-        tokens = self._choose(self.decoder.step(self.tokens))
-        self.times.append(self.clock.stop())
-        piece = self._take(tokens)
+        span = Span(*self.devices)
+        self.tokens = tokens = self._choose(self.decoder.step(self.tokens))
+        span.end()
         cache = self.cache
         stored, read = sum(cache.stored_tokens), sum(cache.read_tokens)
-        self.stored.append(cache.stored_bytes)
-        self.read.append(cache.read_bytes)
+        self.queued.append(
+            _Queued(span, tokens, Readback(tokens), cache.update_step, stored, read, cache.stored_bytes, cache.read_bytes, self._sets())
+        )
+
+    def _tell(self, step: _Queued) -> Iterator[Event]:
+        """The events of a step, once the device is done with it."""
+        self.times.append(step.span.ms())
+        ids = step.ids.get().tolist()
+        piece = self._take(step.tokens, ids)
+        self.stored.append(step.stored_bytes)
+        self.read.append(step.read_bytes)
         yield Step(
             arm=self.number,
             t=self.t,
-            token=self._first(tokens),
+            token=ids[0],
             text=piece,
             ms=self.times[-1],
             clock_ms=self.clock_ms,
-            stored=stored,
-            read=read,
-            stored_bytes=self.stored[-1],
-            read_bytes=self.read[-1],
-            update=cache.update_step,
+            stored=step.stored,
+            read=step.read,
+            stored_bytes=step.stored_bytes,
+            read_bytes=step.read_bytes,
+            update=step.update,
         )
-        yield from self._sets()
+        yield from self._tell_sets(step.sets)
         if self.t % _READ_EVERY == 0:
             yield self.meter.read(self.number, self.clock_ms)
         yield from self._end()
@@ -155,21 +204,16 @@ class Runner:
     def stop(self) -> Iterator[Event]:
         """End before the answer is complete."""
         self.reason = "stopped"
+        self.queued.clear()
         yield from self._end()
 
     def _choose(self, logits: torch.Tensor) -> torch.Tensor:
         request = self.request
         return next_tokens(logits, request.temperature, request.top_p, self.generator)
 
-    @staticmethod
-    def _first(tokens: torch.Tensor) -> int:
-        return int(tokens[0])
-
-    def _take(self, tokens: torch.Tensor) -> str:
-        """Note the new tokens; the piece of text they add to row 0."""
-        self.tokens = tokens
+    def _take(self, tokens: torch.Tensor, ids: list[int]) -> str:
+        """Note the new tokens, whose ``ids`` are on the host; the piece of text they add to row 0."""
         self.fed.append(tokens)
-        ids = tokens.tolist()
         over = bool(self.finished_rows[0])
         for row, token in enumerate(ids):
             if token in self.request.eos:
@@ -181,14 +225,21 @@ class Runner:
             self.reason = "length"
         return piece
 
-    def _sets(self) -> Iterator[Event]:
-        """What row 0 stores and reads of its image, when that has changed."""
+    def _sets(self) -> Callable[[], list[tuple[list[int], list[int]]]] | None:
+        """What row 0 stores and reads of its image after the step that was queued last, where that may have changed."""
+        cache, t = self.cache, self.cache.t
+        if t == 0 or (cache.update_step if self.policy.pins_image else t % _SETS_EVERY == 0):
+            return cache.image_sets_later(0)
+        return None
+
+    def _tell_sets(self, later: Callable[[], list[tuple[list[int], list[int]]]] | None) -> Iterator[Event]:
+        """The sets, if they are not those told before."""
+        if later is None:
+            return
         cache, policy = self.cache, self.policy
         first = self.t == 0
-        if not first and not (cache.update_step if policy.pins_image else self.t % _SETS_EVERY == 0):
-            return
         n = cache.rows[0].n_image
-        sets = cache.image_sets(0)
+        sets = later()
         stored = [members for members, _ in sets]
         selects = any(policy.select(layer, n) is not None for layer in range(len(sets)))
         same = stored == self.last_sets

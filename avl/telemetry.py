@@ -19,30 +19,56 @@ _nvml_lock = threading.Lock()
 _nvml_state: dict[str | int, Any] = {}
 
 
-class Clock:
-    """Times one piece of work on its device: CUDA events where there is a GPU, a monotonic clock elsewhere. Milliseconds."""
+class Span:
+    """Times one piece of work that nobody waits for: from the moment the span is made, behind what is queued before it. Milliseconds.
 
-    def __init__(self, device: torch.device) -> None:
-        self._cuda = device.type == "cuda"
-        self._device = device
-        if self._cuda:
-            self._events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
+    CUDA events on one GPU, a monotonic clock elsewhere. Work that is spread over several GPUs is waited for: events of two devices cannot
+    be compared.
+    """
+
+    def __init__(self, *devices: torch.device) -> None:
+        self._gpus = [device for device in devices if device.type == "cuda"]
+        self._marks = [self._mark()]
+
+    def _mark(self) -> Any:
+        if len(self._gpus) == 1:
+            event = torch.cuda.Event(enable_timing=True)
+            event.record(torch.cuda.current_stream(self._gpus[0]))
+            return event
+        for gpu in self._gpus:
+            torch.cuda.synchronize(gpu)
+        return time.perf_counter()
+
+    def end(self) -> None:
+        """The work has been queued."""
+        self._marks.append(self._mark())
+
+    def ms(self) -> float:
+        """From beginning to end on the device; waits for the end alone."""
+        first, last = self._marks
+        if len(self._gpus) != 1:
+            return (last - first) * 1000
+        last.synchronize()
+        return first.elapsed_time(last)
+
+
+class Clock:
+    """Times one piece of work that is waited for, as a :class:`Span` does."""
+
+    def __init__(self, *devices: torch.device) -> None:
+        self._devices = devices
 
     def start(self) -> None:
         """Begin; earlier work on the device is waited for, so that it is not counted."""
-        if self._cuda:
-            torch.cuda.synchronize(self._device)
-            self._events[0].record(torch.cuda.current_stream(self._device))
-        else:
-            self._began = time.perf_counter()
+        for device in self._devices:
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+        self._span = Span(*self._devices)
 
     def stop(self) -> float:
         """Milliseconds since :meth:`start`, when the work is really done."""
-        if not self._cuda:
-            return (time.perf_counter() - self._began) * 1000
-        self._events[1].record(torch.cuda.current_stream(self._device))
-        self._events[1].synchronize()
-        return self._events[0].elapsed_time(self._events[1])
+        self._span.end()
+        return self._span.ms()
 
 
 def _nvml(device: torch.device) -> tuple[Any, Any] | str:

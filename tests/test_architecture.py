@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 FLOORS = [
     ("trace", "pictures"),
-    ("partition", "scoring", "spans", "prompt", "architectures", "recorder"),
+    ("partition", "scoring", "spans", "prompt", "architectures", "recorder", "readback"),
     ("policies", "kernels"),
     ("attention", "cache", "layer", "bank"),
     ("decode", "fused", "prefill", "models", "attachment"),

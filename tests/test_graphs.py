@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import weakref
+
 import pytest
 import torch
 from random_models import ARCHITECTURES, build_model, encode, picture, request, shared_model, shared_processor
 
 import avl
 from avl.decode import Decoder
-from avl.graphs import GraphDecoder, can_capture, make_decoder
+from avl.graphs import WARMUPS, GraphDecoder, can_capture, make_decoder
 from avl.trace import End, Warning
 
 STEPS = 9
@@ -148,6 +151,128 @@ def test_a_failed_capture_is_told_and_changes_nothing(monkeypatch):
     (warning,) = (event for event in events if isinstance(event, Warning))
     assert warning.message.endswith("every step pays its launches: operation not permitted")
     assert isinstance(events[-1], End)
+
+
+class PlayedGraph:
+    """Stands for torch.cuda.CUDAGraph without a GPU: what a capture queues is not run, and a replay runs it at the same addresses."""
+
+    captures = 0
+
+    def capture(self, decoder: GraphDecoder) -> None:
+        self.decoder = decoder
+        self.kind = decoder._cache.update_step
+        self.before = [tensor.clone() for tensor in decoder._state()]
+        PlayedGraph.captures += 1
+
+    def end(self) -> None:
+        for tensor, old in zip(self.decoder._state(), self.before, strict=True):
+            tensor.copy_(old)  # nothing has run
+
+    def replay(self) -> None:
+        cache = self.decoder._cache
+        t, kind = cache.t, cache.update_step
+        cache.t, cache.update_step = max(t, 1), self.kind  # the recorded step's own
+        self.decoder._logits[self.kind].copy_(self.decoder._forward())
+        cache.t, cache.update_step = t, kind
+
+
+@pytest.fixture
+def graphs(monkeypatch):
+    """A CPU that captures: the decoders that are made, in order."""
+    made: list[GraphDecoder] = []
+    start = GraphDecoder.__init__
+
+    def note(self, *args):
+        start(self, *args)
+        made.append(self)
+
+    @contextlib.contextmanager
+    def graph(played, pool=None, capture_error_mode=None):
+        assert capture_error_mode == "thread_local"
+        played.capture(made[-1])
+        yield
+        played.end()
+
+    class Stream:
+        def __init__(self, device=None):
+            pass
+
+        def wait_stream(self, other):
+            pass
+
+    monkeypatch.setattr(GraphDecoder, "__init__", note)
+    monkeypatch.setattr("avl.graphs.can_capture", lambda *_: None)
+    monkeypatch.setattr("avl.graphs._warm", weakref.WeakKeyDictionary())
+    for name, stand_in in {
+        "CUDAGraph": PlayedGraph,
+        "graph": graph,
+        "Stream": Stream,
+        "current_stream": Stream,
+        "stream": lambda stream: contextlib.nullcontext(),
+        "graph_pool_handle": lambda: None,
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, stand_in)
+    PlayedGraph.captures = 0
+    return made
+
+
+@pytest.mark.parametrize("policy", POLICIES, ids=lambda policy: policy.label)
+@torch.inference_mode()
+def test_replayed_steps_are_the_eager_ones(policy, graphs):
+    """All that surrounds a capture, with a graph that is played without a GPU."""
+    model, processor = avl.attach(build_model("llava-llama")), shared_processor("llava-llama")
+    inputs = dict(encode(processor, [request(1)]))
+    pairs, _ = both(model, inputs, policy)
+    assert graphs[-1].problem is None
+    assert graphs[-1]._graphs.keys() == {policy.is_update(t) for t in range(1, STEPS + 1)}
+    for one, two in pairs:
+        torch.testing.assert_close(two, one, rtol=2e-5, atol=2e-5)
+
+
+@torch.inference_mode()
+def test_warm_up_is_once_per_shape(graphs, monkeypatch):
+    """An answer of a known shape is captured, and nothing of it runs; another shape, or another model, is warmed up and checked anew."""
+    model, processor = avl.attach(build_model("llava-llama")), shared_processor("llava-llama")
+    runs = []
+    forward = GraphDecoder._forward
+    monkeypatch.setattr(GraphDecoder, "_forward", lambda self: runs.append(1) or forward(self))
+
+    def prepared(model=model, new=STEPS, words=3) -> tuple[bool, int, int]:
+        """Whether it was warmed up; forward passes (a capture traces one); captures."""
+        inputs = dict(encode(processor, [request(1, after=words)]))
+        decoder = GraphDecoder(model, avl.make_cache(model, inputs, POLICIES[1], max_new_tokens=new))
+        decoder.prompt(inputs)
+        runs.clear()
+        PlayedGraph.captures = 0
+        decoder.prepare()
+        assert decoder.problem is None
+        return decoder.warmed, len(runs), PlayedGraph.captures
+
+    kinds, passes = 2, WARMUPS + 2  # a capture and a replay
+    assert prepared() == (True, kinds * passes, kinds)
+    assert prepared() == (False, kinds, kinds)
+    assert prepared(new=STEPS + 1) == (True, kinds * passes, kinds)
+    assert not prepared(words=4)[0]  # one word more, one new token less: the same shape
+    assert prepared(words=20)[0]
+    assert prepared(model=avl.attach(build_model("llava-llama")))[0]
+    assert prepared() == (False, kinds, kinds)
+
+
+@torch.inference_mode()
+def test_a_replay_that_differs_is_not_trusted(graphs, monkeypatch):
+    model, processor = avl.attach(build_model("llava-llama")), shared_processor("llava-llama")
+    inputs = dict(encode(processor, [request(1)]))
+    replay = PlayedGraph.replay
+
+    def wrong(self):
+        replay(self)
+        self.decoder._logits[self.kind] += 1
+
+    monkeypatch.setattr(PlayedGraph, "replay", wrong)
+    pairs, _ = both(model, inputs, POLICIES[1])
+    assert "a replayed step differs from the eager one" in graphs[-1].problem
+    for one, two in pairs:
+        torch.testing.assert_close(two, one, rtol=2e-5, atol=2e-5)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -9,11 +9,15 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from avl.kernels import triton_core, triton_layer
+from avl.kernels import triton_core, triton_layer, triton_window
 
-INTS = {"n", "splits", "start", "stop", "merges", "first", "s_ib", "s_ig", "s_sb", "s_sg", "number"}
+INTS = {
+    "n", "splits", "start", "stop", "merges", "first", "s_ib", "s_ig", "s_sb", "s_sg", "number", "prompt", "recent", "sinks", "image",
+    "other",
+}  # fmt: skip
 FLOATS32 = {"p_part", "p_lse", "p_logits", "p_scores", "p_sums"}
-INTS32, INTS64 = {"p_index", "p_length"}, {"p_slot"}
+INTS32 = {"p_index"}
+INTS64 = {"p_length", "p_second", "p_slot", "p_order", "p_entered"}
 
 
 def compile_kernel(kernel, dtype: str, absent: set[str], **constants: object) -> None:
@@ -53,3 +57,7 @@ rotate = {"H": 32, "G": 8, "D": 128, "BLOCK_D": 128}
 compile_kernel(triton_layer.rotate_and_store_kernel, "bf16", set(), **rotate)
 compile_kernel(triton_layer.rotate_and_store_kernel, "fp16", {"p_slot"}, **rotate)
 compile_kernel(triton_layer.silu_product_kernel, "bf16", set(), N=11008, BLOCK=1024)
+window = {"C": 130, "SIZE": 64}
+compile_kernel(triton_window.enter_window_kernel, "fp32", set(), ROWS=8, HEADS=1, **window)
+compile_kernel(triton_window.leave_window_kernel, "fp32", set(), BLOCK=256, **window)
+compile_kernel(triton_window.leave_window_kernel, "fp32", {"p_sums"}, BLOCK=4096, C=3100, SIZE=1500)

@@ -98,10 +98,18 @@ def test_auto_on_a_cpu_is_the_reference() -> None:
 
 def test_auto_takes_triton_for_what_it_supports(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(avl.kernels, "_triton_error", lambda: None)
+    asked = []
+    monkeypatch.setattr(avl.kernels, "_check_triton", lambda *what: asked.append(what))
     assert resolve_impl("cuda") == "triton"
     assert resolve_impl("cuda", dtype=torch.bfloat16, head_size=256) == "triton"
+    assert asked == [(torch.device("cuda"), torch.float16, 64), (torch.device("cuda"), torch.bfloat16, 256)]
     assert resolve_impl("cuda", dtype=torch.float64) == "reference"
     assert resolve_impl("cuda", dtype=torch.float16, head_size=257) == "reference"
+    assert len(asked) == 2
+    monkeypatch.setattr(avl.kernels, "_check_triton", lambda *what: "ArithmeticError: the norm is off")
+    assert resolve_impl("cuda", dtype=torch.float16) == "reference"
+    assert resolve_impl("cuda", "triton") == "triton"  # asked for by name
+    assert avl.kernels.triton_trouble("cuda") == "ArithmeticError: the norm is off"
     monkeypatch.setattr(avl.kernels, "_triton_error", lambda: "ImportError: none")
     assert resolve_impl("cuda") == "reference"
 

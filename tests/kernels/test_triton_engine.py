@@ -117,4 +117,4 @@ def test_triton_step_launches_little(policy, triton_everywhere, monkeypatch):
         per_layer = (counts[4, update] - counts[2, update]) / 2
         # an update step also keeps the scores of the image tokens
         assert per_layer <= 10 + update
-        assert counts[4, update] - 4 * per_layer <= 50
+        assert counts[4, update] - 4 * per_layer <= 9 + 4 * update

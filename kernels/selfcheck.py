@@ -1,0 +1,106 @@
+"""Whether the Triton kernels give on this device what their specifications give: asked once per device, dtype and head size.
+
+Kernels that were never tried on a GPU must not be trusted on it because they compile. The shapes are small: what depends on them is tested
+in tests/kernels; what depends on the device, its compiler and its dtypes shows here too.
+"""
+
+import torch
+from torch import Tensor
+
+from avl.kernels import reference, reference_layer, reference_window
+from avl.kernels.reference_window import FREE, Window
+
+ROWS, SLOTS, STEPS = 2, 150, 3
+
+
+def find_trouble(device: torch.device, dtype: torch.dtype, head_size: int) -> str | None:
+    """What goes wrong with the Triton kernels on `device`, or None. Waits for the device."""
+    try:
+        with torch.inference_mode():
+            for heads, groups in ((4, 4), (4, 2)):
+                _attention(device, dtype, head_size, heads, groups)
+            _layer(device, dtype, head_size)
+            _window(device)
+    except Exception as error:  # a compiler, a driver, a launch: each raises its own kind
+        return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+    return None
+
+
+def _near(name: str, actual: Tensor, exact: Tensor) -> None:
+    """Raise unless `actual` is `exact` but for some roundings of its dtype."""
+    error = float((actual.double() - exact.double()).norm() / exact.double().norm())
+    limit = 4 * torch.finfo(actual.dtype).eps + 1e-5  # sums and exponentials are in float32
+    if not error <= limit:
+        raise ArithmeticError(f"{name} is off by {error:.1e}, more than {limit:.1e}")
+
+
+def _normal(device: torch.device, *shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape)), dtype=torch.float64).to(device)
+
+
+def _attention(device: torch.device, dtype: torch.dtype, size: int, heads: int, groups: int) -> None:
+    from avl.kernels import triton_core
+
+    query = _normal(device, ROWS, heads, size).to(dtype)
+    key, value = (_normal(device, rows, SLOTS, groups, size)[:ROWS].to(dtype).transpose(1, 2) for rows in (ROWS, ROWS + 1))
+    index = torch.stack([torch.arange(SLOTS - 1, 9, -1), torch.arange(10, SLOTS)]).to(device)
+    length = torch.tensor([index.shape[1], 77], device=device)
+    sums = torch.ones(ROWS, 20, device=device)
+    arguments = (index, length, size**-0.5, (0, index.shape[1]), False)
+    out, scores = triton_core.attend(query, key, value, *arguments, sums, splits=2)
+    exact, exact_scores = reference.attend(query.double(), key.double(), value.double(), *arguments)
+    _near("attention", out, exact)
+    assert scores is not None
+    assert exact_scores is not None
+    # a weight is a power of its logit, whose error grows with the head size
+    if not torch.allclose(scores.double(), exact_scores, rtol=1e-3, atol=1e-6):
+        raise ArithmeticError("the attention's scores are off")
+    if not torch.allclose(sums, 1 + scores[:, -20:], rtol=1e-5, atol=1e-6):
+        raise ArithmeticError("the sums of the attention's scores are off")
+
+
+def _layer(device: torch.device, dtype: torch.dtype, size: int) -> None:
+    from avl.kernels import triton_layer
+
+    residual, delta, weight = (_normal(device, rows, 300)[:ROWS].to(dtype) for rows in (2, 3, 4))
+    first, second = residual.clone(), residual.clone()
+    _near(
+        "the norm",
+        triton_layer.add_rms_norm(first, delta, weight[0], 1e-5),
+        reference_layer.add_rms_norm(second, delta, weight[0], 1e-5),
+    )
+    _near("the residual", first, second)
+    gate_up = _normal(device, ROWS, 3000).to(dtype)
+    _near("the activation", triton_layer.silu_product(gate_up), reference_layer.silu_product(gate_up.clone()))
+    heads, groups = 4, 2
+    qkv = _normal(device, ROWS, (heads + 2 * groups) * size).to(dtype)
+    cos, sin = _normal(device, ROWS, size).to(dtype), _normal(device, ROWS + 1, size)[:ROWS].to(dtype)
+    slot = torch.tensor([[3], [5]], device=device)
+    stored = [[torch.zeros(ROWS, 9, groups, size, dtype=dtype, device=device) for _ in range(2)] for _ in range(2)]
+    queries = [
+        ops.rotate_and_store(qkv, cos, sin, *storages, slot, 2)
+        for ops, storages in zip((triton_layer, reference_layer), stored, strict=True)
+    ]
+    _near("the rotation", *queries)
+    for one, two in zip(*stored, strict=True):
+        _near("what is stored", one, two)
+
+
+def _window(device: torch.device) -> None:
+    from avl.kernels import triton_window
+
+    window = Window(prompt=30, count=16, size=16, recent=6, sinks=2)
+    states = []
+    for ops in (triton_window, reference_window):
+        order = torch.full((2, ROWS, 1, 17), FREE, device=device)
+        order[..., :16] = torch.arange(16, device=device)
+        sums = _normal(device, 2, ROWS, 1, 17).abs().float()
+        slot = torch.full((2, ROWS, 1), 16, device=device)
+        entered, length = torch.zeros_like(slot), torch.zeros(ROWS, dtype=torch.long, device=device)
+        for _ in range(STEPS):
+            ops.enter_window(window, order, sums, slot, entered, ((40, length),))
+            ops.leave_window(window, order, sums, slot, entered)
+        states.append((order, sums, slot, entered, length))
+    for one, two in zip(*states, strict=True):
+        if not torch.equal(one, two):
+            raise ArithmeticError("the window's bookkeeping is off")

@@ -1,0 +1,64 @@
+"""The self-check of the Triton kernels: right kernels pass, and each wrong one is found and named."""
+
+import pytest
+import torch
+from triton_here import COMPILED, why_no_triton
+
+REASON = why_no_triton()
+pytestmark = [pytest.mark.skipif(REASON is not None, reason=REASON or ""), *COMPILED]
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def trouble(dtype: torch.dtype = torch.float32, head_size: int = 32) -> str | None:
+    from avl.kernels.selfcheck import find_trouble
+
+    return find_trouble(DEVICE, dtype, head_size)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16] + [torch.bfloat16] * torch.cuda.is_available(), ids=str)
+@pytest.mark.parametrize("head_size", [16, 80, 128])
+def test_triton_kernels_pass(dtype, head_size):
+    assert trouble(dtype, head_size) is None
+
+
+def twice(function):
+    return lambda *args, **kwargs: 1.01 * function(*args, **kwargs)
+
+
+def wrong_scores(function):
+    def attend(*args, **kwargs):
+        out, scores = function(*args, **kwargs)
+        return out, scores.roll(1, -1)
+
+    return attend
+
+
+def forgetful(function):
+    return lambda window, order, sums, slot, entered, lengths: function(window, order, None, slot, entered, lengths)
+
+
+def refused(function):
+    def launch(*args, **kwargs):
+        raise ValueError("no kernel image is available\nfor execution")
+
+    return launch
+
+
+@pytest.mark.parametrize(
+    ("file", "function", "change", "words"),
+    [
+        ("triton_core", "attend", wrong_scores, "the attention's scores are off"),
+        ("triton_core", "attend", refused, "^ValueError: no kernel image is available$"),
+        ("triton_layer", "add_rms_norm", twice, "the norm is off by"),
+        ("triton_layer", "silu_product", twice, "the activation is off by"),
+        ("triton_layer", "rotate_and_store", twice, "the rotation is off by"),
+        ("triton_window", "enter_window", forgetful, "the window's bookkeeping is off"),
+    ],
+)
+def test_triton_trouble_is_named(file, function, change, words, monkeypatch):
+    import importlib
+    import re
+
+    module = importlib.import_module(f"avl.kernels.{file}")
+    monkeypatch.setattr(module, function, change(getattr(module, function)))
+    assert re.search(words, trouble())
