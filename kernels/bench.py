@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 from avl.kernels import core_attention, resolve_impl
+from avl.kernels.bench_layer import bench_layer, show_layer
 from avl.kernels.contenders import Contender, Data, Shape, SkippedError, contenders, moved_bytes, score_columns
 from avl.kernels.timing import Call, Timer, alternate, measure_bandwidth, one_line
 
@@ -164,6 +165,7 @@ def main(argv: list[str] | None = None) -> None:
 
     found = contenders(device, impl, options.tune)
     rows: list[dict[str, object]] = []
+    layer_rows: list[dict[str, object]] = []
     ratios: list[dict[str, object]] = []
     for shape in shapes:
         for batch in batches:
@@ -172,6 +174,9 @@ def main(argv: list[str] | None = None) -> None:
             part = bench(data, found, device, repeats, target_s)
             show(data, part, bandwidth["copy"])
             rows += part
+            beside = bench_layer(shape, batch, device, dtype, impl, repeats, target_s)
+            show_layer(beside)
+            layer_rows += beside
             ratios.append({"shape": shape.name, "batch": batch} | find_ratios(part))
             del data
             if gpu:
@@ -195,6 +200,7 @@ def main(argv: list[str] | None = None) -> None:
         "bandwidth_gb_s": bandwidth,
         "shapes": [asdict(shape) for shape in shapes],
         "rows": rows,
+        "layer_rows": layer_rows,
         "ratios": ratios,
     }
     if options.json:

@@ -83,9 +83,11 @@ class Contender:
 def ours(name: str, impl: Impl, tokens: str = "core", scores: str = "none", index: str = "scattered") -> Contender:
     def build(data: Data, i: int) -> Call:
         slots = None if tokens == "full" else getattr(data, index)[i]
-        columns = (0, score_columns(data, scores)) if scores != "none" else False
         query, key, value = data.query[i], data.key[i], data.value[i]
-        return lambda: core_attention(query, key, value, slots, scores=columns, impl=impl, validate=False)[0]
+        # as a step uses it: a core step adds the text's scores to their sums, an update step keeps all
+        sums = query.new_zeros(data.batch, data.shape.text, dtype=torch.float32) if scores == "text" else None
+        wanted = scores == "all"
+        return lambda: core_attention(query, key, value, slots, scores=wanted, sums=sums, impl=impl, validate=False)[0]
 
     return Contender(name, build, tokens, scores, index)
 
@@ -99,8 +101,9 @@ def tuned(name: str, **fields: int) -> Contender:
     from avl.kernels.triton_core import Tiling, attend
 
     def build(data: Data, i: int) -> Call:
-        columns, scale, tiling = (0, data.shape.text), data.shape.size**-0.5, Tiling(**fields)
-        arguments = (data.query[i], data.key[i], data.value[i], data.scattered[i], None, scale, columns, False)
+        scale, tiling = data.shape.size**-0.5, Tiling(**fields)
+        sums = data.query[i].new_zeros(data.batch, data.shape.text, dtype=torch.float32)
+        arguments = (data.query[i], data.key[i], data.value[i], data.scattered[i], None, scale, None, False, sums)
         return lambda: attend(*arguments, tiling=tiling)[0]
 
     return Contender(name, build, scores="text")

@@ -11,6 +11,8 @@ float64 inputs are computed in float64 throughout, everything else in float32: a
 read, so nothing that is not selected is touched.
 """
 
+import functools
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -66,9 +68,12 @@ def attend(
 
     q = query.reshape(batch * groups, heads // groups, size)
     if batch == 1 and (index is None or index.dim() == 2):
-        slots = None if index is None else index[0]
-        k = _read_row(key[0], slots, count)  # [B·G, n, D]
-        v = _read_row(value[0], slots, count)
+        # the usual call of a small model on a CPU, where every operation counts
+        k, v = key[0], value[0]  # [G, L, D]
+        if index is not None:
+            k, v = _read_row(k, index[0]), _read_row(v, index[0])
+        elif count < width:
+            k, v = k[:, :count], v[:, :count]
     else:
         k = _read(key, index, count)
         v = _read(value, index, count)
@@ -101,8 +106,9 @@ def attend(
         if by_group:
             sums[..., : newest.shape[-1]] += newest.mean(2)
         else:  # mean and sum in one call
-            mean = newest.new_full((), 1 / heads).expand(batch, 1, heads)
-            sums[:, None, : newest.shape[-1]].baddbmm_(mean, newest)
+            if newest.shape[-1] < sums.shape[-1]:
+                sums = sums[:, : newest.shape[-1]]
+            sums.unsqueeze(1).baddbmm_(_mean(batch, heads, newest.dtype, newest.device), newest)
         return out, None
     start, stop = columns
     scores = scores[..., start:stop].mean(-2)
@@ -113,10 +119,15 @@ def attend(
     return out, F.pad(scores, (0, missing)) if missing else scores
 
 
-def _read_row(storage: Tensor, slots: Tensor | None, count: int) -> Tensor:
-    """The selected rows of one row's `storage` [G, L, D] as [G, count, D]."""
-    if slots is None:
-        return storage[:, :count]
+@functools.lru_cache(maxsize=16)
+def _mean(batch: int, heads: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """[B, 1, H] whose product with [B, H, n] is the mean over heads."""
+    with torch.inference_mode(False):
+        return torch.full((), 1 / heads, dtype=dtype, device=device).expand(batch, 1, heads)
+
+
+def _read_row(storage: Tensor, slots: Tensor) -> Tensor:
+    """The selected rows of one row's `storage` [G, L, D] as [G, n, D]."""
     if storage.stride(0) > storage.stride(1):
         return storage.index_select(1, slots)
     # token-major: index_select is fastest when the selected dimension is the outer one

@@ -39,6 +39,9 @@ def test_end_to_end(layout: str, tmp_path: Path, capsys: pytest.CaptureFixture, 
     timed = {row["name"] for row in result["rows"] if row["us"] is not None}
     assert {"core attention", "core attention, text scores", "full: SDPA", "slice, then SDPA"} <= timed
     assert [row["batch"] for row in result["ratios"]] == [1, 3]
+    assert [row["name"] for row in result["layer_rows"][:4]] == ["add and norm", "rotate and store", "SiLU product", "window, 32 layers"]
+    assert len(result["layer_rows"]) == 8
+    assert all(row["us"] > 0 and row["torch_us"] > 0 for row in result["layer_rows"])
 
 
 def test_a_wrong_result_gets_no_time() -> None:
