@@ -157,7 +157,10 @@ def _attend_part(
         core = part.index.shape[1] - group.capacity
         columns, length = bank.extent(core)
         sums = None if part.accumulated is None else part.accumulated[:, 0, : columns - core]
-        index = part.index[:, :columns]
+        index: torch.Tensor | None = part.index[:, :columns]
+        if bank.consecutive:
+            first = part.image - core
+            keys, values, index = keys[:, :, first : first + columns], values[:, :, first : first + columns], None
         out, scores = core_attention(
             query, keys, values, index, length, scale=scale, scores=recorder is not None, sums=sums, validate=False
         )

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from avl.kernels import window_ops
 from avl.kernels.reference_window import FREE, Window
-from avl.partition import best, weakest
+from avl.partition import among_best, best, weakest
 from avl.spans import Row
 
 
@@ -68,10 +69,11 @@ class Bank:
 
     ``slot``: where the next token goes: one number while slots are free, then the slots ``[n, b, 1 or G]`` that the last eviction freed.
     ``image``: image tokens stored. ``core``: those read at core steps, None for all. ``image_scores [n, b, image]``: of the last update
-    step. ``read``: entries per row that the last step read.
+    step. ``read``: entries per row that the last step read. ``consecutive``: the core lies in the last image slots, next to the window.
     """
 
     slot: int | torch.Tensor
+    consecutive = False
 
     def __init__(self, group: Group, parts: list[Part], core: int | None) -> None:
         self.group, self.core, self.image = group, core, parts[0].image
@@ -126,6 +128,53 @@ class Bank:
         """The best image tokens by the last update step's scores are read from the next step on (paper, Fig. 6)."""
         if self.core is not None and self.image_scores is not None and self.index is not None:
             self.index[..., : self.core] = best(self.image_scores, self.core)
+
+
+class SlicedBank(Bank):
+    """A bank that keeps the core where one slice reads it: image tokens change places when the core is chosen anew.
+
+    For one row on a CPU, where no operation attends to scattered slots without copying them first, at every step. Moving a few tokens every
+    K steps costs less.
+    """
+
+    consecutive = True
+
+    def __init__(self, group: Group, parts: list[Part], core: int) -> None:
+        super().__init__(group, parts, core)
+        self.ordinals = torch.stack([part.ordinals for part in parts])
+        for place, part in enumerate(parts):
+            part.ordinals = self.ordinals[place]
+        # not the parts: they hold their bank, and a cycle would keep the memory until the garbage collector happens to run
+        self._held = [(_by_slot(part.keys[0]), _by_slot(part.values[0]), part.ordinals[0].numpy()) for part in parts]
+        assert self.index is not None
+        chosen = torch.zeros(self.ordinals.shape, dtype=torch.bool).scatter_(-1, self.index[..., :core], True)
+        self._gather_up(chosen.numpy())
+        self.index[..., :core] = torch.arange(self.image - core, self.image)
+
+    def choose_core(self) -> None:
+        """As :meth:`Bank.choose_core`; slots are in no order, so ties are decided by what they hold."""
+        assert self.image_scores is not None
+        assert self.core is not None
+        self._gather_up(among_best(self.image_scores, self.core, self.ordinals))
+
+    def _gather_up(self, chosen: np.ndarray) -> None:
+        """The tokens in slots ``chosen [n, 1, image]`` change places with those in the last image slots."""
+        assert self.core is not None
+        first = self.image - self.core
+        come, go = chosen[:, 0, :first], ~chosen[:, 0, first:]
+        ends = come.sum(axis=-1).cumsum()  # as many come as go in every layer
+        come, go = np.nonzero(come)[1], np.nonzero(go)[1] + first
+        to, source = np.stack([go, come]), np.stack([come, go])
+        start = 0
+        for layer, end in zip(self._held, ends.tolist(), strict=True):
+            for held in layer:
+                held[to[:, start:end]] = held[source[:, start:end]]
+            start = end
+
+
+def _by_slot(stored: torch.Tensor) -> np.ndarray:
+    """The bytes ``[slots, bytes of an entry]`` of one row's keys or values, in place: numpy knows no bfloat16."""
+    return stored.flatten(1).view(torch.uint8).numpy()
 
 
 class FixedBank(Bank):

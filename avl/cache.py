@@ -13,7 +13,7 @@ import torch
 from transformers.cache_utils import Cache
 
 from avl.architectures import describe, language_model
-from avl.bank import FREE, Bank, FixedBank, Group, Part
+from avl.bank import FREE, Bank, FixedBank, Group, Part, SlicedBank
 from avl.layer import AdaptiveLayer
 from avl.policies import Policy
 from avl.prompt import Prompt
@@ -185,8 +185,13 @@ class AdaptiveCache(Cache):
                 part = layer.parts[place]
                 core = self.policy.select(layer.number, group.row.n_image) if part.index is not None else None
                 alike.setdefault((part.keys.device, part.image, core), []).append(part)
-            kind = FixedBank if self.fixed else Bank
-            self.banks += [kind(group, parts, core) for (_, _, core), parts in alike.items()]
+            for (device, _, core), parts in alike.items():
+                if self.fixed:
+                    self.banks.append(FixedBank(group, parts, core))
+                elif core is not None and group.b == 1 and device.type == "cpu":
+                    self.banks.append(SlicedBank(group, parts, core))
+                else:
+                    self.banks.append(Bank(group, parts, core))
 
     def piece(self, first: int, last: int) -> AdaptiveCache:
         """A cache for rows ``first`` to ``last - 1`` alone, whose prompt runs by itself; :meth:`adopt` takes it back."""
@@ -294,8 +299,8 @@ class AdaptiveCache(Cache):
                 return sets
 
             return held
-        # which image tokens a layer stores does not change after the prompt
-        if row not in self._stored_images:
+        # which image tokens a layer stores does not change after the prompt, and only a CPU moves them about
+        if row not in self._stored_images or any(bank.consecutive for bank in self.banks):
             self._stored_images[row] = [part.ordinals[place].tolist() for part in parts]
         stored = self._stored_images[row]
         cores = {

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from avl.partition import best, ranking, weakest
+from avl.partition import among_best, best, ranking, weakest
 
 QUICK = settings(max_examples=200, deadline=None, derandomize=True, database=None)
 # few values, so that ties are common; those that integers of the same bits would order wrongly are among them
@@ -33,6 +33,21 @@ def test_best_is_the_head_of_the_ranking(shape):
         assert torch.equal(best(scores, count), ranking(scores)[..., :count].sort(dim=-1).values)
     transposed = scores.flip(-1)  # any strides
     assert torch.equal(best(transposed, 5), ranking(transposed)[..., :5].sort(dim=-1).values)
+
+
+@QUICK
+@given(
+    values=st.lists(VALUES, min_size=1, max_size=40),
+    random=st.randoms(use_true_random=False),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+)
+def test_ties_may_be_decided_by_something_else_than_the_index(values, random, dtype):
+    ties = list(range(3, 3 + len(values)))
+    random.shuffle(ties)
+    count = random.randint(1, len(values))
+    found = among_best(torch.tensor([values], dtype=dtype), count, torch.tensor([ties]))
+    chosen = sorted(range(len(values)), key=lambda i: (-values[i], ties[i]))[:count]
+    assert found.tolist() == [[i in chosen for i in range(len(values))]]
 
 
 @QUICK
