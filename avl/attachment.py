@@ -31,7 +31,10 @@ def attach(model: Any) -> Any:
 
 
 def detach(model: Any) -> Any:
-    """Restore the model exactly as it was before :func:`attach`; does nothing for a model that is not attached. Returns the model."""
+    """Restore the model exactly as it was before :func:`attach`; does nothing for a model that is not attached. Returns the model.
+
+    Weights that our decode loop merged on a GPU (avl/fused.py) get memory of their own again, with the same values.
+    """
     describe(model)
     if is_attached(model):
         config = model.config.text_config

@@ -192,7 +192,8 @@ class FixedBank(Bank):
         self.slot = torch.full(self.order.shape[:-1], group.count, device=device)
         self.entered = torch.zeros_like(self.slot)
         self.lengths = {image: torch.full((group.b,), group.count, device=device) for image in (self.image, core) if image is not None}
-        self._ops = window_ops(device)
+        keys = parts[0].keys
+        self._ops = window_ops(device, dtype=keys.dtype, head_size=keys.shape[-1])
         self._window = Window(group.prompt, group.count, group.size, group.recent, group.sinks)
 
     def state(self) -> list[torch.Tensor]:

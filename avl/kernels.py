@@ -151,12 +151,14 @@ def layer_ops(
     return importlib.import_module(f"avl.kernels.{resolve_impl(device, impl, dtype=dtype, head_size=head_size)}_layer")
 
 
-def window_ops(device: torch.device | str, impl: Impl = "auto") -> ModuleType:
+def window_ops(
+    device: torch.device | str, impl: Impl = "auto", *, dtype: torch.dtype | None = None, head_size: int | None = None
+) -> ModuleType:
     """The implementation of the window's bookkeeping: `enter_window`, `leave_window`, specified in kernels/reference_window.py.
 
     Arguments and errors as `resolve_impl`; what was chosen does not check its arguments.
     """
-    return importlib.import_module(f"avl.kernels.{resolve_impl(device, impl)}_window")
+    return importlib.import_module(f"avl.kernels.{resolve_impl(device, impl, dtype=dtype, head_size=head_size)}_window")
 
 
 @functools.cache
@@ -178,13 +180,17 @@ def triton_trouble(device: torch.device | str, dtype: torch.dtype | None = None,
     found = _triton_error()
     if found is not None:
         return f"triton cannot be imported ({found})"
-    device = torch.device(device)
-    if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
-        return None  # nothing may wait for the device now
-    return _check_triton(device, dtype or torch.float16, head_size or 64)
+    what = torch.device(device), dtype or torch.float16, head_size or 64
+    if what not in _checked:
+        if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+            return None  # nothing may wait for the device now
+        _checked[what] = _check_triton(*what)
+    return _checked[what]
 
 
-@functools.cache
+_checked: dict[tuple[torch.device, torch.dtype, int], str | None] = {}
+
+
 def _check_triton(device: torch.device, dtype: torch.dtype, head_size: int) -> str | None:
     trouble: str | None = importlib.import_module("avl.kernels.selfcheck").find_trouble(device, dtype, head_size)
     return trouble

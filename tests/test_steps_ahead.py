@@ -7,11 +7,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from random_models import picture, shared_model, shared_processor
+from random_models import build_model, picture, shared_model, shared_processor
 
 import avl
 from avl.engine import race
-from avl.trace import End, Event, Prefill, Reading, Repeat, Start, Step
+from avl.trace import End, Event, Prefill, Reading, Repeat, Start, Step, Warning
 
 POLICIES = [avl.Full(), avl.AVL(S=45, C=30, K=3, P=80, T=50), avl.H2O(keep=50)]
 
@@ -91,3 +91,18 @@ def test_only_a_gpu_that_needs_no_host_runs_ahead():
     assert steps_ahead(request, set(gpus)) == 0
     assert steps_ahead(request, {torch.device("cpu")}) == 0
     assert steps_ahead(replace(request, temperature=0.5), {gpus[0]}) == 0
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("policy", POLICIES, ids=lambda policy: policy.label)
+def test_the_same_is_told_on_a_gpu(policy, monkeypatch):
+    """With real queues: what is read late is what it was when it was queued."""
+    model, processor = build_model("llava-llama").to("cuda"), shared_processor("llava-llama")
+
+    def run() -> list[Event | None]:
+        events = avl.stream(model, processor, picture(1), "what is this ?", policy, max_new_tokens=20)
+        return [told(event) for event in events if not isinstance(event, Warning)]
+
+    ahead = run()
+    monkeypatch.setattr("avl.runner.steps_ahead", lambda *_: 0)
+    assert ahead == run()

@@ -98,6 +98,7 @@ def test_auto_on_a_cpu_is_the_reference() -> None:
 
 def test_auto_takes_triton_for_what_it_supports(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(avl.kernels, "_triton_error", lambda: None)
+    monkeypatch.setattr(avl.kernels, "_checked", {})
     asked = []
     monkeypatch.setattr(avl.kernels, "_check_triton", lambda *what: asked.append(what))
     assert resolve_impl("cuda") == "triton"
@@ -106,6 +107,9 @@ def test_auto_takes_triton_for_what_it_supports(monkeypatch: pytest.MonkeyPatch)
     assert resolve_impl("cuda", dtype=torch.float64) == "reference"
     assert resolve_impl("cuda", dtype=torch.float16, head_size=257) == "reference"
     assert len(asked) == 2
+    assert resolve_impl("cuda") == "triton"
+    assert len(asked) == 2  # once each
+    monkeypatch.setattr(avl.kernels, "_checked", {})
     monkeypatch.setattr(avl.kernels, "_check_triton", lambda *what: "ArithmeticError: the norm is off")
     assert resolve_impl("cuda", dtype=torch.float16) == "reference"
     assert resolve_impl("cuda", "triton") == "triton"  # asked for by name

@@ -67,8 +67,8 @@ class Launches(torch.utils._python_dispatch.TorchDispatchMode):
     """Counts what a GPU would launch for torch: operations that compute or copy."""
 
     FREE = frozenset((
-        "alias", "as_strided", "detach", "empty", "empty_like", "expand", "flatten", "new_empty", "reshape", "select", "slice", "split",
-        "squeeze", "t", "transpose", "unbind", "unsqueeze", "view",
+        "alias", "as_strided", "detach", "empty", "empty_like", "expand", "flatten", "lift_fresh", "new_empty", "reshape", "resolve_conj",
+        "resolve_neg", "select", "slice", "split", "squeeze", "t", "transpose", "unbind", "unsqueeze", "view",
         "fill_",  # NaN in fresh memory, from conftest.py
     ))  # fmt: skip
 
