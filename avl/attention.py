@@ -18,9 +18,10 @@ from transformers.masking_utils import AttentionMaskInterface
 
 from avl.bank import Group, Part
 from avl.cache import AdaptiveCache
+from avl.exact import attend_exactly
 from avl.kernels import core_attention, resolve_impl
 from avl.layer import AdaptiveLayer
-from avl.scoring import accumulated_scores, last_query_scores
+from avl.scoring import accumulated_columns, accumulated_scores, last_query_scores
 
 PREFIX = "avl_"
 
@@ -78,14 +79,8 @@ def attend_prompt(layer: AdaptiveLayer, query: torch.Tensor, key: torch.Tensor, 
     """
     cache, prompt = layer.owner, layer.owner.prompt
     mask = prompt.mask(query.device)
-    times = query.shape[1] // key.shape[1]
-    if mask is not None and times > 1:
-        # with a mask, no memory-efficient backend takes grouped heads: SDPA would build the [L, L] matrix of all heads
-        keys, values = key.repeat_interleave(times, dim=1), value.repeat_interleave(times, dim=1)
-        out = scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=scale)
-    else:
-        causal = mask is None and query.shape[2] > 1
-        out = scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale, is_causal=causal, enable_gqa=times > 1)
+    kinds = {group.accumulate for group in cache.groups}
+    out, lse = attend_exactly(query, key, value, mask, scale, with_lse=kinds not in ({None}, {"kv"}))
     valid = prompt.valid(query.device)
     image_scores = accumulated = None
     ranks = _ranks_image(cache, layer.number)
@@ -99,15 +94,18 @@ def attend_prompt(layer: AdaptiveLayer, query: torch.Tensor, key: torch.Tensor, 
     if ranks:
         image_scores = [scores[columns.rows].gather(1, columns.image) for columns in prompt.columns]
     prompt.scores = image_scores
-    kinds = {group.accumulate for group in cache.groups}
     if kinds != {None}:
-        per_head = "kv" in kinds
-        sums = accumulated_scores(query, key, scale, valid, per_kv_head=per_head)
-        sums = sums if per_head else sums[:, None]
         accumulated = []
-        for columns in prompt.columns:
+        per_head = "kv" in kinds
+        whole = accumulated_scores(query, key, scale, valid, per_kv_head=True) if per_head else None
+        for group, columns in zip(cache.groups, prompt.columns, strict=True):
             columns.to(query.device)
-            accumulated.append(sums[columns.rows].gather(2, columns.window[:, None].expand(-1, sums.shape[1], -1)))
+            if whole is not None:
+                accumulated.append(whole[columns.rows].gather(2, columns.window[:, None].expand(-1, whole.shape[1], -1)))
+                continue
+            states = (None if held is None else cache.rows_of(held, group) for held in (lse, mask, valid))
+            rows = cache.rows_of(query, group), cache.rows_of(key, group)
+            accumulated.append(accumulated_columns(*rows, columns.window, scale, *states)[:, None])
     layer.commit(key, value, image_scores, accumulated)
     return out.transpose(1, 2).contiguous()
 

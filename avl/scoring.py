@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from torch.nn.functional import scaled_dot_product_attention
 
 from avl.partition import share
 
@@ -67,6 +68,68 @@ def accumulated_scores(
             weights = weights * valid[:, None, start:stop, None]
         total[:, :, :stop] += weights.sum(dim=2)
     return total if per_kv_head else total.mean(dim=1)
+
+
+def accumulated_columns(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    columns: torch.Tensor,
+    scale: float,
+    lse: torch.Tensor | None = None,
+    mask: torch.Tensor | None = None,
+    valid: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """:func:`accumulated_scores` of a few keys alone: a product with those keys where the log-sum-exp is known.
+
+    Where it is not, it takes one more pass of torch's attention, whose values are unit vectors: value ``j`` has its one where key ``j`` is
+    a column that is asked for, so that the weights come out, rounded to the dtype of ``query`` (their sums are not).
+
+    Args:
+        query: ``[B, H, L, D]``. key: ``[B, G, L, D]``. columns: ``[B, W]``, distinct keys of each row.
+        lse: ``[B, H, L]`` of every query under plain causality, or None. mask: bool ``[B, 1, L, L]`` as SDPA takes it, None for plain
+            causality. valid: bool ``[B, L]``, as there.
+
+    Returns:
+        ``[B, W]``.
+    """
+    if lse is not None:
+        return _columns_by_lse(query, key, columns, scale, lse)
+    b, g, length, d = key.shape
+    times = query.shape[1] // g
+    if mask is not None and times > 1:
+        key = key.repeat_interleave(times, dim=1)  # as in avl/exact.py: no backend takes grouped heads and a mask
+    rows = torch.arange(b, device=key.device)[:, None]
+    sums = []
+    for some in columns.split(d, dim=1):
+        units = key.new_zeros(b, 1, length, d)
+        units[rows, 0, some, torch.arange(some.shape[1], device=key.device)] = 1
+        value = units.expand(key.shape)
+        weights = scaled_dot_product_attention(
+            query, key, value, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=times > 1 and mask is None
+        )[..., : some.shape[1]]
+        if valid is not None:
+            weights = weights.masked_fill(~valid[:, None, :, None], 0)
+        sums.append(weights.sum(dim=2, dtype=torch.promote_types(query.dtype, torch.float32)).mean(dim=1))
+    return torch.cat(sums, dim=1)
+
+
+def _columns_by_lse(
+    query: torch.Tensor, key: torch.Tensor, columns: torch.Tensor, scale: float, lse: torch.Tensor
+) -> torch.Tensor:
+    b, h, length, d = query.shape
+    g = key.shape[1]
+    dtype = torch.promote_types(query.dtype, torch.float32)
+    keys = key.gather(2, columns[:, None, :, None].expand(-1, g, -1, d)).to(dtype)
+    positions = torch.arange(length, device=query.device)
+    total = torch.zeros(b, columns.shape[1], dtype=dtype, device=query.device)
+    chunk = max(1, _CHUNK_ELEMENTS // (b * h * max(d, columns.shape[1])))
+    for start in range(0, length, chunk):
+        part = slice(start, min(start + chunk, length))
+        grouped = (query[:, :, part].to(dtype) * scale).reshape(b, g, -1, d)
+        logits = (grouped @ keys.transpose(2, 3)).view(b, h, -1, columns.shape[1])
+        hidden = positions[part, None] < columns[:, None, None]  # [B, 1, Q, W]
+        total += (logits - lse[:, :, part, None].to(dtype)).masked_fill(hidden, -torch.inf).exp_().sum(dim=2).mean(dim=1)
+    return total
 
 
 def top_share(scores: np.ndarray, mass: float = 0.8) -> float:

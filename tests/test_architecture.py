@@ -19,7 +19,7 @@ FLOORS = [
     ("trace", "pictures"),
     ("partition", "scoring", "spans", "prompt", "architectures", "recorder", "readback"),
     ("policies", "kernels"),
-    ("attention", "cache", "layer", "bank"),
+    ("attention", "exact", "cache", "layer", "bank"),
     ("decode", "fused", "prefill", "models", "attachment"),
     ("engine", "runner", "analysis", "telemetry", "graphs", "tiny", "measure", "roofline", "plots", "random_weights"),
     ("ui", "cli", "bench", "evaluation", "doctor", "compare", "record", "figures", "__main__"),
