@@ -173,8 +173,9 @@ class SlicedBank(Bank):
 
 
 def _by_slot(stored: torch.Tensor) -> np.ndarray:
-    """The bytes ``[slots, bytes of an entry]`` of one row's keys or values, in place: numpy knows no bfloat16."""
-    return stored.flatten(1).view(torch.uint8).numpy()
+    """One row's keys or values in place, an entry of numpy's for each slot's bytes: it knows no bfloat16, and moves these fastest."""
+    rows = stored.flatten(1).view(torch.uint8).numpy()
+    return rows.view(f"V{rows.shape[1]}")[:, 0]
 
 
 class FixedBank(Bank):

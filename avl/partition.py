@@ -24,12 +24,6 @@ def ranking(scores: torch.Tensor) -> torch.Tensor:
 
 def best(scores: torch.Tensor, count: int) -> torch.Tensor:
     """The ``count`` best indices ``[..., count]`` in ascending order; ties go to the lower index."""
-    if scores.device.type == "cpu" and scores.dtype == torch.float32 and 0 < count < scores.shape[-1]:
-        n = scores.shape[-1]
-        # a third of the time of torch's sort, which a step of a small model would feel
-        chosen = np.argpartition(_distinct(scores, np.arange(n)), n - count, axis=-1)[..., n - count :]
-        chosen.sort(axis=-1)
-        return torch.from_numpy(chosen)
     return ranking(scores)[..., :count].sort(dim=-1).values
 
 
@@ -37,26 +31,25 @@ def among_best(scores: torch.Tensor, count: int, ties: torch.Tensor) -> np.ndarr
     """Which are among the ``count`` best: bool ``[..., n]``; of equal scores the one with the lower of ``ties`` wins. On a CPU.
 
     Args:
-        scores: ``[..., n]``. count: from 1 to n. ties: ``[..., n]``, distinct, from 0 to 2^31.
+        scores: ``[..., n]``. count: from 1 to n. ties: ``[..., n]``, distinct.
     """
-    n = scores.shape[-1]
-    if scores.dtype == torch.float32:
-        distinct = _distinct(scores, ties.numpy())
-        return distinct >= np.partition(distinct, n - count, axis=-1)[..., n - count, None]
-    order = ties.argsort(dim=-1)
-    chosen = order.gather(-1, ranking(scores.gather(-1, order))[..., :count])
-    return torch.zeros(scores.shape, dtype=torch.bool).scatter_(-1, chosen, True).numpy()
-
-
-def _distinct(scores: torch.Tensor, ties: np.ndarray) -> np.ndarray:
-    """Integers in the order of float32 ``scores``, equal ones in falling order of ``ties``."""
-    bits = (scores.detach().numpy() + 0.0).view(np.int32)  # -0.0 becomes 0.0, which it equals
-    bits ^= (bits >> 31) & np.int32(0x7FFFFFFF)  # a float's magnitude counts down where its sign is set
-    return (bits.astype(np.int64) << 32) - ties
+    # numpy's partition takes a quarter of the time of torch's sort, which a step of a small model would feel
+    values, n = scores.numpy(), scores.shape[-1]
+    chosen: np.ndarray = values >= np.partition(values, n - count, axis=-1)[..., n - count, None]
+    if np.count_nonzero(chosen) == count * (chosen.size // n):
+        return chosen
+    order = ties.argsort(dim=-1)  # equal scores at the border
+    places = order.gather(-1, ranking(scores.gather(-1, order))[..., :count])
+    return torch.zeros(scores.shape, dtype=torch.bool).scatter_(-1, places, True).numpy()
 
 
 def weakest(scores: torch.Tensor, order: torch.Tensor, candidates: torch.Tensor) -> torch.Tensor:
     """Index ``[...]`` of the smallest score among ``candidates`` along the last dimension; ties go to the lower ``order`` (position)."""
+    if scores.device.type == "cpu":  # the same in numpy, whose small operations cost a fraction of torch's
+        values, may = scores.numpy(), candidates.numpy()
+        smallest = np.where(may, values, np.inf)
+        tied_here = (smallest == smallest.min(axis=-1, keepdims=True)) & may
+        return torch.as_tensor(np.where(tied_here, order.numpy(), np.iinfo(np.int64).max).argmin(axis=-1))
     masked = torch.where(candidates, scores, torch.inf)
     tied = masked == masked.amin(dim=-1, keepdim=True)
     return torch.where(tied & candidates, order, torch.iinfo(order.dtype).max).argmin(dim=-1)
