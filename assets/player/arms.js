@@ -60,7 +60,8 @@ function drawCards() {
         const name = "avl-token" + (at > t ? " avl-later" : "") + (odd && odd[at] ? " avl-different" : "") + (at === from ? " avl-first" : "") + (at === t && !(view.follow && arm.end) ? " avl-now" : "");
         if (chip.className !== name) chip.className = name;
       }
-      if (card.drawn !== arm.tokens.length && live) card.answer.scrollTop = card.answer.scrollHeight;
+      // the last tokens may come together with the end
+      if (card.drawn !== arm.tokens.length && (live || card.live)) card.answer.scrollTop = card.answer.scrollHeight;
       Object.assign(card, { t, drawn: arm.tokens.length, from, live });
     }
     const steps = arm.stepMs(t);

@@ -56,3 +56,19 @@ def test_no_sideways_scrolling(serve: Any, tab: Any, width: int, scheme: str) ->
     )
     assert sticking_out == []
     assert one.page.evaluate("document.body.classList.contains('dark')") == (scheme == "dark")
+
+
+@pytest.mark.parametrize("pace", ["0.0005", "0.003"])
+def test_a_finished_answer_shows_its_end(pace: str, serve: Any, tab: Any) -> None:
+    """Also where the last tokens came together with the end of the run."""
+    one = tab(serve("--pace", pace).url, width=390).open()
+    one.set("#avl-tokens", 96)
+    one.page.click("#avl-run")
+    one.wait("done")
+    answers = one.page.evaluate(
+        "[...document.querySelectorAll('.avl-answer')].map((node) => [node.scrollHeight - node.clientHeight, node.scrollTop])"
+    )
+    assert len(answers) == 2
+    for hidden, scrolled in answers:
+        assert hidden > 0
+        assert scrolled >= hidden - 2
