@@ -97,7 +97,7 @@ def attend_prompt(layer: AdaptiveLayer, query: torch.Tensor, key: torch.Tensor, 
     if kinds != {None}:
         accumulated = []
         per_head = "kv" in kinds
-        whole = accumulated_scores(query, key, scale, valid, per_kv_head=True) if per_head else None
+        whole = accumulated_scores(query, key, scale, valid) if per_head else None
         for group, columns in zip(cache.groups, prompt.columns, strict=True):
             columns.to(query.device)
             if whole is not None:

@@ -112,13 +112,6 @@ def card(subject: Subject, arms: Arms, batches: Sequence[int], rates: roofline.R
     }
 
 
-def kernel_trouble(subject: Subject) -> str | None:
-    """Why a GPU does not run our kernels, or None."""
-    if subject.device.type != "cuda":
-        return None
-    return triton_trouble(subject.device, subject.model.dtype, describe(subject.model).head_dim)
-
-
 @torch.inference_mode()
 def layers(subject: Subject) -> str:
     """How a step runs the model's layers."""
@@ -132,6 +125,7 @@ def benchmark(options: argparse.Namespace, say: Callable[[str], None] = print) -
     cuda = subject.device.type == "cuda"
     arms = parse_arms(options.policies, subject)
     batches = options.batch or (((1, 16) if options.quick else (1, 8, 16, 32, 64)) if cuda else (1,) if options.quick else (1, 4))
+    kind = subject.device, subject.model.dtype, describe(subject.model).head_dim
     bandwidth, rates = measure_rates(subject.device, subject.model.dtype, options.quick)
     result: dict[str, Any] = {
         "schema": SCHEMA,
@@ -141,8 +135,8 @@ def benchmark(options: argparse.Namespace, say: Callable[[str], None] = print) -
         "model": {"name": subject.name, "weights": subject.weights, "dtype": str(subject.model.dtype)[6:], "device": subject.device.type}
         | {"parameters": sum(p.numel() for p in subject.model.parameters())} | asdict(subject.sizes),
         "request": asdict(subject.request),
-        "implementation": decode_implementation(subject.device, subject.model.dtype, describe(subject.model).head_dim),
-        "kernel_trouble": kernel_trouble(subject),
+        "implementation": decode_implementation(*kind),
+        "kernel_trouble": triton_trouble(*kind),
         "layers": layers(subject),
         "decode": "graphs" if subject.graphs else "eager",
         "repeats": options.repeats,

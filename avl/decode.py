@@ -8,7 +8,7 @@ import torch
 
 from avl.architectures import describe, language_model
 from avl.cache import AdaptiveCache
-from avl.exact import gives_lse
+from avl.exact import lse_backend
 from avl.fused import FusedLayers, why_not
 
 PROMPT_TOKENS = 1 << 15
@@ -36,7 +36,7 @@ class Decoder:
         self.unfused = why_not(model)
         self._layers = FusedLayers(model, cache) if self.unfused is None else None
         facts = describe(model)
-        gives_lse(model.device, model.dtype, facts.head_dim, facts.heads // facts.kv_heads)  # now, and not on the prompt's clock
+        lse_backend(model.device, model.dtype, facts.head_dim, facts.heads // facts.kv_heads)  # now, and not on the prompt's clock
         self._text = language_model(model)
         self._cache = cache
         self._positions: torch.Tensor | None = None

@@ -48,7 +48,7 @@ def _devices() -> list[tuple[str, str, str]]:
     kind = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     words = {"triton": "our Triton kernel", "reference": "the torch reference of our kernel"}
     how = "replayed as CUDA graphs" if kind.type == "cuda" else "eager"
-    if kind.type == "cuda" and (trouble := triton_trouble(kind)) is not None:
+    if (trouble := triton_trouble(kind)) is not None:
         rows.append(("note", "kernels", f"our Triton kernels are not used: {trouble}"))
     rows.append(("ok", "attention", f"prompt: torch SDPA; decode steps on {kind.type}: {words[decode_implementation(kind)]}, {how}"))
     return rows

@@ -174,8 +174,8 @@ def _run(
 @torch.inference_mode()
 def _events(request: Request, policies: list[Policy], start: Start, stop: threading.Event, repeats: int, scores: bool) -> Iterator[Event]:
     yield start
-    model = request.model
-    if model.device.type == "cuda" and (trouble := triton_trouble(model.device, model.dtype, start.model["head_dim"])) is not None:
+    trouble = triton_trouble(request.model.device, request.model.dtype, start.model["head_dim"])
+    if trouble is not None:
         yield Warning(f"decode steps run the torch reference, not our Triton kernels, which costs time: {trouble}")
     if start.batch > 1:
         yield Warning(f"the request runs {start.batch} times at once; text and sets are those of row 0, bytes those of all rows")

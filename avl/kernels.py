@@ -172,15 +172,18 @@ def _triton_error() -> str | None:
 
 
 def triton_trouble(device: torch.device | str, dtype: torch.dtype | None = None, head_size: int | None = None) -> str | None:
-    """Why "auto" does not trust the Triton kernels on a CUDA `device`, in a few words, or None.
+    """Why "auto" does not trust the Triton kernels on `device`, in a few words; None where it does, and where it needs none.
 
-    They are checked once per device, dtype and head size against the reference (kernels/selfcheck.py): float16 and 64 where those
+    On a GPU they are checked once per device, dtype and head size against the reference (kernels/selfcheck.py): float16 and 64 where those
     are not given.
     """
+    device = torch.device(device)
+    if device.type != "cuda":
+        return None
     found = _triton_error()
     if found is not None:
         return f"triton cannot be imported ({found})"
-    what = torch.device(device), dtype or torch.float16, head_size or 64
+    what = device, dtype or torch.float16, head_size or 64
     if what not in _checked:
         if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
             return None  # nothing may wait for the device now

@@ -38,16 +38,15 @@ def last_query_scores(query: torch.Tensor, key: torch.Tensor, scale: float, vali
 
 
 def accumulated_scores(
-    query: torch.Tensor, key: torch.Tensor, scale: float, valid: torch.Tensor | None = None, per_kv_head: bool = False
+    query: torch.Tensor, key: torch.Tensor, scale: float, valid: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """``A[j] = sum over queries i >= j of score_i(j)`` for every prompt position j (H2O; paper, Adaptive Text Attention).
+    """``A[g, j] = sum over queries i >= j of score_i(j)`` for every prompt position j, averaged over the query heads of a KV head (H2O).
 
     Args:
         query: ``[B, H, L, D]``. key: ``[B, G, L, D]``. valid: bool ``[B, L]``, False for padding, which neither asks nor is scored.
-        per_kv_head: average over the query heads of each key-value head instead of over all heads.
 
     Returns:
-        ``[B, L]``, or ``[B, G, L]`` per key-value head. Queries are taken in chunks, so memory grows with L, not L squared.
+        ``[B, G, L]``. Queries are taken in chunks, so memory grows with L, not L squared.
     """
     b, h, length, _ = query.shape
     g = key.shape[1]
@@ -67,7 +66,7 @@ def accumulated_scores(
         if valid is not None:
             weights = weights * valid[:, None, start:stop, None]
         total[:, :, :stop] += weights.sum(dim=2)
-    return total if per_kv_head else total.mean(dim=1)
+    return total
 
 
 def accumulated_columns(
@@ -79,10 +78,11 @@ def accumulated_columns(
     mask: torch.Tensor | None = None,
     valid: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """:func:`accumulated_scores` of a few keys alone: a product with those keys where the log-sum-exp is known.
+    """:func:`accumulated_scores` of a few keys, averaged over all heads (paper, Adaptive Text Attention).
 
-    Where it is not, it takes one more pass of torch's attention, whose values are unit vectors: value ``j`` has its one where key ``j`` is
-    a column that is asked for, so that the weights come out, rounded to the dtype of ``query`` (their sums are not).
+    A product with those keys where the log-sum-exp is known. Where it is not, it takes one more pass of torch's attention, whose values are
+    unit vectors: value ``j`` has its one where key ``j`` is a column that is asked for, so that the weights come out, rounded to the
+    dtype of ``query`` (their sums are not).
 
     Args:
         query: ``[B, H, L, D]``. key: ``[B, G, L, D]``. columns: ``[B, W]``, distinct keys of each row.
