@@ -1,6 +1,7 @@
 """Measures one cell of the benchmark: a policy at a batch, transformers' own generate, the largest batch that fits.
 
-The arms alternate run by run in an order that is reversed every time; a ratio is taken within each such pair.
+The arms alternate, run by run on a GPU and step by step on a CPU, in an order that is reversed every time; a ratio is taken within each
+such pair of runs.
 """
 
 from __future__ import annotations
@@ -101,34 +102,58 @@ class Marks:
         return [1e3 * (second - first) for first, second in itertools.pairwise(self._marks)]
 
 
+class _Answer:
+    """One answer in progress; the end of sequence is not looked for, so every arm does the same number of steps."""
+
+    def __init__(self, subject: Subject, inputs: dict[str, Any], policy: Policy) -> None:
+        """The prompt, and what a first step needs."""
+        self._device, self._policy = subject.device, policy
+        cuda = self._device.type == "cuda"
+        settle(self._device)
+        if cuda:
+            torch.cuda.reset_peak_memory_stats(self._device)
+        self._cache = make_cache(subject.model, inputs, policy, subject.request.new_tokens)
+        self._decoder = GraphDecoder(subject.model, self._cache) if subject.graphs else Decoder(subject.model, self._cache)
+        clock = Clock(self._device)
+        clock.start()
+        self._tokens = self._decoder.prompt(inputs).argmax(dim=-1)
+        self._ttft_ms = clock.stop()
+        self._prepare_ms = 0.0
+        if isinstance(self._decoder, GraphDecoder):
+            self._decoder.prepare()
+            if cuda and self._decoder.problem is not None:
+                raise RuntimeError(f"CUDA graphs cannot be used here ({self._decoder.problem}): run the benchmark with --decode eager")
+            self._prepare_ms = self._decoder.prepare_ms
+        self._marks = Marks(self._device)
+
+    def step(self) -> None:
+        """One more token, fed back on the device: on a GPU nothing is read on the host."""
+        self._marks.add()
+        self._tokens = self._decoder.step(self._tokens).argmax(dim=-1)
+        self._marks.add()
+
+    def finish(self) -> Run:
+        """What it took; waits for the device."""
+        cache, times = self._cache, self._marks.gaps()[::2]
+        peak = torch.cuda.max_memory_allocated(self._device) if self._device.type == "cuda" else None
+        updates = [self._policy.is_update(t) for t in range(1, len(times) + 1)]
+        return Run(self._ttft_ms, self._prepare_ms, cache.peak_bytes, peak, cache.stored_bytes, cache.read_bytes, times, updates)
+
+
 @torch.inference_mode()
-def run(subject: Subject, inputs: dict[str, Any], policy: Policy, steps: int) -> Run:
-    """One prompt and ``steps`` decode steps; the end of sequence is not looked for, so every arm does the same number of steps."""
-    device = subject.device
-    cuda = device.type == "cuda"
-    settle(device)
-    if cuda:
-        torch.cuda.reset_peak_memory_stats(device)
-    cache = make_cache(subject.model, inputs, policy, subject.request.new_tokens)
-    decoder = GraphDecoder(subject.model, cache) if subject.graphs else Decoder(subject.model, cache)
-    clock, marks = Clock(device), Marks(device)
-    clock.start()
-    tokens = decoder.prompt(inputs).argmax(dim=-1)
-    ttft_ms = clock.stop()
-    prepare_ms = 0.0
-    if isinstance(decoder, GraphDecoder):
-        decoder.prepare()
-        if cuda and decoder.problem is not None:
-            raise RuntimeError(f"CUDA graphs cannot be used here ({decoder.problem}): run the benchmark with --decode eager")
-        prepare_ms = decoder.prepare_ms
-    marks.add()
-    for _ in range(steps):
-        tokens = decoder.step(tokens).argmax(dim=-1)  # fed back on the device: nothing is read on the host
-        marks.add()
-    times = marks.gaps()
-    peak = torch.cuda.max_memory_allocated(device) if cuda else None
-    updates = [policy.is_update(t) for t in range(1, steps + 1)]
-    return Run(ttft_ms, prepare_ms, cache.peak_bytes, peak, cache.stored_bytes, cache.read_bytes, times, updates)
+def run(subject: Subject, inputs: dict[str, Any], arms: Sequence[Policy], steps: int) -> list[Run]:
+    """One answer of ``steps`` decode steps under each policy, the arms stepping in turns, in an order that is reversed at every step."""
+    answers = [_Answer(subject, inputs, policy) for policy in arms]
+    for number in range(steps):
+        for answer in answers[:: 1 if number % 2 == 0 else -1]:
+            answer.step()
+    return [answer.finish() for answer in answers]
+
+
+def together(device: torch.device, arms: list[str]) -> list[list[str]]:
+    """The arms that step in turns: each alone on a GPU, whose steps are queued and whose memory is one arm's; all on a CPU, whose speed
+    drifts within a run."""
+    return [[arm] for arm in arms] if device.type == "cuda" else [arms]
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
@@ -155,15 +180,18 @@ def compare(subject: Subject, arms: Arms, batch: int, repeats: int, rates: roofl
     steps = subject.request.new_tokens - 1
     runs: dict[str, list[Run]] = {key: [] for key in there}
     for number in range(-1, repeats):  # number -1 warms up: libraries, kernels and the allocator's blocks
-        for key in list(there)[:: 1 if number % 2 == 0 else -1]:
+        order = list(there)[:: 1 if number % 2 == 0 else -1]
+        for group in together(subject.device, order):
             try:
-                done = run(subject, inputs, there[key], min(steps, 8) if number < 0 else steps)
+                done = run(subject, inputs, [there[key] for key in group], min(steps, 8) if number < 0 else steps)
             except torch.OutOfMemoryError:
-                skipped.append({"batch": batch, "arm": key, "reason": "ran out of memory although it was predicted to fit"})
-                del there[key]
+                skipped += [{"batch": batch, "arm": key, "reason": "ran out of memory although it was predicted to fit"} for key in group]
+                for key in group:
+                    del there[key]
                 continue
             if number >= 0:
-                runs[key].append(done)
+                for key, one in zip(group, done, strict=True):
+                    runs[key].append(one)
     base = next(iter(there), None)
     rows: Rows = []
     for key, policy in there.items():
@@ -232,7 +260,7 @@ def largest(subject: Subject, policy: Policy) -> dict[str, Any]:
     fits, fails, batch = 0, 1 << 30, max(1, predicted)
     for _ in range(7):
         try:
-            done = run(subject, subject.make(batch), policy, min(16, subject.request.new_tokens - 1))
+            (done,) = run(subject, subject.make(batch), [policy], min(16, subject.request.new_tokens - 1))
             fits = batch
             found |= {"confirmed": batch, "tokens_per_s": 1e3 * batch / statistics.fmean(done.times)}
         except torch.OutOfMemoryError:

@@ -116,7 +116,7 @@ def tables(result: Result) -> str:
         ]
         for row in result["rows"]
     ]  # fmt: skip
-    parts = [f"**{subject(result)}.** {machine(result)}; medians of {result['repeats']} alternating runs; {result['date'][:10]}."]
+    parts = [f"**{subject(result)}.** {machine(result)}; medians of {result['repeats']} runs, the arms alternating; {result['date'][:10]}."]
     parts.append(_table(head, rows, 2))
     if result.get("decode") == "graphs":
         took = ", ".join(f"{title(result, row['arm'])} {row['prepare_ms']['median']:.0f}" for row in result["rows"])

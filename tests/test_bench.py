@@ -91,33 +91,45 @@ def test_what_does_not_fit_is_skipped_with_a_reason(options, monkeypatch):
 
 
 def test_an_arm_that_runs_out_of_memory_is_left_out(options, monkeypatch):
-    real = measure.run
+    real, alone = measure.run, measure.together
 
-    def run(subject, inputs, policy, steps):
-        if policy == avl.Full():
+    def run(subject, inputs, arms, steps):
+        if avl.Full() in arms:
             raise torch.OutOfMemoryError("no")
-        return real(subject, inputs, policy, steps)
+        return real(subject, inputs, arms, steps)
 
     monkeypatch.setattr(measure, "run", run)
+    monkeypatch.setattr(measure, "together", lambda device, arms: alone(torch.device("cuda"), arms))
     result = bench.benchmark(options("--batch", "1", "--no-references", "--no-largest"), say=lambda _: None)
     assert [row["arm"] for row in result["rows"]] == ["evict", "avl"]
     assert result["rows"][1]["ratio"]["to"] == "evict"
     assert "ran out of memory" in result["skipped"][0]["reason"]
 
 
-def test_arms_alternate_in_both_orders(options, monkeypatch):
-    order = []
-    real = measure.run
+@pytest.mark.parametrize("device", ["cuda", "cpu"])
+def test_arms_alternate_in_both_orders(device, options, monkeypatch):
+    """A GPU's arms run by run, a CPU's step by step."""
+    runs, steps = [], []
+    real, step, turns = measure.run, measure._Answer.step, measure.together
 
-    def run(subject, inputs, policy, steps):
-        order.append(policy.label)
-        return real(subject, inputs, policy, steps)
+    def run(subject, inputs, arms, count):
+        runs.extend(policy.label for policy in arms)
+        return real(subject, inputs, arms, count)
+
+    def one(self):
+        steps.append(self._policy.label)
+        step(self)
 
     monkeypatch.setattr(measure, "run", run)
+    monkeypatch.setattr(measure._Answer, "step", one)
+    monkeypatch.setattr(measure, "together", lambda _, arms: turns(torch.device(device), arms))
     bench.benchmark(options("--batch", "1", "--policies", "full", "avl", "--no-references", "--no-largest"), say=lambda _: None)
-    warm, first, second = order[:2], order[2:4], order[4:]
+    warm, first, second = runs[:2], runs[2:4], runs[4:]
     assert first == second[::-1]
     assert set(warm) == set(first)
+    last = steps[-4:]
+    assert len(set(last)) == (1 if device == "cuda" else 2)
+    assert last[:2] == last[2:][::-1]
 
 
 def test_largest_batch_is_found_by_trying(monkeypatch):
@@ -129,7 +141,7 @@ def test_largest_batch_is_found_by_trying(monkeypatch):
             tried.append(batch)
             if batch > limit:
                 raise torch.OutOfMemoryError("no")
-            return types.SimpleNamespace(times=[2.0])
+            return [types.SimpleNamespace(times=[2.0])]
 
         monkeypatch.setattr(measure, "run", run)
         monkeypatch.setattr(measure, "settle", lambda device: None)
