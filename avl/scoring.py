@@ -26,6 +26,7 @@ def _weights(query: torch.Tensor, key: torch.Tensor, scale: float, visible: torc
     return logits.softmax(dim=-1)
 
 
+@torch.no_grad()
 def last_query_scores(query: torch.Tensor, key: torch.Tensor, scale: float, valid: torch.Tensor | None = None) -> torch.Tensor:
     """Scores ``[B, L]`` of the last prompt token over every key, heads averaged (Eq. 1).
 
@@ -37,6 +38,7 @@ def last_query_scores(query: torch.Tensor, key: torch.Tensor, scale: float, vali
     return _weights(query[:, :, -1:], key, scale, visible).mean(dim=(1, 2)).squeeze(1)
 
 
+@torch.no_grad()
 def accumulated_scores(
     query: torch.Tensor, key: torch.Tensor, scale: float, valid: torch.Tensor | None = None
 ) -> torch.Tensor:
@@ -69,6 +71,7 @@ def accumulated_scores(
     return total
 
 
+@torch.no_grad()
 def accumulated_columns(
     query: torch.Tensor,
     key: torch.Tensor,

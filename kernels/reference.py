@@ -96,6 +96,7 @@ def attend(
     if columns is None and sums is None:
         return out, None
 
+    weights = weights.detach()  # scores decide, they are no part of what is computed
     if by_group:
         scores = weights.view(batch, groups, -1, count)
     else:

@@ -149,3 +149,23 @@ def test_generation_config_is_left_alone(eos):
     generate(model, encode(processor, RAGGED), POLICIES["avl"], 3)
     streamed(model, processor, picture(1), QUESTION, POLICIES["avl"], max_new_tokens=3)
     assert model.generation_config.to_dict() == before
+
+
+@pytest.mark.parametrize("policy", [avl.AVL(S=45, C=30, K=2, P=80, T=30), avl.H2O(keep=40)], ids=lambda policy: policy.label)
+def test_stepping_by_hand_with_gradients_on(policy):
+    """A caller's own loop need not turn gradients off: what decides carries none, and the answer is that of generate."""
+    model, processor = avl.attach(build_model("llava-llama")).requires_grad_(True), shared_processor("llava-llama")
+    inputs = dict(encode(processor, [request(1)]))
+    expected = model.generate(
+        **inputs, past_key_values=avl.make_cache(model, inputs, policy, max_new_tokens=9), max_new_tokens=9, do_sample=False
+    )
+    cache = avl.make_cache(model, inputs, policy, max_new_tokens=9)
+    given, tokens = inputs, []
+    for _ in range(9):
+        logits = model(**given, past_key_values=cache, use_cache=True).logits[:, -1]
+        tokens.append(logits.argmax(dim=-1))
+        given = {"input_ids": tokens[-1][:, None]}
+    assert torch.stack(tokens, dim=1)[0].tolist() == expected[0, inputs["input_ids"].shape[1] :].tolist()
+    held = [tensor for bank in cache.banks for tensor in (bank.order, bank.accumulated, bank.image_scores) if tensor is not None]
+    assert held
+    assert not any(tensor.requires_grad for tensor in held)
