@@ -21,6 +21,9 @@ from avl.readback import Readback
 from avl.recorder import Recorder
 from avl.spans import Row, find_rows
 
+ImageSets = list[tuple[list[int], list[int]]]
+"""Per layer: image tokens stored, and those that a core step reads."""
+
 USED = "this cache holds another generation already: make a new one with avl.make_cache for every prompt"
 
 
@@ -274,14 +277,14 @@ class AdaptiveCache(Cache):
         image = torch.tensor(row.image, device=device)[ordinals].expand(window.shape[0], -1)
         return torch.cat([image, window], dim=1).squeeze(0)
 
-    def image_sets(self, row: int = 0) -> list[tuple[list[int], list[int]]]:
+    def image_sets(self, row: int = 0) -> ImageSets:
         """Per layer: the image tokens (0 to N - 1) of one row that are stored, and those that a core step reads, both ascending.
 
         Policies that choose per key-value head give the union over the heads. Waits for the device.
         """
         return self.image_sets_later(row)()
 
-    def image_sets_later(self, row: int = 0) -> Callable[[], list[tuple[list[int], list[int]]]]:
+    def image_sets_later(self, row: int = 0) -> Callable[[], ImageSets]:
         """The sets of :meth:`image_sets` as they are now, for later: waits for the device only when called."""
         group_place, place = self._find(row)
         group = self.groups[group_place]
@@ -289,7 +292,7 @@ class AdaptiveCache(Cache):
         if not self.policy.pins_image:
             orders = {id(bank): Readback(bank.order[:, place]) for bank in self.banks if bank.group is group}
 
-            def held() -> list[tuple[list[int], list[int]]]:
+            def held() -> ImageSets:
                 image = {position: ordinal for ordinal, position in enumerate(group.row.image)}
                 sets = []
                 for part in parts:
@@ -309,7 +312,7 @@ class AdaptiveCache(Cache):
             if bank.group is group and bank.index is not None
         }
 
-        def chosen() -> list[tuple[list[int], list[int]]]:
+        def chosen() -> ImageSets:
             sets = []
             for part, ordinals in zip(parts, stored, strict=True):
                 read = ordinals

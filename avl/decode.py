@@ -9,7 +9,7 @@ import torch
 from avl.architectures import describe, language_model
 from avl.cache import AdaptiveCache
 from avl.exact import lse_backend
-from avl.fused import FusedLayers, why_not
+from avl.fused import FusedLayers, UnfusableError
 
 PROMPT_TOKENS = 1 << 15
 """Prompt tokens that go through the layers at once. So many keep a large GPU busy; more would cost memory for hidden states alone, of
@@ -33,8 +33,12 @@ class Decoder:
 
     def __init__(self, model: Any, cache: AdaptiveCache) -> None:
         self._model = model
-        self.unfused = why_not(model)
-        self._layers = FusedLayers(model, cache) if self.unfused is None else None
+        self.unfused: str | None = None
+        self._layers: FusedLayers | None = None
+        try:
+            self._layers = FusedLayers(model, cache)
+        except UnfusableError as error:
+            self.unfused = error.reason
         facts = describe(model)
         lse_backend(model.device, model.dtype, facts.head_dim, facts.heads // facts.kv_heads)  # now, and not on the prompt's clock
         self._text = language_model(model)

@@ -58,17 +58,25 @@ def why_not(model: Any) -> str | None:
     return None
 
 
+class UnfusableError(ValueError):
+    """The steps of a model cannot be fused; ``reason``: why."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"the steps of this model cannot be fused, {reason}: run its modules")
+        self.reason = reason
+
+
 class FusedLayers:
     """The layers of one model for the steps of one cache.
 
     Raises:
-        ValueError: the model cannot be fused (see :func:`why_not`).
+        UnfusableError: a ValueError; the model cannot be fused (see :func:`why_not`).
     """
 
     def __init__(self, model: Any, cache: AdaptiveCache, impl: Impl = "auto", merged: bool | None = None) -> None:
         reason = why_not(model)
         if reason is not None:
-            raise ValueError(f"the steps of this model cannot be fused, {reason}: run its modules")
+            raise UnfusableError(reason)
         self._text = text = language_model(model)
         self._cache = cache
         if merged is None:

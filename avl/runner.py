@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from avl.cache import AdaptiveCache, make_cache
+from avl.cache import AdaptiveCache, ImageSets, make_cache
 from avl.decode import Decoder, next_tokens
 from avl.graphs import GraphDecoder, make_decoder
 from avl.policies import Policy
@@ -79,7 +79,7 @@ class _Queued:
     read: int
     stored_bytes: int
     read_bytes: int
-    sets: Callable[[], list[tuple[list[int], list[int]]]] | None
+    sets: Callable[[], ImageSets] | None
 
 
 @dataclass
@@ -225,14 +225,14 @@ class Runner:
             self.reason = "length"
         return piece
 
-    def _sets(self) -> Callable[[], list[tuple[list[int], list[int]]]] | None:
+    def _sets(self) -> Callable[[], ImageSets] | None:
         """What row 0 stores and reads of its image after the step that was queued last, where that may have changed."""
         cache, t = self.cache, self.cache.t
         if t == 0 or (cache.update_step if self.policy.pins_image else t % _SETS_EVERY == 0):
             return cache.image_sets_later(0)
         return None
 
-    def _tell_sets(self, later: Callable[[], list[tuple[list[int], list[int]]]] | None) -> Iterator[Event]:
+    def _tell_sets(self, later: Callable[[], ImageSets] | None) -> Iterator[Event]:
         """The sets, if they are not those told before."""
         if later is None:
             return
