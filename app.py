@@ -11,11 +11,13 @@ from collections.abc import Iterator
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio is imported
 
 import avl
-from avl import engine, models, telemetry, trace
-from avl.tiny import scenes
+from avl import telemetry, trace
+from avl.engine import scheduler as engine
+from avl.models.loading import CHECKPOINTS
+from avl.tiny.data import scenes
 from avl.ui import gallery, page
-from avl.ui.controls import About
-from avl.ui.transport import Request
+from avl.ui.queue import Request
+from avl.ui.settings import About
 
 try:
     import spaces  # Hugging Face's ZeroGPU: to be imported before CUDA is touched
@@ -35,7 +37,7 @@ BATCH_NOTE = (
 def options(argv: list[str] | None = None) -> argparse.Namespace:
     """Flags beat environment beat defaults; unset host and port leave GRADIO_SERVER_NAME and GRADIO_SERVER_PORT in charge."""
     parser = argparse.ArgumentParser(description="A-VL against full attention on LLaVA, live, at http://127.0.0.1:7860")
-    parser.add_argument("--model", default="tiny", help=f"tiny (bundled), {', '.join(models.CHECKPOINTS)}, a Hub id or a local folder")
+    parser.add_argument("--model", default="tiny", help=f"tiny (bundled), {', '.join(CHECKPOINTS)}, a Hub id or a local folder")
     parser.add_argument("--revision", help="branch, tag or commit of a Hub model")
     parser.add_argument("--device", default="auto", help="auto, cuda, cuda:1 or cpu")
     parser.add_argument("--dtype", default="auto", choices=("auto", "bf16", "fp16", "fp32"))

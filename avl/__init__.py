@@ -10,19 +10,19 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from avl.attachment import attach, detach
-    from avl.cache import make_cache
-    from avl.engine import race, stream
-    from avl.models import load
+    from avl.attention.attachment import attach, detach
+    from avl.cache.cache import make_cache
+    from avl.engine.scheduler import race, stream
+    from avl.models.loading import load
     from avl.policies import AVL, H2O, PRESETS, FastV, Full, StreamingLLM
 
 _HOMES = {
-    "attach": "avl.attachment",
-    "detach": "avl.attachment",
-    "make_cache": "avl.cache",
-    "race": "avl.engine",
-    "stream": "avl.engine",
-    "load": "avl.models",
+    "attach": "avl.attention.attachment",
+    "detach": "avl.attention.attachment",
+    "make_cache": "avl.cache.cache",
+    "race": "avl.engine.scheduler",
+    "stream": "avl.engine.scheduler",
+    "load": "avl.models.loading",
     **dict.fromkeys(("AVL", "H2O", "PRESETS", "FastV", "Full", "StreamingLLM"), "avl.policies"),
 }
 

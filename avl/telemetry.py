@@ -1,11 +1,10 @@
-"""Clocks and readings: step times, device memory by pynvml, torch's allocator, process memory, what machine this is."""
+"""Readings: device memory and power by pynvml, torch's allocator, process memory, what machine this is."""
 
 from __future__ import annotations
 
 import os
 import platform
 import threading
-import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -13,62 +12,8 @@ from typing import Any
 import psutil
 import torch
 
-from avl.trace import Reading
-
 _nvml_lock = threading.Lock()
 _nvml_state: dict[str | int, Any] = {}
-
-
-class Span:
-    """Times one piece of work that nobody waits for: from the moment the span is made, behind what is queued before it. Milliseconds.
-
-    CUDA events on one GPU, a monotonic clock elsewhere. Work that is spread over several GPUs is waited for: events of two devices cannot
-    be compared.
-    """
-
-    def __init__(self, *devices: torch.device) -> None:
-        self._gpus = [device for device in devices if device.type == "cuda"]
-        self._marks = [self._mark()]
-
-    def _mark(self) -> Any:
-        if len(self._gpus) == 1:
-            event = torch.cuda.Event(enable_timing=True)
-            event.record(torch.cuda.current_stream(self._gpus[0]))
-            return event
-        for gpu in self._gpus:
-            torch.cuda.synchronize(gpu)
-        return time.perf_counter()
-
-    def end(self) -> None:
-        """The work has been queued."""
-        self._marks.append(self._mark())
-
-    def ms(self) -> float:
-        """From beginning to end on the device; waits for the end alone."""
-        first, last = self._marks
-        if len(self._gpus) != 1:
-            return (last - first) * 1000
-        last.synchronize()
-        return first.elapsed_time(last)
-
-
-class Clock:
-    """Times one piece of work that is waited for, as a :class:`Span` does."""
-
-    def __init__(self, *devices: torch.device) -> None:
-        self._devices = devices
-
-    def start(self) -> None:
-        """Begin; earlier work on the device is waited for, so that it is not counted."""
-        for device in self._devices:
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-        self._span = Span(*self._devices)
-
-    def stop(self) -> float:
-        """Milliseconds since :meth:`start`, when the work is really done."""
-        self._span.end()
-        return self._span.ms()
 
 
 def _nvml(device: torch.device) -> tuple[Any, Any] | str:
@@ -169,19 +114,17 @@ class Meter:
         self._base = device_used_bytes(device)
         self._process = psutil.Process()
 
-    def read(self, arm: int | None, clock_ms: float, note: str = "") -> Reading:
-        """A reading now; None for what this machine cannot tell."""
+    def read(self) -> dict[str, Any]:
+        """Return what can be read now, as the fields of a ``Reading`` event; None for what this machine cannot tell."""
         used = device_used_bytes(self._device)
         nvml = _nvml(self._device)
-        return Reading(
-            arm=arm,
-            clock_ms=clock_ms,
-            device_bytes=None if used is None or self._base is None else used - self._base,
-            allocated_bytes=torch.cuda.memory_allocated(self._device) if self._device.type == "cuda" else None,
-            rss_bytes=self._process.memory_info().rss,
-            power_watts=device_power_watts(self._device),
-            note=nvml if isinstance(nvml, str) else note,
-        )
+        return {
+            "device_bytes": None if used is None or self._base is None else used - self._base,
+            "allocated_bytes": torch.cuda.memory_allocated(self._device) if self._device.type == "cuda" else None,
+            "rss_bytes": self._process.memory_info().rss,
+            "power_watts": device_power_watts(self._device),
+            "note": nvml if isinstance(nvml, str) else "",
+        }
 
 
 def _cpu_name() -> str:

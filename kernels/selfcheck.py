@@ -7,8 +7,10 @@ in tests/kernels; what depends on the device, its compiler and its dtypes shows 
 import torch
 from torch import Tensor
 
-from avl.kernels import reference, reference_layer, reference_window
-from avl.kernels.reference_window import FREE, Window
+from avl.kernels.core import reference
+from avl.kernels.layer import reference as reference_layer
+from avl.kernels.window import reference as reference_window
+from avl.kernels.window.reference import FREE, Window
 
 ROWS, SLOTS, STEPS = 2, 150, 3
 
@@ -39,7 +41,7 @@ def _normal(device: torch.device, *shape: int) -> Tensor:
 
 
 def _attention(device: torch.device, dtype: torch.dtype, size: int, heads: int, groups: int) -> None:
-    from avl.kernels import triton_core
+    from avl.kernels.core import triton as triton_core
 
     query = _normal(device, ROWS, heads, size).to(dtype)
     key, value = (_normal(device, rows, SLOTS, groups, size)[:ROWS].to(dtype).transpose(1, 2) for rows in (ROWS, ROWS + 1))
@@ -60,7 +62,7 @@ def _attention(device: torch.device, dtype: torch.dtype, size: int, heads: int, 
 
 
 def _layer(device: torch.device, dtype: torch.dtype, size: int) -> None:
-    from avl.kernels import triton_layer
+    from avl.kernels.layer import triton as triton_layer
 
     residual, delta, weight = (_normal(device, rows, 300)[:ROWS].to(dtype) for rows in (2, 3, 4))
     first, second = residual.clone(), residual.clone()
@@ -87,7 +89,7 @@ def _layer(device: torch.device, dtype: torch.dtype, size: int) -> None:
 
 
 def _window(device: torch.device) -> None:
-    from avl.kernels import triton_window
+    from avl.kernels.window import triton as triton_window
 
     window = Window(prompt=30, count=16, size=16, recent=6, sinks=2)
     states = []

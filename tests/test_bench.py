@@ -9,8 +9,9 @@ import pytest
 import torch
 
 import avl
-from avl import bench, measure
-from avl.attachment import is_attached
+from avl.attention.attachment import is_attached
+from avl.bench import benchmark as bench
+from avl.bench import measure
 
 SMALL = ["--random-weights", "llava-1.6-mistral-7b", "--scale", "0.03", "--device", "cpu", "--repeats", "2", "--new-tokens", "8"]
 ROW = {

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from avl import plots
+from avl.bench import plots
 
 ROOT = Path(__file__).resolve().parents[1]
 BATCHES = (1, 8, 64)

@@ -7,12 +7,12 @@ import torch
 import transformers
 
 import avl
-from avl import random_weights
-from avl.attachment import attach
-from avl.decode import Decoder
-from avl.models import CHECKPOINTS
-from avl.roofline import Sizes
-from avl.spans import find_rows
+from avl.attention.attachment import attach
+from avl.bench.roofline import Sizes
+from avl.cache.layout import find_rows
+from avl.engine.decoder import Decoder
+from avl.models import random_weights
+from avl.models.loading import CHECKPOINTS
 
 PARAMETERS = {  # of the published checkpoints, in thousands of millions
     "llava-1.5-7b": 7.063,

@@ -7,7 +7,8 @@ import importlib
 import pytest
 from PIL import Image
 
-from avl import cli, compare, doctor
+from avl.cli import compare, doctor
+from avl.cli import main as cli
 from avl.trace import End, Repeat, Scores, Step, Trace
 
 

@@ -8,8 +8,8 @@ from accelerate import dispatch_model
 from random_models import ARCHITECTURES, build_model, encode, picture, request, shared_model, shared_processor
 
 import avl
-from avl.architectures import language_model
-from avl.decode import Decoder
+from avl.engine.decoder import Decoder
+from avl.models.families import language_model
 from avl.trace import End
 
 POLICY = avl.AVL(S=45, C=30, K=2, P=70, T=50)

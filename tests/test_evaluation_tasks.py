@@ -3,7 +3,7 @@
 import pytest
 
 from avl.evaluation import tasks
-from avl.tiny.scenes import Question
+from avl.tiny.data.scenes import Question
 
 
 def test_qa_ignores_case_articles_and_stops():

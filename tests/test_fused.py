@@ -9,9 +9,9 @@ import torch
 from random_models import ARCHITECTURES, build_model, encode, request, shared_processor
 
 import avl
-from avl.decode import Decoder
-from avl.fused import FusedLayers, merge, why_not
-from avl.models import load
+from avl.engine.decoder import Decoder
+from avl.engine.fused import FusedLayers, merge, why_not
+from avl.models.loading import load
 
 STEPS = 8
 POLICIES = (avl.Full(), avl.AVL(S=45, C=30, K=3, P=80, T=50), avl.H2O(keep=50), avl.FastV(), avl.StreamingLLM(keep=40))

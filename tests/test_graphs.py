@@ -10,8 +10,8 @@ import torch
 from random_models import ARCHITECTURES, build_model, encode, picture, request, shared_model, shared_processor
 
 import avl
-from avl.decode import Decoder
-from avl.graphs import WARMUPS, GraphDecoder, can_capture, make_decoder
+from avl.engine.cuda_graphs import WARMUPS, GraphDecoder, can_capture, make_decoder
+from avl.engine.decoder import Decoder
 from avl.trace import End, Warning
 
 STEPS = 9
@@ -136,8 +136,8 @@ def test_a_failed_capture_is_told_and_changes_nothing(monkeypatch):
         raise RuntimeError("operation not permitted\nmore of it")
 
     monkeypatch.setattr(GraphDecoder, "_capture", fail)
-    monkeypatch.setattr("avl.graphs.can_capture", lambda *_: None)
-    monkeypatch.setattr("avl.runner.make_decoder", GraphDecoder)
+    monkeypatch.setattr("avl.engine.cuda_graphs.can_capture", lambda *_: None)
+    monkeypatch.setattr("avl.engine.runner.make_decoder", GraphDecoder)
     one, two = avl.make_cache(model, inputs, POLICIES[2], STEPS), avl.make_cache(model, inputs, POLICIES[2], STEPS)
     eager, fixed = Decoder(model, one), GraphDecoder(model, two)
     tokens = eager.prompt(inputs).argmax(dim=-1)
@@ -201,8 +201,8 @@ def graphs(monkeypatch):
             pass
 
     monkeypatch.setattr(GraphDecoder, "__init__", note)
-    monkeypatch.setattr("avl.graphs.can_capture", lambda *_: None)
-    monkeypatch.setattr("avl.graphs._warm", weakref.WeakKeyDictionary())
+    monkeypatch.setattr("avl.engine.cuda_graphs.can_capture", lambda *_: None)
+    monkeypatch.setattr("avl.engine.cuda_graphs._warm", weakref.WeakKeyDictionary())
     for name, stand_in in {
         "CUDAGraph": PlayedGraph,
         "graph": graph,

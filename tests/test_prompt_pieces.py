@@ -7,9 +7,9 @@ import torch
 from random_models import ARCHITECTURES, encode, request, shared_model, shared_processor
 
 import avl
-from avl import decode
-from avl.decode import Decoder, rows_at_once
-from avl.graphs import GraphDecoder
+from avl.engine import decoder as decode
+from avl.engine.cuda_graphs import GraphDecoder
+from avl.engine.decoder import Decoder, rows_at_once
 
 POLICIES = (avl.Full(), avl.AVL(S=45, C=30, K=2, P=70, T=50), avl.H2O(keep=50), avl.FastV(), avl.StreamingLLM(keep=40))
 

@@ -219,7 +219,7 @@ def test_percentages_out_of_range_are_refused(name, value):
 @given(x=st.one_of(st.integers(1, 100), st.decimals("0.1", "100", places=1).map(float)), n=st.integers(1, 3000))
 def test_the_librarys_shares_are_exact(x, n):
     """ceil(x * N / 100) of the number as written: 57 % of 100 is 57, though 57 * 0.01 * 100 is not in floating point."""
-    from avl.partition import share as ours
+    from avl.policies.base import share as ours
 
     assert ours(x, n) == share(x, n)
     assert share(x, n) - 1 < round(x * 10) * n / 1000 <= share(x, n) + 1e-9

@@ -10,7 +10,8 @@ import pytest
 from random_models import build_model, picture, shared_processor
 
 import avl
-from avl import engine, runner
+from avl.engine import runner
+from avl.engine import scheduler as engine
 from avl.trace import End, Event, Reading, Repeat, Scores, Step, Trace
 
 POLICIES = [avl.Full(), avl.AVL(S=45, C=30, K=2, P=70, T=60)]

@@ -7,9 +7,8 @@ import torch
 from random_models import build_model, build_processor, encode, request
 
 import avl
-from avl.attachment import attach
-from avl.decode import Decoder
-from avl.roofline import (
+from avl.attention.attachment import attach
+from avl.bench.roofline import (
     Load,
     Rates,
     Request,
@@ -24,6 +23,7 @@ from avl.roofline import (
     step_load,
     weights_ms,
 )
+from avl.engine.decoder import Decoder
 
 SEVEN = Sizes(layers=32, heads=32, kv_heads=32, head_dim=128, hidden=4096, ffn=11008, vocab=32064, itemsize=2)
 THIRTEEN = Sizes(layers=40, heads=40, kv_heads=40, head_dim=128, hidden=5120, ffn=13824, vocab=32064, itemsize=2)

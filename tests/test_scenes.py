@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from avl.evaluation import tasks
-from avl.tiny import drawing, scenes
-from avl.tiny.words import TEST_NUMBERS, TEST_WORDS, TRAIN_NUMBERS, TRAIN_WORDS
+from avl.tiny.data import drawing, scenes
+from avl.tiny.data.words import TEST_NUMBERS, TEST_WORDS, TRAIN_NUMBERS, TRAIN_WORDS
 
 
 def test_same_seed_same_scene():

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from avl import exact
-from avl.exact import attend_exactly
-from avl.scoring import accumulated_columns, accumulated_scores
+from avl.attention import exact
+from avl.attention.exact import attend_exactly
+from avl.attention.scores import accumulated_columns, accumulated_scores
 
 
 def states(b: int, h: int, g: int, length: int, d: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
@@ -49,7 +49,7 @@ def test_columns_are_those_of_the_definition(width, h, g, d, pads, monkeypatch):
     assert (lse is None) == any(pads)
     if lse is not None:
         found.append(accumulated_columns(query, key, columns, d**-0.5, lse))
-        monkeypatch.setattr("avl.scoring._CHUNK_ELEMENTS", 2 * h * d * 7)
+        monkeypatch.setattr("avl.attention.scores._CHUNK_ELEMENTS", 2 * h * d * 7)
         found.append(accumulated_columns(query, key, columns, d**-0.5, lse))
     for sums in found:
         assert sums.dtype == torch.float32

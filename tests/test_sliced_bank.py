@@ -7,8 +7,9 @@ import torch
 from random_models import encode, request, shared_model, shared_processor
 
 import avl
-from avl.bank import Bank, Group, Part, SlicedBank
-from avl.decode import Decoder
+from avl.cache.contiguous import SlicedBank
+from avl.cache.slots import Bank, Group, Part
+from avl.engine.decoder import Decoder
 
 LAYERS, IMAGE, CORE, WINDOW, HEADS, SIZE = 3, 23, 9, 5, 2, 4
 

@@ -10,7 +10,7 @@ import torch
 from random_models import build_model, picture, shared_model, shared_processor
 
 import avl
-from avl.engine import race
+from avl.engine.scheduler import race
 from avl.trace import End, Event, Prefill, Reading, Repeat, Start, Step, Warning
 
 POLICIES = [avl.Full(), avl.AVL(S=45, C=30, K=3, P=80, T=50), avl.H2O(keep=50)]
@@ -34,7 +34,7 @@ def told(event: Event) -> Event | None:
 def run(monkeypatch: pytest.MonkeyPatch, ahead: int, eos: int | None = None, new: int = 12, **options) -> list[Event]:
     """What is told of each arm, arm by arm: which arm is next depends on times."""
     model, processor = shared_model("llava-llama"), shared_processor("llava-llama")
-    monkeypatch.setattr("avl.runner.steps_ahead", lambda *_: ahead)
+    monkeypatch.setattr("avl.engine.runner.steps_ahead", lambda *_: ahead)
     monkeypatch.setattr(model.generation_config, "eos_token_id", eos)
     events = list(race(model, processor, picture(1), "what is this ?", POLICIES, max_new_tokens=new, **options))
     kept = [told(event) for event in events if told(event) is not None]
@@ -68,7 +68,7 @@ def test_an_end_of_sequence_is_the_last_token_told(place, monkeypatch):
 
 def test_a_stopped_run_tells_what_it_counts(monkeypatch):
     model, processor = shared_model("llava-llama"), shared_processor("llava-llama")
-    monkeypatch.setattr("avl.runner.steps_ahead", lambda *_: 1)
+    monkeypatch.setattr("avl.engine.runner.steps_ahead", lambda *_: 1)
     stop, steps = threading.Event(), 0
     events = []
     for event in race(model, processor, picture(1), "what is this ?", POLICIES[:1], max_new_tokens=30, stop=stop):
@@ -83,7 +83,7 @@ def test_a_stopped_run_tells_what_it_counts(monkeypatch):
 
 
 def test_only_a_gpu_that_needs_no_host_runs_ahead():
-    from avl.runner import Request, steps_ahead
+    from avl.engine.runner import Request, steps_ahead
 
     request = Request(None, None, {}, 8, 0.0, 1.0, None, frozenset())
     gpus = [torch.device("cuda", number) for number in range(2)]
@@ -104,5 +104,5 @@ def test_the_same_is_told_on_a_gpu(policy, monkeypatch):
         return [told(event) for event in events if not isinstance(event, Warning)]
 
     ahead = run()
-    monkeypatch.setattr("avl.runner.steps_ahead", lambda *_: 0)
+    monkeypatch.setattr("avl.engine.runner.steps_ahead", lambda *_: 0)
     assert ahead == run()

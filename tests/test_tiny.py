@@ -5,8 +5,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from avl.tiny import drawing, packing, scenes, tokenizer, topics, train, vision
-from avl.tiny import model as sizes
+from avl.tiny.data import drawing, scenes
+from avl.tiny.recipe import model as sizes
+from avl.tiny.recipe import packing, tokenizer, topics, train, vision
 
 
 @pytest.fixture(scope="module")

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from avl.tiny import packing, scenes, topics
-from avl.tiny.questions import PHRASES, questions
-from avl.tiny.tokenizer import build_tokenizer
+from avl.tiny.data import scenes
+from avl.tiny.data.questions import PHRASES, questions
+from avl.tiny.recipe import packing, topics
+from avl.tiny.recipe.tokenizer import build_tokenizer
 
 RED = scenes.Item("object", (0, 0, 9, 9), "left", "star", "red", "small")
 BLUE = scenes.Item("object", (0, 0, 9, 9), "top right", "star", "blue", "large")

@@ -10,14 +10,15 @@ from pathlib import Path
 import pytest
 
 from avl import trace
+from avl.trace.document import KINDS
 
 FOLDER = Path(__file__).resolve().parents[1] / "assets" / "traces"
 ROWS = dict(re.findall(r"^\| `(\w+)` \|[^|]*\| (.*) \|$", (FOLDER / "README.md").read_text("utf-8"), re.M))
 
 
 def test_every_event_and_field_is_described():
-    assert set(ROWS) == {"kind", *trace._KINDS}, "the head of the table, and every kind"
-    for kind, cls in trace._KINDS.items():
+    assert set(ROWS) == {"kind", *KINDS}, "the head of the table, and every kind"
+    for kind, cls in KINDS.items():
         outside = re.sub(r"\([^)]*\)", "", ROWS[kind])
         assert re.findall(r"`(\w+)`", outside) == [field.name for field in dataclasses.fields(cls)], kind
     for part in (trace.Arm, trace.Grid):

@@ -24,7 +24,7 @@ def font(size: int, name: str = "DejaVuSansCondensed-Bold.ttf") -> ImageFont.Fre
 
 def scenes() -> list[dict]:
     """Test scenes of fixed seeds, with a few of their questions."""
-    from avl.tiny.scenes import draw
+    from avl.tiny.data.scenes import draw
 
     entries = []
     for seed, name in SCENES:

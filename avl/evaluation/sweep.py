@@ -16,7 +16,7 @@ import avl
 from avl.evaluation.evaluate import Result, at_equal_memory, evaluate, text_tokens
 from avl.evaluation.tasks import TASKS, held_out
 from avl.telemetry import machine_card
-from avl.tiny.drawing import FONT_FOLDER
+from avl.tiny.data.drawing import FONT_FOLDER
 
 SHARES = (100, 80, 60, 45, 30, 20, 10, 5)
 COLOURS = {"AVL": (208, 62, 42), "H2O": (38, 92, 180), "FastV": (58, 140, 80), "StreamingLLM": (140, 104, 170)}

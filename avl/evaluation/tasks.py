@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from avl.tiny import scenes
-from avl.tiny.questions import NUMBERS, PHRASES
-from avl.tiny.scenes import COLOURS, SETTINGS, SHAPES, SIZES, Question
+from avl.tiny.data import scenes
+from avl.tiny.data.questions import NUMBERS, PHRASES
+from avl.tiny.data.scenes import COLOURS, SETTINGS, SHAPES, SIZES, Question
 
 TASKS = ("qa", "read", "describe")
 SHARES = {"qa": 0.4, "read": 0.3, "describe": 0.3}

@@ -14,9 +14,8 @@ run. Turning scores into indices is the same for every policy and lives in parti
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from fractions import Fraction
 from typing import Any, ClassVar
-
-from avl.partition import share
 
 
 @dataclass(frozen=True)
@@ -98,6 +97,12 @@ class Policy:
     def to_dict(self) -> dict[str, Any]:
         """Name and parameters as plain values, for a trace."""
         return {"name": self.name, **asdict(self)}
+
+
+def share(percent: float, n: int) -> int:
+    """``ceil(percent * n / 100)`` without the float error of ``0.07 * 100``; percent as it is written in decimal (7.1 means 71/10)."""
+    exact = Fraction(str(percent)) * n / 100
+    return -(-exact.numerator // exact.denominator)
 
 
 def check_percent(name: str, value: object, low: str, optional: bool = False) -> None:

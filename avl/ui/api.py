@@ -16,10 +16,9 @@ import gradio as gr
 from gradio.utils import get_upload_folder
 
 from avl import trace
-
-from . import controls
-from .controls import About
-from .transport import Busy, Job, Request, ThreadTransport, batches, sentence
+from avl.ui import settings as controls
+from avl.ui.queue import Busy, Job, Request, ThreadTransport, batches, sentence
+from avl.ui.settings import About
 
 MAX_BYTES = 8 * 2**20
 

@@ -11,9 +11,8 @@ from pathlib import Path
 from PIL import Image
 
 from avl import trace
-from avl.pictures import data_uri
-
-from .player import ASSETS
+from avl._paths import ASSETS
+from avl.models.images import data_uri
 
 log = logging.getLogger(__name__)
 

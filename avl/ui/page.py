@@ -17,11 +17,13 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
-from avl import pictures, trace
-
-from . import api, controls, gallery, player, report
-from .controls import About
-from .transport import Busy, Job, Race, Request, ThreadTransport, ZeroGPUTransport, batches, sentence
+from avl import trace
+from avl.models import images as pictures
+from avl.ui import api, gallery, report
+from avl.ui import components as player
+from avl.ui import settings as controls
+from avl.ui.queue import Busy, Job, Race, Request, ThreadTransport, ZeroGPUTransport, batches, sentence
+from avl.ui.settings import About
 
 log = logging.getLogger(__name__)
 

@@ -10,8 +10,7 @@ from collections import OrderedDict
 from typing import Any
 
 from avl import trace
-
-from . import player
+from avl.ui import components as player
 
 
 class Runs:

@@ -9,7 +9,9 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from avl.kernels import triton_core, triton_layer, triton_window
+from avl.kernels.core import triton as triton_core
+from avl.kernels.layer import triton as triton_layer
+from avl.kernels.window import triton as triton_window
 
 INTS = {
     "n", "splits", "start", "stop", "merges", "first", "s_ib", "s_ig", "s_sb", "s_sg", "number", "prompt", "recent", "sinks", "image",

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from avl.kernels import bench, contenders
+from avl.kernels.bench import attention as bench
+from avl.kernels.bench import baselines as contenders
 
 CPU_ONLY = pytest.mark.skipif(torch.cuda.is_available(), reason="tries the path without a GPU")
 SMALL = contenders.Shape("tiny", 4, 2, 16, 40, 8, 20)

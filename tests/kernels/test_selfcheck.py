@@ -47,12 +47,12 @@ def refused(function):
 @pytest.mark.parametrize(
     ("file", "function", "change", "words"),
     [
-        ("triton_core", "attend", wrong_scores, "the attention's scores are off"),
-        ("triton_core", "attend", refused, "^ValueError: no kernel image is available$"),
-        ("triton_layer", "add_rms_norm", twice, "the norm is off by"),
-        ("triton_layer", "silu_product", twice, "the activation is off by"),
-        ("triton_layer", "rotate_and_store", twice, "the rotation is off by"),
-        ("triton_window", "enter_window", forgetful, "the window's bookkeeping is off"),
+        ("core.triton", "attend", wrong_scores, "the attention's scores are off"),
+        ("core.triton", "attend", refused, "^ValueError: no kernel image is available$"),
+        ("layer.triton", "add_rms_norm", twice, "the norm is off by"),
+        ("layer.triton", "silu_product", twice, "the activation is off by"),
+        ("layer.triton", "rotate_and_store", twice, "the rotation is off by"),
+        ("window.triton", "enter_window", forgetful, "the window's bookkeeping is off"),
     ],
 )
 def test_triton_trouble_is_named(file, function, change, words, monkeypatch):

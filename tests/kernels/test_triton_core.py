@@ -9,7 +9,7 @@ from tolerance import assert_near_oracle
 from triton_here import COMPILED, why_no_triton
 
 from avl.kernels import core_attention
-from avl.kernels.reference import attend as reference
+from avl.kernels.core.reference import attend as reference
 
 REASON = why_no_triton()
 pytestmark = [pytest.mark.skipif(REASON is not None, reason=REASON or ""), *COMPILED]
@@ -20,7 +20,7 @@ MATRIX = Case(2, 6, 2, 111, 100, 64, "tokens", lengths=(100, 33))
 
 
 def check(case: Case, **options) -> None:
-    from avl.kernels.triton_core import attend
+    from avl.kernels.core.triton import attend
 
     inputs = make(case, DEVICE)
     scale = case.D**-0.5
@@ -40,7 +40,7 @@ def test_any_number_of_splits(case: Case, splits: int) -> None:
 @pytest.mark.parametrize("heads", [1, 2, 4])
 @pytest.mark.parametrize("per_head", [False, True])
 def test_heads_per_program(heads: int, per_head: bool) -> None:
-    from avl.kernels.triton_core import Tiling
+    from avl.kernels.core.triton import Tiling
 
     case = Case(2, 5, 5, 63, 40, 32, "tokens", per_head=per_head, lengths=(40, 9))
     check(case, tiling=Tiling(vector_tile=512, vector_heads=heads))
@@ -58,7 +58,7 @@ def test_same_call_same_bits(case: Case) -> None:
     ("width", "programs", "block_n"), [(1, 32, 32), (287, 32, 32), (993, 32, 32), (993, 2048, 32), (3009, 8, 64), (10**5, 1, 16)]
 )
 def test_splits_fill_the_chip_and_none_is_empty(width: int, programs: int, block_n: int) -> None:
-    from avl.kernels.triton_core import TILING, count_splits
+    from avl.kernels.core.triton import TILING, count_splits
 
     multiprocessors = 132
     splits = count_splits(width, programs, block_n, multiprocessors)

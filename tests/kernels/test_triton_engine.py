@@ -6,12 +6,12 @@ from random_models import LAYERS, build_model, encode, request, shared_processor
 from triton_here import COMPILED, why_no_triton
 
 import avl
-import avl.attention
-import avl.fused
+import avl.attention.decode
+import avl.engine.fused
 import avl.kernels
-from avl.decode import Decoder
-from avl.fused import FusedLayers
-from avl.graphs import GraphDecoder
+from avl.engine.cuda_graphs import GraphDecoder
+from avl.engine.decoder import Decoder
+from avl.engine.fused import FusedLayers
 
 REASON = why_no_triton()
 pytestmark = [pytest.mark.skipif(REASON is not None, reason=REASON or ""), *COMPILED]
@@ -99,7 +99,7 @@ def test_triton_step_launches_little(policy, triton_everywhere, monkeypatch):
             return launch(self, *args, **kwargs)
 
     monkeypatch.setattr(GridExecutor, "__call__", counted)
-    monkeypatch.setattr("avl.kernels.triton_core._multiprocessors", lambda device: 132)  # so that the sequence is split
+    monkeypatch.setattr("avl.kernels.core.triton._multiprocessors", lambda device: 132)  # so that the sequence is split
     counts = {}
     for depth in (2, 4):
         model, processor = avl.attach(build_model("llava-llama", num_hidden_layers=depth)), shared_processor("llava-llama")

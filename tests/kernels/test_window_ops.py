@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from avl.kernels import window_ops
-from avl.kernels.reference_window import FREE, Window
+from avl.kernels.window.reference import FREE, Window
 
 STEPS = 14
 

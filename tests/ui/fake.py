@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from avl import trace
-from avl.ui.controls import About
-from avl.ui.transport import Request
+from avl.ui.queue import Request
+from avl.ui.settings import About
 
 ANSWER = "The picture shows a small red house beside a tall green tree , a white sign with the word BREAD and a price tag of 12 dollars ."
 WORDS = ANSWER.split()

@@ -14,7 +14,7 @@ from gradio.utils import get_upload_folder
 from PIL import Image
 
 from avl.ui import api, page
-from avl.ui.transport import Request, ThreadTransport
+from avl.ui.queue import Request, ThreadTransport
 
 
 def uri(path: Path) -> str:

@@ -10,8 +10,8 @@ from fake import about
 from PIL import Image
 
 import avl
-from avl import pictures
-from avl.ui import controls
+from avl.models import images as pictures
+from avl.ui import settings as controls
 
 
 def settings(**changes: Any) -> dict[str, Any]:

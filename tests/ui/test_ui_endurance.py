@@ -13,9 +13,9 @@ from PIL import Image
 from random_models import shared_model, shared_processor
 
 import avl
-from avl import engine
-from avl.cache import AdaptiveCache
-from avl.ui.transport import Request, ThreadTransport, batches
+from avl.cache.cache import AdaptiveCache
+from avl.engine import scheduler as engine
+from avl.ui.queue import Request, ThreadTransport, batches
 
 CYCLES = 60
 

@@ -18,8 +18,10 @@ from PIL import Image
 
 import avl
 from avl import trace
-from avl.ui import controls, gallery, page, player, report
-from avl.ui.transport import Request
+from avl.ui import components as player
+from avl.ui import gallery, page, report
+from avl.ui import settings as controls
+from avl.ui.queue import Request
 
 PAYLOADS = [
     "${alert(1)}",

@@ -16,7 +16,7 @@ from PIL import Image
 
 import avl
 from avl import trace
-from avl.ui.transport import Busy, Job, Request, ThreadTransport, ZeroGPUTransport, batches, sentence
+from avl.ui.queue import Busy, Job, Request, ThreadTransport, ZeroGPUTransport, batches, sentence
 
 
 def request(tokens: int = 12, **changes: Any) -> Request:

@@ -1,0 +1,132 @@
+"""From queries and keys to scores: attention averaged over the query heads (Eq. 1), without ever building the [L, L] matrix.
+
+Shapes: B rows, H query heads, G key-value heads, L keys, D head size.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+
+_CHUNK_ELEMENTS = 1 << 22  # logits of one query chunk: 16 MiB of float32
+
+
+def _weights(query: torch.Tensor, key: torch.Tensor, scale: float, visible: torch.Tensor | None) -> torch.Tensor:
+    """Attention weights ``[B, G, H / G, Q, L]`` in float32 (float64 stays) of queries ``[B, H, Q, D]`` over keys ``[B, G, L, D]``."""
+    b, h, q, d = query.shape
+    g = key.shape[1]
+    dtype = torch.promote_types(query.dtype, torch.float32)  # low-precision logits tie: the ranking would depend on position
+    grouped = (query.to(dtype) * scale).reshape(b, g, h // g * q, d)
+    logits = (grouped @ key.to(dtype).transpose(2, 3)).view(b, g, h // g, q, key.shape[2])
+    if visible is not None:
+        logits = logits.masked_fill(~visible, -torch.inf)
+    return logits.softmax(dim=-1)
+
+
+@torch.no_grad()
+def last_query_scores(query: torch.Tensor, key: torch.Tensor, scale: float, valid: torch.Tensor | None = None) -> torch.Tensor:
+    """Scores ``[B, L]`` of the last prompt token over every key, heads averaged (Eq. 1).
+
+    Args:
+        query: ``[B, H, Q, D]`` after RoPE; the last of the Q scores. key: ``[B, G, L, D]``. scale: of the logits.
+        valid: bool ``[B, L]``, False for padding, which gets 0.
+    """
+    visible = None if valid is None else valid[:, None, None, None, :]
+    return _weights(query[:, :, -1:], key, scale, visible).mean(dim=(1, 2)).squeeze(1)
+
+
+@torch.no_grad()
+def accumulated_scores(
+    query: torch.Tensor, key: torch.Tensor, scale: float, valid: torch.Tensor | None = None
+) -> torch.Tensor:
+    """``A[g, j] = sum over queries i >= j of score_i(j)`` for every prompt position j, averaged over the query heads of a KV head (H2O).
+
+    Args:
+        query: ``[B, H, L, D]``. key: ``[B, G, L, D]``. valid: bool ``[B, L]``, False for padding, which neither asks nor is scored.
+
+    Returns:
+        ``[B, G, L]``. Queries are taken in chunks, so memory grows with L, not L squared.
+    """
+    b, h, length, _ = query.shape
+    g = key.shape[1]
+    dtype = torch.promote_types(query.dtype, torch.float32)
+    key = key.to(dtype)
+    total = torch.zeros(b, g, length, dtype=dtype, device=query.device)
+    chunk = max(1, min(_CHUNK_ELEMENTS // (b * h * length), length // 4))
+    positions = torch.arange(length, device=query.device)
+    for start in range(0, length, chunk):
+        stop = min(start + chunk, length)
+        visible = positions[:stop] <= positions[start:stop, None]
+        if valid is not None:
+            # a padded query sees itself, so that its row stays finite; it is dropped from the sum below
+            own = positions[:stop] == positions[start:stop, None]
+            visible = (visible & valid[:, None, :stop] | own)[:, None, None]
+        weights = _weights(query[:, :, start:stop], key[:, :, :stop], scale, visible).mean(dim=2)
+        if valid is not None:
+            weights = weights * valid[:, None, start:stop, None]
+        total[:, :, :stop] += weights.sum(dim=2)
+    return total
+
+
+@torch.no_grad()
+def accumulated_columns(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    columns: torch.Tensor,
+    scale: float,
+    lse: torch.Tensor | None = None,
+    mask: torch.Tensor | None = None,
+    valid: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """:func:`accumulated_scores` of a few keys, averaged over all heads (paper, Adaptive Text Attention).
+
+    A product with those keys where the log-sum-exp is known. Where it is not, it takes one more pass of torch's attention, whose values are
+    unit vectors: value ``j`` has its one where key ``j`` is a column that is asked for, so that the weights come out, rounded to the
+    dtype of ``query`` (their sums are not).
+
+    Args:
+        query: ``[B, H, L, D]``. key: ``[B, G, L, D]``. columns: ``[B, W]``, distinct keys of each row.
+        lse: ``[B, H, L]`` of every query under plain causality, or None. mask: bool ``[B, 1, L, L]`` as SDPA takes it, None for plain
+            causality. valid: bool ``[B, L]``, as there.
+
+    Returns:
+        ``[B, W]``.
+    """
+    if lse is not None:
+        return _columns_by_lse(query, key, columns, scale, lse)
+    b, g, length, d = key.shape
+    times = query.shape[1] // g
+    if mask is not None and times > 1:
+        key = key.repeat_interleave(times, dim=1)  # as in avl/exact.py: no backend takes grouped heads and a mask
+    rows = torch.arange(b, device=key.device)[:, None]
+    sums = []
+    for some in columns.split(d, dim=1):
+        units = key.new_zeros(b, 1, length, d)
+        units[rows, 0, some, torch.arange(some.shape[1], device=key.device)] = 1
+        value = units.expand(key.shape)
+        weights = scaled_dot_product_attention(
+            query, key, value, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=times > 1 and mask is None
+        )[..., : some.shape[1]]
+        if valid is not None:
+            weights = weights.masked_fill(~valid[:, None, :, None], 0)
+        sums.append(weights.sum(dim=2, dtype=torch.promote_types(query.dtype, torch.float32)).mean(dim=1))
+    return torch.cat(sums, dim=1)
+
+
+def _columns_by_lse(
+    query: torch.Tensor, key: torch.Tensor, columns: torch.Tensor, scale: float, lse: torch.Tensor
+) -> torch.Tensor:
+    b, h, length, d = query.shape
+    g = key.shape[1]
+    dtype = torch.promote_types(query.dtype, torch.float32)
+    keys = key.gather(2, columns[:, None, :, None].expand(-1, g, -1, d)).to(dtype)
+    positions = torch.arange(length, device=query.device)
+    total = torch.zeros(b, columns.shape[1], dtype=dtype, device=query.device)
+    chunk = max(1, _CHUNK_ELEMENTS // (b * h * max(d, columns.shape[1])))
+    for start in range(0, length, chunk):
+        part = slice(start, min(start + chunk, length))
+        grouped = (query[:, :, part].to(dtype) * scale).reshape(b, g, -1, d)
+        logits = (grouped @ keys.transpose(2, 3)).view(b, h, -1, columns.shape[1])
+        hidden = positions[part, None] < columns[:, None, None]  # [B, 1, Q, W]
+        total += (logits - lse[:, :, part, None].to(dtype)).masked_fill(hidden, -torch.inf).exp_().sum(dim=2).mean(dim=1)
+    return total

@@ -1,0 +1,128 @@
+"""The prompt while it runs through the layers: which columns of the hidden states are which tokens, who sees whom, who leaves.
+
+Shapes: B rows, b rows of a group, L columns of the hidden states now, M image tokens they hold, n prompt tokens of the window.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from avl.cache.layout import Row
+from avl.cache.ranking import best
+
+
+@dataclass
+class Columns:
+    """Columns of one group of rows: ``image [b, M]``, ``ordinals [b, M]`` (which of the N image tokens), ``window [b, n]``, all ascending.
+
+    ``pad``: left padding; ``length``: real columns of each row.
+    """
+
+    rows: list[int]
+    pad: int
+    length: int
+    image: torch.Tensor
+    ordinals: torch.Tensor
+    window: torch.Tensor
+
+    def to(self, device: torch.device) -> None:
+        """Move the index tensors to the device where the next layer runs."""
+        if self.image.device != device:
+            self.image, self.ordinals, self.window = self.image.to(device), self.ordinals.to(device), self.window.to(device)
+
+
+class Prompt:
+    """State of one prompt pass, shared by all layers; a layer's last-query scores stay here until the next layer asked for a pruning."""
+
+    def __init__(self, rows: tuple[Row, ...], groups: list[list[int]], pins_image: bool) -> None:
+        self.columns = []
+        for numbers in groups:
+            row = rows[numbers[0]]
+            window = row.text if pins_image else range(row.length)
+            tensors = [torch.tensor(list(columns), dtype=torch.int64) for columns in (row.image, range(row.n_image), window)]
+            image, ordinals, window_columns = (tensor.expand(len(numbers), -1) for tensor in tensors)
+            self.columns.append(Columns(numbers, row.pad, row.length, image + row.pad, ordinals, window_columns + row.pad))
+        self.length = rows[0].pad + rows[0].length
+        self._first_pad = rows[0].pad
+        self.survivors: torch.Tensor | None = None  # [B, L] columns of the first layer that are still here, None for all
+        self.scores: list[torch.Tensor] | None = None  # per group [b, M]: the last layer's scores of the image tokens
+        self._mask: torch.Tensor | None = None
+        self._valid: torch.Tensor | None = None
+
+    @property
+    def padded(self) -> bool:
+        """Some row is shorter than the tensors."""
+        return any(columns.length < self.length for columns in self.columns)
+
+    def valid(self, device: torch.device) -> torch.Tensor | None:
+        """bool ``[B, L]``, False for padding; None where there is none."""
+        if not self.padded:
+            return None
+        if self._valid is None or self._valid.device != device:
+            pads = {number: columns.pad for columns in self.columns for number in columns.rows}
+            starts = torch.tensor([pads[number] for number in range(len(pads))], device=device)
+            self._valid = torch.arange(self.length, device=device) >= starts[:, None]
+        return self._valid
+
+    def mask(self, device: torch.device) -> torch.Tensor | None:
+        """bool ``[B, 1, L, L]`` for SDPA, True where a query sees a key; None where plain causality says it all."""
+        valid = self.valid(device)
+        if valid is None:
+            return None
+        if self._mask is None or self._mask.device != device:
+            positions = torch.arange(self.length, device=device)
+            causal = positions <= positions[:, None]
+            # a padded query sees itself: a row of -inf would turn into NaN and spread through the values
+            self._mask = (causal & valid[:, None, :] | (positions == positions[:, None]))[:, None]
+        return self._mask
+
+    def real_tokens(self) -> int:
+        """Tokens in the hidden states now, all rows, padding left out."""
+        return sum(len(columns.rows) * columns.length for columns in self.columns)
+
+    def positions(self, device: torch.device) -> torch.Tensor:
+        """Positions ``[n]`` of row 0's tokens that are still in the hidden states, counted from its first real token."""
+        here = self.columns[0]
+        if self.survivors is None:
+            return torch.arange(here.length, device=device)
+        return (self.survivors[0, here.pad :] - self._first_pad).to(device)
+
+    def prune(self, keep: list[int]) -> torch.Tensor | None:
+        """Let image tokens leave: per group, the ``keep`` best of the last layer's scores stay.
+
+        Returns:
+            ``[B, L']`` columns of the present hidden states that stay, left-padded with copies of each row's last column; None where
+            nothing leaves. From then on all columns of this object count in the shortened hidden states.
+        """
+        assert self.scores is not None
+        if all(count >= columns.image.shape[1] for count, columns in zip(keep, self.columns, strict=True)):
+            return None
+        device = self.scores[0].device
+        lengths = [
+            columns.length - max(0, columns.image.shape[1] - count) for count, columns in zip(keep, self.columns, strict=True)
+        ]
+        length = max(lengths)
+        total = sum(len(columns.rows) for columns in self.columns)
+        survivors = torch.empty(total, length, dtype=torch.int64, device=device)
+        for count, columns, new_length, scores in zip(keep, self.columns, lengths, self.scores, strict=True):
+            columns.to(device)
+            b, held = columns.image.shape
+            stays = torch.ones(b, columns.length, dtype=torch.bool, device=device)
+            chosen = best(scores, min(count, held))
+            image = columns.image.gather(1, chosen)
+            stays.scatter_(1, columns.image - columns.pad, False).scatter_(1, image - columns.pad, True)
+            # a stable sort of a flag lists the flagged columns in ascending order without waiting for the device
+            old = torch.sort(~stays, dim=1, stable=True).indices[:, :new_length] + columns.pad
+            pad = length - new_length
+            place = torch.empty(b, self.length, dtype=torch.int64, device=device)
+            place.scatter_(1, old, torch.arange(pad, length, device=device).expand(b, -1))
+            columns.image, columns.ordinals = place.gather(1, image), columns.ordinals.gather(1, chosen)
+            columns.window = place.gather(1, columns.window)
+            columns.pad, columns.length = pad, new_length
+            survivors[columns.rows] = torch.cat([old[:, -1:].expand(b, pad), old], dim=1)
+        before = self.survivors
+        self.survivors = survivors if before is None else before.to(device).gather(1, survivors)
+        self.length, self._mask, self._valid = length, None, None
+        return survivors

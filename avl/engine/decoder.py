@@ -1,0 +1,103 @@
+"""One decode step of our own loop, and the choice of the next token."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from avl.attention.exact import lse_backend
+from avl.cache.cache import AdaptiveCache
+from avl.engine.fused import FusedLayers, UnfusableError
+from avl.models.families import describe, language_model
+
+PROMPT_TOKENS = 1 << 15
+"""Prompt tokens that go through the layers at once. So many keep a large GPU busy; more would cost memory for hidden states alone, of
+which the MLP of a 7B model takes 66 kB a token, and a smaller batch would fit."""
+
+
+def rows_at_once(length: int) -> int:
+    """Rows of a batch whose prompts of ``length`` tokens run together."""
+    return max(1, PROMPT_TOKENS // length)
+
+
+class Decoder:
+    """Runs the prompt and then one token at a time through an attached model, with one cache.
+
+    The loop over the layers is ours: transformers' own forward builds a mask and collects outputs at every step, which costs a small model
+    more than its attention.
+
+    Attributes:
+        unfused: why a step runs the layers' own modules, None where it runs avl/fused.py.
+    """
+
+    def __init__(self, model: Any, cache: AdaptiveCache) -> None:
+        self._model = model
+        self.unfused: str | None = None
+        self._layers: FusedLayers | None = None
+        try:
+            self._layers = FusedLayers(model, cache)
+        except UnfusableError as error:
+            self.unfused = error.reason
+        facts = describe(model)
+        lse_backend(model.device, model.dtype, facts.head_dim, facts.heads // facts.kv_heads)  # now, and not on the prompt's clock
+        self._text = language_model(model)
+        self._cache = cache
+        self._positions: torch.Tensor | None = None
+
+    def prompt(self, inputs: dict[str, Any]) -> torch.Tensor:
+        """Prefill: logits ``[B, V]`` of the last prompt token. A large batch of rows laid out alike runs some rows after others."""
+        cache = self._cache
+        rows = cache.batch_size
+        some = rows_at_once(cache.rows[0].pad + cache.rows[0].length)
+        if some >= rows or len(cache.groups) > 1:
+            logits = self._prefill(inputs, cache)
+        else:
+            found, pieces = [], []
+            for first in range(0, rows, some):
+                last = min(rows, first + some)
+                # every row has as many pictures, and pixel values come picture by picture
+                part = {k: v[first * len(v) // rows : last * len(v) // rows] for k, v in inputs.items()}
+                pieces.append(cache.piece(first, last))
+                found.append(self._prefill(part, pieces[-1]))
+            cache.adopt(pieces)
+            logits = torch.cat(found)
+        lengths = [row.length for row in cache.rows]
+        self._positions = torch.tensor(lengths, device=logits.device)[:, None]
+        return logits
+
+    def _prefill(self, inputs: dict[str, Any], cache: AdaptiveCache) -> torch.Tensor:
+        mask = inputs.get("attention_mask")
+        if mask is not None and any(row.pad for row in cache.rows):
+            # transformers' forward counts padding as positions; its generate, like us, does not
+            inputs = {**inputs, "position_ids": (mask.cumsum(dim=-1) - 1).clamp(min=0)}
+        return self._model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
+
+    def step(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Feed one token per row ``[B]``; logits ``[B, V]`` of the next."""
+        assert self._positions is not None, "the prompt comes first"
+        logits = self._run(tokens, self._positions)
+        self._positions = self._positions + 1
+        return logits
+
+    def _run(self, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """Through all layers: logits ``[B, V]`` from one token per row ``[B]`` at positions ``[B, 1]``."""
+        if self._layers is not None:
+            return self._model.lm_head(self._layers(tokens, positions))
+        hidden = self._text.embed_tokens(tokens[:, None])
+        rotary = self._text.rotary_emb(hidden, position_ids=positions.to(hidden.device))
+        for layer in self._text.layers:
+            hidden = layer(hidden, attention_mask=None, position_embeddings=rotary, past_key_values=self._cache, use_cache=True)
+        return self._model.lm_head(self._text.norm(hidden))[:, -1]
+
+
+def next_tokens(logits: torch.Tensor, temperature: float, top_p: float, generator: torch.Generator | None) -> torch.Tensor:
+    """Token per row ``[B]`` from logits ``[B, V]``: the largest at temperature 0, else drawn from the smallest set that holds ``top_p``."""
+    if temperature == 0:
+        return logits.argmax(dim=-1)
+    # sampled on CPU in float64: one seed gives one answer on every device
+    probabilities = (logits.double().cpu() / temperature).softmax(dim=-1)
+    ordered, order = probabilities.sort(dim=-1, descending=True, stable=True)
+    ordered = ordered.masked_fill(ordered.cumsum(dim=-1) - ordered >= top_p, 0.0)
+    drawn = torch.multinomial(ordered, 1, generator=generator)
+    return order.gather(-1, drawn).squeeze(-1).to(logits.device)

@@ -1,0 +1,147 @@
+"""A decode step's layers with little between the products: ten launches a layer, where the model's own modules take some fifty.
+
+A step of one token is bound by the weights it reads; every launch beside that is time the paper's sums do not have. So queries, keys and
+values are one product, gate and up another, and what lies between products is one kernel each (kernels/triton_layer.py; on a CPU few torch
+calls). Both arms of a comparison run it. The prompt, ``model.generate`` and models whose layers hold anything unusual run the modules.
+
+On a GPU those products are merged: one launch reads the weights of all. That takes no memory, since the modules' own parameters become
+views of the merged weights, until ``avl.detach`` separates them again. A CPU gains little by it, and parameters stay as they are.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch.nn.functional import linear
+
+from avl.attention.decode import attend_step
+from avl.cache.cache import AdaptiveCache
+from avl.kernels import Impl, layer_ops
+from avl.models.families import describe, language_model
+from avl.models.merging import merge, mergeable
+
+_NORM = ("LlamaRMSNorm", "MistralRMSNorm")
+_ROTARY = ("default", "linear", "llama3")
+"""Rotary embeddings that are a function of the position alone."""
+_PARTS = {  # of a layer, with the classes whose computation is known
+    "self_attn": ("LlamaAttention", "MistralAttention"),
+    "mlp": ("LlamaMLP", "MistralMLP"),
+    **dict.fromkeys(("input_layernorm", "post_attention_layernorm"), _NORM),
+    **dict.fromkeys((f"self_attn.{letter}_proj" for letter in "qkvo"), ("Linear",)),
+    **dict.fromkeys((f"mlp.{name}_proj" for name in ("gate", "up", "down")), ("Linear",)),
+}
+
+
+def why_not(model: Any) -> str | None:
+    """Why steps of this model run through its modules, or None if they can be fused."""
+    text = language_model(model)
+    if text.training or torch.is_grad_enabled():
+        return "it is in training mode, or gradients are on"
+    if text.config.hidden_act != "silu":
+        return f"its activation is {text.config.hidden_act}, not silu"
+    if text.rotary_emb.rope_type not in _ROTARY:
+        return f"its rotary embedding, {text.rotary_emb.rope_type!r}, depends on the length"
+    parts: list[tuple[str, Any, tuple[str, ...], int]] = [("the final norm", text.norm, _NORM, 0)]
+    for number, layer in enumerate(text.layers):
+        # the layer's own pre-hook is ours, see avl/prefill.py
+        parts.append((f"layer {number}", layer, ("LlamaDecoderLayer", "MistralDecoderLayer"), 1))
+        parts += [(f"{name} of layer {number}", layer.get_submodule(name), classes, 0) for name, classes in _PARTS.items()]
+    for name, module, classes, hooks in parts:
+        if len(module._forward_pre_hooks) > hooks or module._forward_hooks or "forward" in vars(module):
+            return f"{name} has a hook"
+        if type(module).__name__ not in classes or getattr(module, "bias", None) is not None:
+            return f"{name} is {module}"
+    dtypes = {parameter.dtype for parameter in text.parameters()}
+    devices = {parameter.device for parameter in text.parameters()}
+    if len(dtypes) > 1 or len(devices) > 1:
+        return "its parameters differ in dtype or device"
+    return None
+
+
+class UnfusableError(ValueError):
+    """The steps of a model cannot be fused; ``reason``: why."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"the steps of this model cannot be fused, {reason}: run its modules")
+        self.reason = reason
+
+
+class FusedLayers:
+    """The layers of one model for the steps of one cache.
+
+    Raises:
+        UnfusableError: a ValueError; the model cannot be fused (see :func:`why_not`).
+    """
+
+    def __init__(self, model: Any, cache: AdaptiveCache, impl: Impl = "auto", merged: bool | None = None) -> None:
+        reason = why_not(model)
+        if reason is not None:
+            raise UnfusableError(reason)
+        self._text = text = language_model(model)
+        self._cache = cache
+        if merged is None:
+            merged = model.device.type == "cuda"
+        self._weights = [_weights(layer, merged) for layer in text.layers]
+        size = describe(model).head_dim
+        weight = text.embed_tokens.weight
+        self._ops = layer_ops(weight.device, impl, dtype=weight.dtype, head_size=size)
+        # RoPE of every position that can come, computed once: cosines, and sines with the minus of the first half's partner
+        positions = torch.arange(max(row.length for row in cache.rows) + cache.max_new_tokens, device=weight.device)
+        cos, sin = text.rotary_emb(weight[:1], position_ids=positions[None])
+        sin = torch.cat([-sin[..., : size // 2], sin[..., size // 2 :]], dim=-1)
+        self._turns = torch.stack([cos[0], sin[0]], dim=1)  # [positions, 2, D]
+
+    def __call__(self, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """Final hidden states ``[B, N]``, normed, from one token per row ``[B]`` at positions ``[B, 1]``."""
+        text, cache, ops = self._text, self._cache, self._ops
+        cache.enter(text.layers[0], tokens.shape[0], 1)
+        residual = text.embed_tokens(tokens)
+        cos, sin = self._turns.index_select(0, positions[:, 0]).unbind(1)
+        delta = None
+        for weights, held in zip(self._weights, cache.layers, strict=True):
+            hidden = ops.add_rms_norm(residual, delta, weights.first_norm, weights.first_eps)
+            query = held.take(ops, _product(hidden, weights.qkv), cos, sin)
+            out = attend_step(held, query, weights.scale).flatten(1)
+            held.attended()
+            hidden = ops.add_rms_norm(residual, linear(out, weights.out), weights.second_norm, weights.second_eps)
+            delta = linear(ops.silu_product(_product(hidden, weights.gate_up)), weights.down)
+        return ops.add_rms_norm(residual, delta, text.norm.weight, text.norm.variance_epsilon)
+
+
+class _Weights(NamedTuple):
+    """What a step reads of one layer, looked up once. ``qkv``, ``gate_up``: the matrices, or the one that they are merged to."""
+
+    first_norm: torch.Tensor
+    first_eps: float
+    qkv: tuple[torch.Tensor, ...]
+    scale: float
+    out: torch.Tensor
+    second_norm: torch.Tensor
+    second_eps: float
+    gate_up: tuple[torch.Tensor, ...]
+    down: torch.Tensor
+
+
+def _weights(layer: Any, merged: bool) -> _Weights:
+    attention, mlp, first, second = layer.self_attn, layer.mlp, layer.input_layernorm, layer.post_attention_layernorm
+    qkv, gate_up = (
+        (merge(products),) if merged else tuple(product.weight for product in products) for products in mergeable(layer)
+    )
+    return _Weights(
+        first_norm=first.weight,
+        first_eps=first.variance_epsilon,
+        qkv=qkv,
+        scale=attention.scaling,
+        out=attention.o_proj.weight,
+        second_norm=second.weight,
+        second_eps=second.variance_epsilon,
+        gate_up=gate_up,
+        down=mlp.down_proj.weight,
+    )
+
+
+def _product(hidden: torch.Tensor, weights: tuple[torch.Tensor, ...]) -> torch.Tensor:
+    """``hidden [B, N]`` times every matrix, side by side."""
+    parts = [linear(hidden, weight) for weight in weights]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)

@@ -1,0 +1,299 @@
+"""One arm of a run: a request under one policy, step by step, each step timed on its own and told as events."""
+
+from __future__ import annotations
+
+import statistics
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from avl.cache.cache import AdaptiveCache, ImageSets, make_cache
+from avl.cache.readback import Readback
+from avl.engine.cuda_graphs import GraphDecoder, make_decoder
+from avl.engine.decoder import Decoder, next_tokens
+from avl.engine.timing import Clock, Span
+from avl.policies import Policy
+from avl.telemetry import Meter
+from avl.trace import End, Event, Prefill, Reading, Repeat, Scores, Sets, Step, Warning, pack_bits, pack_scores
+
+_READ_EVERY = 8  # steps between two memory readings of an arm
+_SETS_EVERY = 4  # steps between two Sets of a policy whose stored image tokens change at every step
+
+
+@dataclass(frozen=True)
+class Request:
+    """What all arms of a run share."""
+
+    model: Any
+    processor: Any
+    inputs: dict[str, Any]
+    max_new_tokens: int
+    temperature: float
+    top_p: float
+    seed: int | None
+    eos: frozenset[int]
+
+
+class _Text:
+    """Token ids to text, piece by piece; a piece may be empty while a character is incomplete."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self.ids: list[int] = []
+        self.text = ""
+
+    def add(self, token: int) -> str:
+        """The piece that ``token`` adds."""
+        self.ids.append(token)
+        text = self._tokenizer.decode(self.ids, skip_special_tokens=True)
+        if text.endswith("\ufffd") or not text.startswith(self.text):
+            return ""
+        piece, self.text = text[len(self.text) :], text
+        return piece
+
+    def finish(self) -> str:
+        """The whole answer."""
+        return self._tokenizer.decode(self.ids, skip_special_tokens=True).strip()
+
+
+def steps_ahead(request: Request, devices: set[torch.device]) -> int:
+    """Steps that are queued before the first of them is told.
+
+    With one step ahead a GPU never waits for the host to read a token, look for the end of the sequence or tell the page. A sampled token
+    is chosen on the host, so nothing can be queued behind it; and what runs on several devices is timed by waiting.
+    """
+    return 1 if request.temperature == 0 and [device.type for device in devices] == ["cuda"] else 0
+
+
+@dataclass
+class _Queued:
+    """A step that is queued and not told yet: what the host knows of it, and what the device will have to say."""
+
+    span: Span
+    tokens: torch.Tensor
+    ids: Readback
+    update: bool
+    stored: int
+    read: int
+    stored_bytes: int
+    read_bytes: int
+    sets: Callable[[], ImageSets] | None
+
+
+@dataclass
+class Runner:
+    """One arm: its cache, its clock and how far it is. ``times``: of the steps that were told; one more may be queued."""
+
+    number: int
+    policy: Policy
+    request: Request
+    meter: Meter
+    cache: AdaptiveCache
+    times: list[float] = field(default_factory=list)
+    stored: list[int] = field(default_factory=list)
+    read: list[int] = field(default_factory=list)
+    reason: str | None = None
+    ttft_ms: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.decoder = make_decoder(self.request.model, self.cache)
+        self.text = _Text(self.request.processor.tokenizer)
+        self.devices = {parameter.device for parameter in self.request.model.parameters()}
+        self.clock = Clock(*self.devices)
+        self.generator = None
+        if self.request.temperature > 0 and self.request.seed is not None:
+            self.generator = torch.Generator().manual_seed(self.request.seed)
+        self.tokens: torch.Tensor | None = None
+        self.fed: list[torch.Tensor] = []
+        self.queued: deque[_Queued] = deque()
+        self.ahead = steps_ahead(self.request, self.devices)
+        self.finished_rows = torch.zeros(self.cache.batch_size, dtype=torch.bool)
+        self.last_sets: list[list[int]] | None = None
+
+    @property
+    def clock_ms(self) -> float:
+        return self.ttft_ms + sum(self.times)
+
+    @property
+    def t(self) -> int:
+        return len(self.times)
+
+    def prefill(self) -> Iterator[Event]:
+        """The prompt and token 0."""
+        self.clock.start()
+        self.tokens = tokens = self._choose(self.decoder.prompt(self.request.inputs))
+        self.ttft_ms = self.clock.stop()
+        ids = tokens.tolist()
+        piece = self._take(tokens, ids)
+        cache = self.cache
+        yield Prefill(
+            arm=self.number,
+            ms=self.ttft_ms,
+            token=ids[0],
+            text=piece,
+            stored=tuple(cache.stored_tokens),
+            stored_bytes=cache.stored_bytes,
+            peak_bytes=cache.peak_bytes,
+        )
+        yield from self._tell_sets(self._sets())
+        yield Reading(self.number, self.clock_ms, **self.meter.read())
+        yield from self._prepare()
+        yield from self._end()
+
+    def _prepare(self) -> Iterator[Event]:
+        """Say what steps pay for, and capture them where they are replayed: once per answer, on no clock."""
+        if self.decoder.unfused is not None and self.reason is None:
+            yield Warning(f"decode steps run the model's own modules, which takes longer: {self.decoder.unfused}", self.number)
+        if not isinstance(self.decoder, GraphDecoder) or self.reason is not None:
+            return
+        self.decoder.prepare()
+        if self.decoder.problem is None:
+            what = "warmed up, checked and captured" if self.decoder.warmed else "captured"
+            took = self.decoder.prepare_ms
+            yield Warning(f"decode steps were {what} as CUDA graphs, which took {took:.0f} ms and is in no step's time", self.number)
+        else:
+            yield Warning(f"CUDA graphs cannot be used here, so every step pays its launches: {self.decoder.problem}", self.number)
+
+    def step(self) -> Iterator[Event]:
+        """Queue the next step, and tell the oldest one that is queued, unless it is the first of those that run ahead."""
+        if self.t + len(self.queued) + 1 < self.request.max_new_tokens:
+            self._queue()
+            if len(self.queued) <= self.ahead:
+                return
+        yield from self._tell(self.queued.popleft())
+
+    def _queue(self) -> None:
+        """Feed the last token, choose the next; on a GPU nothing waits for it."""
+        assert self.tokens is not None
+        span = Span(*self.devices)
+        self.tokens = tokens = self._choose(self.decoder.step(self.tokens))
+        span.end()
+        cache = self.cache
+        stored, read = sum(cache.stored_tokens), sum(cache.read_tokens)
+        self.queued.append(
+            _Queued(span, tokens, Readback(tokens), cache.update_step, stored, read, cache.stored_bytes, cache.read_bytes, self._sets())
+        )
+
+    def _tell(self, step: _Queued) -> Iterator[Event]:
+        """The events of a step, once the device is done with it."""
+        self.times.append(step.span.ms())
+        ids = step.ids.get().tolist()
+        piece = self._take(step.tokens, ids)
+        self.stored.append(step.stored_bytes)
+        self.read.append(step.read_bytes)
+        yield Step(
+            arm=self.number,
+            t=self.t,
+            token=ids[0],
+            text=piece,
+            ms=self.times[-1],
+            clock_ms=self.clock_ms,
+            stored=step.stored,
+            read=step.read,
+            stored_bytes=step.stored_bytes,
+            read_bytes=step.read_bytes,
+            update=step.update,
+        )
+        yield from self._tell_sets(step.sets)
+        if self.t % _READ_EVERY == 0:
+            yield Reading(self.number, self.clock_ms, **self.meter.read())
+        yield from self._end()
+
+    def stop(self) -> Iterator[Event]:
+        """End before the answer is complete."""
+        self.reason = "stopped"
+        self.queued.clear()
+        yield from self._end()
+
+    def _choose(self, logits: torch.Tensor) -> torch.Tensor:
+        request = self.request
+        return next_tokens(logits, request.temperature, request.top_p, self.generator)
+
+    def _take(self, tokens: torch.Tensor, ids: list[int]) -> str:
+        """Note the new tokens, whose ``ids`` are on the host; the piece of text they add to row 0."""
+        self.fed.append(tokens)
+        over = bool(self.finished_rows[0])
+        for row, token in enumerate(ids):
+            if token in self.request.eos:
+                self.finished_rows[row] = True
+        piece = "" if over or self.finished_rows[0] else self.text.add(ids[0])
+        if bool(self.finished_rows.all()):
+            self.reason = "eos"
+        elif self.t + 1 >= self.request.max_new_tokens:
+            self.reason = "length"
+        return piece
+
+    def _sets(self) -> Callable[[], ImageSets] | None:
+        """What row 0 stores and reads of its image after the step that was queued last, where that may have changed."""
+        cache, t = self.cache, self.cache.t
+        if t == 0 or (cache.update_step if self.policy.pins_image else t % _SETS_EVERY == 0):
+            return cache.image_sets_later(0)
+        return None
+
+    def _tell_sets(self, later: Callable[[], ImageSets] | None) -> Iterator[Event]:
+        """The sets, if they are not those told before."""
+        if later is None:
+            return
+        cache, policy = self.cache, self.policy
+        first = self.t == 0
+        n = cache.rows[0].n_image
+        sets = later()
+        stored = [members for members, _ in sets]
+        selects = any(policy.select(layer, n) is not None for layer in range(len(sets)))
+        same = stored == self.last_sets
+        if same and not selects:
+            return
+        self.last_sets = stored
+        yield Sets(
+            arm=self.number,
+            t=self.t,
+            stored=None if same else tuple(pack_bits(members, n) for members in stored),
+            core=tuple(pack_bits(core, n) for _, core in sets) if selects else None,
+            pruned=pack_bits(cache.pruned[0], n) if first and 0 in cache.pruned else None,
+        )
+
+    def _end(self) -> Iterator[Event]:
+        if self.reason is None:
+            return
+        yield End(
+            arm=self.number,
+            reason=self.reason,
+            text=self.text.finish(),
+            tokens=tuple(self.text.ids),
+            ttft_ms=self.ttft_ms,
+            median_ms=statistics.median(self.times) if self.times else None,
+            clock_ms=self.clock_ms,
+            stored_bytes=statistics.fmean(self.stored) if self.stored else float(self.cache.stored_bytes),
+            read_bytes=statistics.fmean(self.read) if self.read else 0.0,
+            peak_bytes=self.cache.peak_bytes,
+        )
+
+    def free(self) -> None:
+        """Give the cache's memory back; tokens and times stay."""
+        del self.cache, self.decoder
+
+    def again(self, number: int) -> Repeat:
+        """What this arm took, as the ``number``-th time that the same was run."""
+        middle = statistics.median(self.times) if self.times else None
+        return Repeat(self.number, number, self.ttft_ms, middle, self.clock_ms, self.reason or "stopped", tuple(self.text.ids))
+
+
+def attention(runner: Runner) -> Iterator[Scores]:
+    """The attention of every pass of a finished arm, pass by pass: the same tokens are fed once more to a cache that records.
+
+    Recording asks every layer for all its scores. A second pass over the answer keeps that out of the times of the first.
+    """
+    request = runner.request
+    cache = make_cache(request.model, request.inputs, runner.policy, request.max_new_tokens)
+    recorder = cache.record()
+    decoder = Decoder(request.model, cache)
+    for t in range(len(runner.fed)):
+        if t:
+            decoder.step(runner.fed[t - 1])
+        else:
+            decoder.prompt(request.inputs)
+        layers = recorder.layers()
+        yield Scores(runner.number, t, tuple(pack_scores(layer.image) for layer in layers), tuple(layer.shares for layer in layers))

@@ -1,0 +1,187 @@
+"""Full-size models with random weights, and inputs to match: what a benchmark needs of a checkpoint, with nothing to download.
+
+The sizes are those of the public ``config.json`` of the checkpoints in ``CHECKPOINTS``. A step's time depends on sizes, not on
+what the weights hold as long as they are not zeros. A random model never emits a meaningful end of sequence: runs have a fixed length.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from avl.models.grids import image_grids
+
+SYSTEM_TOKENS, QUESTION_TOKENS = 35, 30
+"""Text of the benchmark's prompt: a system prompt like Vicuna's and a short question."""
+
+_IMAGE_TOKEN_FROM_END = 64  # 32000 of 32064 in every checkpoint
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What differs between the checkpoints. The head size is 128, the vocabulary 32064, in all of them.
+
+    ``next``: LLaVA-1.6, which cuts a picture into tiles. ``text``: model type of the text decoder.
+    """
+
+    next: bool
+    text: str
+    layers: int
+    hidden: int
+    ffn: int
+    kv_heads: int
+    context: int
+    rope_theta: float
+
+    @property
+    def heads(self) -> int:
+        return self.hidden // 128
+
+
+ARCHITECTURES: dict[str, Architecture] = {
+    "llava-1.5-7b": Architecture(False, "llama", 32, 4096, 11008, 32, 4096, 1e4),
+    "llava-1.5-13b": Architecture(False, "llama", 40, 5120, 13824, 40, 4096, 1e4),
+    "llava-1.6-7b": Architecture(True, "llama", 32, 4096, 11008, 32, 4096, 1e4),
+    "llava-1.6-13b": Architecture(True, "llama", 40, 5120, 13824, 40, 4096, 1e4),
+    "llava-1.6-mistral-7b": Architecture(True, "mistral", 32, 4096, 14336, 8, 32768, 1e6),
+}
+
+
+def config(name: str, scale: float = 1.0) -> Any:
+    """The transformers config of checkpoint ``name``; ``scale`` below 1 shrinks every size, in the same proportions, for tests.
+
+    Raises:
+        ValueError: an unknown name, or a scale that is not above 0 and at most 1.
+    """
+    import transformers
+
+    if name not in ARCHITECTURES:
+        raise ValueError(f"there is no architecture {name!r} for random weights: use one of {', '.join(ARCHITECTURES)}")
+    if not 0 < scale <= 1:
+        raise ValueError(f"scale={scale!r} is out of range: above 0 and at most 1")
+    facts = ARCHITECTURES[name]
+
+    def scaled(size: int, least: int, multiple: int = 1) -> int:
+        return max(least, round(size * scale / multiple) * multiple)
+
+    group = facts.heads // facts.kv_heads
+    heads = scaled(facts.heads, group, group)
+    head_dim = scaled(128, 16, 8)
+    vocab = scaled(32064, 2 * _IMAGE_TOKEN_FROM_END)
+    vision_heads = scaled(16, 2)
+    side = scaled(24, 4) * 14
+    vision = transformers.CLIPVisionConfig(
+        hidden_size=vision_heads * scaled(64, 16, 8),
+        intermediate_size=scaled(4096, 32),
+        projection_dim=768,
+        num_hidden_layers=scaled(24, 3),  # features come from the last layer but one; all of them run
+        num_attention_heads=vision_heads,
+        image_size=side,
+        patch_size=14,
+    )
+    text_class = transformers.MistralConfig if facts.text == "mistral" else transformers.LlamaConfig
+    # Mistral's default is a window of 4096 tokens, the checkpoint has none
+    window: dict[str, Any] = {"sliding_window": None} if facts.text == "mistral" else {}
+    text = text_class(
+        vocab_size=vocab,
+        hidden_size=heads * head_dim,
+        intermediate_size=scaled(facts.ffn, 32),
+        num_hidden_layers=scaled(facts.layers, 2),
+        num_attention_heads=heads,
+        num_key_value_heads=heads // group,
+        head_dim=head_dim,
+        max_position_embeddings=facts.context,
+        rope_parameters={"rope_type": "default", "rope_theta": facts.rope_theta},
+        rms_norm_eps=1e-5,
+        tie_word_embeddings=False,
+        **window,
+    )
+    common: dict[str, Any] = {
+        "vision_config": vision,
+        "text_config": text,
+        "image_token_index": vocab - _IMAGE_TOKEN_FROM_END,
+        "vision_feature_layer": -2,
+        "vision_feature_select_strategy": "default",
+        "tie_word_embeddings": False,
+    }
+    if not facts.next:
+        return transformers.LlavaConfig(**common)
+    tiles = ((1, 2), (2, 1), (2, 2), (3, 1), (1, 3))
+    return transformers.LlavaNextConfig(**common, image_grid_pinpoints=[[rows * side, columns * side] for rows, columns in tiles])
+
+
+def build(
+    name: str, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32, scale: float = 1.0, seed: int = 0
+) -> Any:
+    """A model of that architecture in evaluation mode, its weights drawn from a small normal distribution on ``device`` itself.
+
+    Raises:
+        ValueError: as :func:`config`.
+    """
+    import transformers
+
+    sizes = config(name, scale)
+    model_class = transformers.LlavaNextForConditionalGeneration if ARCHITECTURES[name].next else transformers.LlavaForConditionalGeneration
+    torch.manual_seed(seed)
+    # transformers' own initialisation, run where the tensors lie: buffers such as RoPE frequencies come out right without a list of them
+    with torch.device(device):
+        model = model_class._from_config(sizes, dtype=dtype)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 1:  # norms at 1 and biases at 0 would be friendlier than a real model's
+                parameter.add_(torch.randn_like(parameter), alpha=0.02)
+    model.generation_config.eos_token_id = None
+    model.generation_config.pad_token_id = 0
+    return model.requires_grad_(False).eval()
+
+
+def inputs(model: Any, batch: int = 1, picture: tuple[int, int] | None = None, n_text: int | None = None, seed: int = 0) -> dict[str, Any]:
+    """Prompts of one picture each, on the model's device: random pixels, random words, every row different.
+
+    Args:
+        picture: (width, height); decides the number of image tokens in LLaVA-1.6. None: the size with the most of them, a square of 2 x 2
+            tiles (2928: 576 of the whole picture, 2304 of the tiles and 48 ends of rows).
+        n_text: text tokens of the prompt; the first :data:`SYSTEM_TOKENS` (or fewer) stand before the image.
+
+    Raises:
+        ValueError: fewer than two text tokens, or a picture without an area.
+    """
+    n_text = SYSTEM_TOKENS + QUESTION_TOKENS if n_text is None else n_text
+    if n_text < 2:
+        raise ValueError(f"n_text={n_text!r} is out of range: one token stands before the image and one after it, so at least 2")
+    sizes = model.config
+    side = sizes.vision_config.image_size
+    width, height = picture or (2 * side, 2 * side)
+    if width < 1 or height < 1:
+        raise ValueError(f"picture={picture!r} is out of range: width and height are at least 1")
+    make = torch.Generator().manual_seed(seed)
+    words = torch.randint(1, sizes.image_token_id, (batch, n_text), generator=make)
+    before = min(SYSTEM_TOKENS, n_text - 1)
+    n_image = image_tokens(model, (width, height))
+    image = torch.full((batch, n_image), sizes.image_token_id)
+    ids = torch.cat([words[:, :before], image, words[:, before:]], dim=1).to(model.device)
+    tiles = () if sizes.model_type == "llava" else (_tiles(sizes, width, height),)
+    on_device = torch.Generator(model.device).manual_seed(seed)
+    pixels = torch.randn(batch, *tiles, 3, side, side, generator=on_device, device=model.device).to(model.dtype)
+    made: dict[str, Any] = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": pixels}
+    if tiles:
+        made["image_sizes"] = torch.tensor([[height, width]] * batch, device=model.device)
+    return made
+
+
+def image_tokens(model: Any, picture: tuple[int, int]) -> int:
+    """Image tokens of one picture of (width, height)."""
+    sizes = model.config
+    if sizes.model_type == "llava":
+        return (sizes.vision_config.image_size // sizes.vision_config.patch_size) ** 2
+    last = image_grids(model, None, [picture])[-1]
+    return last.first + last.rows * (last.cols + 1)
+
+
+def _tiles(sizes: Any, width: int, height: int) -> int:
+    """Tiles that LLaVA-1.6's processor makes of a picture: the whole one and its parts."""
+    from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
+
+    return int(image_size_to_num_patches((height, width), sizes.image_grid_pinpoints, sizes.vision_config.image_size))

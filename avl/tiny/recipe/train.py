@@ -1,0 +1,285 @@
+"""The whole recipe: `python -m avl train-tiny`. Stage 1 is the vision tower, stage 2 the language model; then the export."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import LlavaForConditionalGeneration
+
+from avl.tiny.recipe import model as sizes
+from avl.tiny.recipe import packing, topics, vision
+from avl.tiny.recipe.export import assemble, begin_with, export
+from avl.tiny.recipe.optim import Optimizer, faster_dtype
+
+HIDE_FROM = 0.1  # share of stage 2 after which tokens are hidden from some layers
+
+
+class Log:
+    """Prints progress and appends it to a JSONL file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+
+    def __call__(self, **row: Any) -> None:
+        row = {k: round(v, 5) if isinstance(v, float) else v for k, v in row.items()}
+        print(" ".join(f"{k}={v}" for k, v in row.items()), flush=True)
+        with self.path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+
+
+def save(path: Path, **parts: Any) -> None:
+    """Write a checkpoint so that a reader never sees half of one."""
+    part = path.with_suffix(".part")
+    torch.save(parts, part)
+    part.replace(path)
+
+
+def train_vision(
+    folder: Path,
+    minutes: float,
+    whole_share: float,
+    log: Log,
+    first: dict[str, torch.Tensor] | None = None,
+    batch: int = 24,
+    peak: float = 1.2e-3,
+    device: str = "cpu",
+) -> None:
+    """Stage 1. Reads and writes `vision.pt` in the folder; goes on where an earlier run stopped.
+
+    Args:
+        folder: of the checkpoint.
+        minutes: of training, earlier runs included.
+        whole_share: the last part of the minutes, on all patches of whole scenes.
+        log: where progress goes.
+        first: weights of a whole model to begin with; the tower's are used.
+        batch: pictures in a batch; a third as many when all their patches are given.
+        peak: the highest learning rate.
+        device: "cpu" or "cuda".
+    """
+    llava = sizes.build(400, 3, 0, 1, 2)  # only the tower is used
+    tower = sizes.tower(llava).to(device)
+    if first is not None:
+        tower.load_state_dict(part_of(first, "vision_tower."))
+    heads = vision.Heads(sizes.VISION_WIDTH).to(device)
+    tower.post_layernorm.requires_grad_(False)
+    dtype = faster_dtype(device)
+    optimizer = Optimizer([tower, heads], peak, dtype)
+    step, samples, elapsed = 0, 0, 0.0
+    path = folder / "vision.pt"
+    if path.exists():
+        old = torch.load(path, map_location=device)
+        optimizer.load(old["optimizer"])
+        step, samples, elapsed = old["step"], old["samples"], old["elapsed"]
+    log(stage="vision", dtype=str(dtype), threads=torch.get_num_threads(), minutes=elapsed / 60)
+    whole: bool | None = None
+    source: Any = None
+    began = last = time.monotonic()
+    seen: dict[str, list[float]] = {}
+    start = elapsed
+    while elapsed < minutes * 60:
+        if whole is not (whole := elapsed > minutes * 60 * (1 - whole_share)):
+            data = vision.Patches(batch // 3, vision.PATCHES, step) if whole else vision.Patches(batch, vision.GIVEN, step)
+            source = iter(torch.utils.data.DataLoader(data, batch_size=None, num_workers=1, prefetch_factor=6))
+        patches, places, marks = next(source)
+        marks = {k: v.to(device) for k, v in marks.items()}
+        loss, right = vision.loss_of(heads(*vision.run_tower(tower, patches.to(device), places.to(device))), marks)
+        loss.backward()
+        norm = optimizer.step(elapsed / (minutes * 60))
+        step, samples = step + 1, samples + len(patches)
+        elapsed = start + time.monotonic() - began
+        for name, value in (right | {"loss": loss.item()}).items():
+            seen.setdefault(name, []).append(value)
+        if step % 100 == 0:
+            means = {k: sum(v) / len(v) for k, v in seen.items()}
+            log(stage="vision", step=step, samples=samples, minutes=elapsed / 60, whole=bool(whole), norm=norm, **means)
+            seen = {}
+        if time.monotonic() - last > 90 or elapsed >= minutes * 60:
+            last = time.monotonic()
+            weights = {k: v.float() for k, v in tower.state_dict().items()}
+            save(path, tower=weights, heads=heads.state_dict(), optimizer=optimizer.state(), step=step, samples=samples, elapsed=elapsed)
+
+
+def train_language(
+    folder: Path,
+    minutes: float,
+    log: Log,
+    first: dict[str, torch.Tensor] | None = None,
+    batch: int = 6,
+    peak: float = 1.2e-3,
+    device: str = "cpu",
+) -> None:
+    """Stage 2: projector and language model, and later in every third batch the tower. Reads `vision.pt`, resumes `language.pt`.
+
+    Temporary heads on the language model's later layers ask what the words of a question are about: see topics.py.
+
+    The tower goes on at a twelfth of the rate, as more of it would undo what it knows, from the language model's loss and its heads' own.
+
+    A random part of the image tokens that are given is kept, and some or all of those are hidden in some layers: see `hidden`. More and
+    more batches give whole pictures.
+
+    Args:
+        folder: of the checkpoints.
+        minutes: of training, earlier runs included.
+        log: where progress goes.
+        first: weights of a whole model to begin with; all but the tower's are used.
+        batch: pictures in a batch, each with about seventeen questions; a third as many when all their patches are given.
+        peak: the highest learning rate.
+        device: "cpu" or "cuda".
+    """
+    llava, processor = assemble(folder)
+    packer = packing.Packer(processor.tokenizer)
+    tower = sizes.tower(llava)
+    if first is not None:
+        llava.load_state_dict(first)
+    tower.load_state_dict(torch.load(folder / "vision.pt", map_location="cpu")["tower"])
+    llava.to(torch.device(device))  # type: ignore[arg-type]
+    heads = vision.Heads(sizes.VISION_WIDTH).to(device)
+    heads.load_state_dict(torch.load(folder / "vision.pt", map_location="cpu")["heads"])
+    tower.post_layernorm.requires_grad_(False)
+    dtype = faster_dtype(device)
+    asked = topics.Heads(sizes.TEXT_WIDTH).to(device)
+    learned = [llava.model.multi_modal_projector, llava.model.language_model, llava.lm_head, asked]
+    optimizer = Optimizer(learned, peak, dtype, slow=[tower, heads])
+    step, samples, elapsed = 0, 0, 0.0
+    path = folder / "language.pt"
+    if path.exists():
+        old = torch.load(path, map_location=device)
+        optimizer.load(old["optimizer"])
+        step, samples, elapsed = old["step"], old["samples"], old["elapsed"]
+    log(stage="language", dtype=str(dtype), threads=torch.get_num_threads(), minutes=elapsed / 60)
+    whole = torch.zeros(()).share_memory_()
+    lessons = packing.Lessons(packer, batch, whole, start=step)
+    source = iter(torch.utils.data.DataLoader(lessons, batch_size=None, num_workers=1, prefetch_factor=4))
+    began = last = time.monotonic()
+    start, seen = elapsed, []
+    patches: dict[str, list[float]] = {}
+    while elapsed < minutes * 60:
+        done = elapsed / (minutes * 60)
+        whole.fill_(0.05 + 0.3 * done**2)
+        chance = torch.Generator().manual_seed(step)
+        packed = next(source)
+        places = packed.places
+        count, given = places.shape
+        kept = packing.choose(chance, count, given, round(kept_share(chance) * given))
+        hide, forget, answers = hidden(chance, done, places.gather(1, kept), packed.owner.gather(1, kept), packed.ids.shape)
+        hide, forget = (None if t is None else t.to(device) for t in (hide, forget))
+        marks = {k: v.to(device) for k, v in packed.marks.items()}
+        about = {k: v.to(device) for k, v in packed.topics.items()}
+        ids, block, place, target = (t.to(device) for t in (packed.ids, packed.block, packed.place, packed.target))
+        packed = packing.Packed(packed.patches.to(device), places.to(device), packed.owner, marks, ids, block, place, target, about)
+        kept = kept.to(device)
+        both = done > 0.3 and step % 3 == 0
+        with torch.set_grad_enabled(both):
+            features, local = vision.run_tower(tower, packed.patches, packed.places)
+        some = features.gather(1, kept[..., None].expand(-1, -1, features.shape[-1]))
+        here = packed.places.gather(1, kept)
+        loss, right, told = packing.language_loss(llava, packer, some, here, packed, hide, forget, True, answers)
+        guessed, known = asked.loss(told, about)
+        total = loss + 0.5 * guessed
+        for name, value in known.items():
+            patches.setdefault(name, []).append(value)
+        if both:
+            own, said = vision.loss_of(heads(features, local), marks)
+            total = total + 0.6 * own
+            for name, value in said.items():
+                patches.setdefault(name, []).append(value)
+        total.backward()
+        norm = optimizer.step(done)
+        step, samples = step + 1, samples + count
+        elapsed = start + time.monotonic() - began
+        seen.append((loss.item(), right.float().mean().item()))
+        if step % 100 == 0:
+            mean = [sum(column) / len(seen) for column in zip(*seen, strict=True)]
+            said = {k: sum(v) / len(v) for k, v in patches.items()}
+            log(stage="language", step=step, samples=samples, minutes=elapsed / 60, norm=norm, loss=mean[0], tokens_right=mean[1], **said)
+            seen, patches = [], {}
+        if time.monotonic() - last > 90 or elapsed >= minutes * 60:
+            last = time.monotonic()
+            weights = {k: v.float() for k, v in llava.state_dict().items()}
+            save(path, model=weights, optimizer=optimizer.state(), step=step, samples=samples, elapsed=elapsed)
+
+
+def hidden(
+    chance: torch.Generator, done: float, places: torch.Tensor, owner: torch.Tensor, text: torch.Size
+) -> tuple[torch.Tensor | None, torch.Tensor | None, float]:
+    """What a batch does not see, so that nothing hangs on one token or one layer: `hide`, `forget` and `answers` of `language_loss`.
+
+    Four ways, and none in a quarter of the batches: in a third other image tokens hidden in every layer, often with text forgotten that
+    is long past; image tokens hidden in a run of layers, from questions and answers; behind a random layer, from answers alone; or
+    in all layers, from random words of answers.
+
+    Args:
+        chance: the source of chance.
+        done: share of the stage that is over; at first nothing is hidden.
+        places, owner: int64 [batch, kept], of the image tokens.
+        text: [batch, text].
+    """
+    layers = sizes.TEXT_LAYERS
+    way = float(torch.rand((), generator=chance)) if done > HIDE_FROM else 1.0
+    if way < 0.35:
+        forget = torch.rand(text, generator=chance) < 0.5 * torch.rand((), generator=chance)
+        return packing.hidden_places(chance, layers, places, owner), forget if way < 0.2 else None, 0.0
+    if way < 0.45:
+        length = int(torch.randint(1, layers - 2, (), generator=chance))
+        first = int(torch.randint(0, layers - length + 1, (), generator=chance))
+        return packing.hidden_in_run(chance, layers, range(first, first + length), places, owner), None, 0.0
+    if way < 0.6:
+        first = int(torch.randint(0, layers - 2, (), generator=chance))
+        return packing.hidden_in_run(chance, layers, range(first, layers), places, owner), None, 1.0
+    if way < 0.75:
+        words = 0.3 + 0.6 * float(torch.rand((), generator=chance))
+        return packing.hidden_in_run(chance, layers, range(layers), places, owner), None, words
+    return None, None, 0.0
+
+
+def kept_share(chance: torch.Generator) -> float:
+    """The share of the given image tokens that a batch keeps: all of them in a fifth of the batches, else 30 to 100 %."""
+    if torch.rand((), generator=chance) < 0.2:
+        return 1.0
+    return 0.3 + 0.7 * float(torch.rand((), generator=chance))
+
+
+def part_of(weights: dict[str, torch.Tensor], name: str) -> dict[str, torch.Tensor]:
+    """The weights below the module of this name, as that module calls them."""
+    found = {k.split(name, 1)[1].removeprefix("vision_model."): v for k, v in weights.items() if name in k}
+    if not found:
+        raise ValueError(f"there are no weights of {name.rstrip('.')} in this model")
+    return found
+
+
+def main(argv: list[str] | None = None) -> int:
+    """`python -m avl train-tiny`: train, resume and export the bundled model."""
+    parser = argparse.ArgumentParser(prog="avl train-tiny", description=__doc__)
+    parser.add_argument("--runs", type=Path, default=Path("runs/tiny"), help="checkpoints and logs; training goes on from them")
+    parser.add_argument("--out", type=Path, default=None, help="model folder to write; nothing is exported without it")
+    parser.add_argument("--vision-minutes", type=float, default=30, help="stage 1")
+    parser.add_argument("--whole-share", type=float, default=0.1, help="part of stage 1 that sees all patches")
+    parser.add_argument("--language-minutes", type=float, default=50, help="stage 2")
+    parser.add_argument("--first", type=Path, default=None, help="model folder to begin with instead of random weights")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--fresh", action="store_true", help="start again instead of going on")
+    args = parser.parse_args(argv)
+    args.runs.mkdir(parents=True, exist_ok=True)
+    if args.fresh:
+        for name in ("vision.pt", "language.pt", "log.jsonl"):
+            (args.runs / name).unlink(missing_ok=True)
+    log = Log(args.runs / "log.jsonl")
+    first = None
+    if args.first is not None:
+        begin_with(args.runs, args.first)
+        first = {k: v.float() for k, v in LlavaForConditionalGeneration.from_pretrained(args.first).state_dict().items()}
+    train_vision(args.runs, args.vision_minutes, args.whole_share, log, first, device=args.device)
+    train_language(args.runs, args.language_minutes, log, first, device=args.device)
+    if args.out:
+        export(args.runs, args.out)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

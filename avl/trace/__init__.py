@@ -1,0 +1,31 @@
+"""The trace of a run: events, the document they add up to, and its encoding. Imports nothing else of the project.
+
+The format is described in assets/traces/README.md.
+"""
+
+from avl.trace.codec import pack_bits, pack_scores, unpack_bits, unpack_scores
+from avl.trace.document import Trace, event_from_dict
+from avl.trace.events import SCHEMA, Arm, End, Error, Event, Grid, Prefill, Reading, Repeat, Scores, Sets, Start, Step, Warning
+
+__all__ = [
+    "SCHEMA",
+    "Arm",
+    "End",
+    "Error",
+    "Event",
+    "Grid",
+    "Prefill",
+    "Reading",
+    "Repeat",
+    "Scores",
+    "Sets",
+    "Start",
+    "Step",
+    "Trace",
+    "Warning",
+    "event_from_dict",
+    "pack_bits",
+    "pack_scores",
+    "unpack_bits",
+    "unpack_scores",
+]

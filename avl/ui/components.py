@@ -1,0 +1,72 @@
+"""Own web components: constant markup, style and script from ``assets/player``; data travels as values, never as templates.
+
+Gradio renders an ``html_template`` with Handlebars and evaluates the result as a JS template string, so a value in it could run code.
+Here the template is a bare ``<div>``: the script builds the DOM from its own constants, and everything that a model, a visitor or a file
+says reaches the page through ``textContent`` or a canvas.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import plotly
+
+from avl._paths import ASSETS
+
+PLOTLY_JS = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
+
+SCRIPTS: dict[str, tuple[str, ...]] = {
+    "player": (
+        "base.js",
+        "trace.js",
+        "overlay.js",
+        "charts.js",
+        "race.js",
+        "predict.js",
+        "heat.js",
+        "analysis.js",
+        "tour.js",
+        "player.js",
+        "curves.js",
+        "arms.js",
+        "picture.js",
+        "result.js",
+        "start.js",
+    ),
+    "controls": ("base.js", "predict.js", "controls.js"),
+    "gallery": ("base.js", "gallery.js"),
+    "header": ("base.js", "header.js"),
+}
+"""The files that make up each component, in order; they share one function scope."""
+
+
+def script(name: str) -> str:
+    """The JavaScript of one component: its markup and style as string constants, then its files."""
+    folder = ASSETS / "player"
+    markup = (folder / f"{name}.html").read_text("utf-8")
+    style = (folder / "style.css").read_text("utf-8")
+    head = f"'use strict';\nconst MARKUP = {json.dumps(markup)};\nconst STYLE = {json.dumps(style)};\n"
+    return head + "\n".join((folder / file).read_text("utf-8") for file in SCRIPTS[name])
+
+
+def component(name: str, value: Any = None, **options: Any) -> gr.HTML:
+    """One of our components as a ``gr.HTML``. ``value`` and further properties are JSON data for its script."""
+    return gr.HTML(
+        value=value,
+        html_template=f'<div class="avl avl-{name}"></div>',
+        css_template="",
+        js_on_load=script(name),
+        apply_default_css=False,
+        elem_id=f"avl-{name}",
+        padding=False,
+        **options,
+    )
+
+
+def plotly_address() -> str:
+    """Where the page finds plotly.js, which comes from the installed package."""
+    gr.set_static_paths([PLOTLY_JS])  # this one file: its neighbours stay closed
+    return f"gradio_api/file={PLOTLY_JS}"

@@ -1,0 +1,3 @@
+from avl.kernels.bench.attention import main
+
+main()

@@ -1,0 +1,12 @@
+"""Launching Triton kernels on the device that holds the tensors."""
+
+import contextlib
+
+import torch
+
+
+def on_device(device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """Triton launches on the current device, which need not be the tensors'."""
+    if device.type == "cuda" and device.index != torch.cuda.current_device():
+        return torch.cuda.device(device)
+    return contextlib.nullcontext()
