@@ -1,7 +1,8 @@
 """Adaptive attention (A-VL, arXiv 2409.14846) for LLaVA: store the useful image tokens, read the critical ones.
 
 Shape letters used everywhere: B rows of a batch, H query heads, G key-value heads, L positions or slots, D head size, N image tokens of one
-row (all its images together), W entries of the text window. Names load on first use; importing the package does nothing else.
+row (all its images together), W tokens of the text window. Importing the package loads the policies, which are plain Python; the other
+names load on first use.
 """
 
 from __future__ import annotations
@@ -9,12 +10,14 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from avl import policies
+from avl.policies import *  # noqa: F403
+
 if TYPE_CHECKING:
     from avl.attention.attachment import attach, detach
     from avl.cache.cache import make_cache
     from avl.engine.scheduler import race, stream
     from avl.models.loading import load
-    from avl.policies import AVL, H2O, PRESETS, FastV, Full, StreamingLLM
 
 _HOMES = {
     "attach": "avl.attention.attachment",
@@ -23,11 +26,12 @@ _HOMES = {
     "race": "avl.engine.scheduler",
     "stream": "avl.engine.scheduler",
     "load": "avl.models.loading",
-    **dict.fromkeys(("AVL", "H2O", "PRESETS", "FastV", "Full", "StreamingLLM"), "avl.policies"),
 }
 
 __version__ = "0.1.0"
-__all__ = ["AVL", "H2O", "PRESETS", "FastV", "Full", "StreamingLLM", "attach", "detach", "load", "make_cache", "race", "stream"]
+
+__all__ = ["attach", "detach", "load", "make_cache", "race", "stream"]
+__all__ += policies.__all__
 
 
 def __getattr__(name: str) -> Any:

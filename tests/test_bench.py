@@ -148,8 +148,8 @@ def test_largest_batch_is_found_by_trying(monkeypatch):
         monkeypatch.setattr(measure, "settle", lambda device: None)
         monkeypatch.setattr(measure, "free_bytes", lambda device: 0)
         monkeypatch.setattr(measure.roofline, "largest_batch", lambda *_, predicted=predicted: predicted)
-        request = types.SimpleNamespace(new_tokens=8)
-        subject = types.SimpleNamespace(device=torch.device("cuda"), sizes=None, request=request, make=lambda batch: batch)
+        shape = types.SimpleNamespace(max_new_tokens=8)
+        subject = types.SimpleNamespace(device=torch.device("cuda"), sizes=None, shape=shape, make=lambda batch: batch)
         found = measure.largest(subject, avl.Full())
         assert len(tried) <= 8
         if limit == 0:
@@ -178,8 +178,8 @@ def test_time_per_token_weighs_the_kinds_of_step():
     ("arguments", "message"),
     [
         (["--policies", "best"], "there is no policy 'best'"),
-        (["--policies", "avl:S=full"], "cannot be read"),
-        (["--policies", "avl:Q=3"], "cannot be read"),
+        (["--policies", "avl:S=full"], "S=.full. is out of range"),
+        (["--policies", "avl:Q=3"], "A-VL has no parameter .Q."),
         (["--policies", "avl:S=30,C=40"], "C=40 is out of range"),
         (["--new-tokens", "2"], "--new-tokens is at least 4"),
         (["--batch", "0"], "--repeats and --batch at least 1"),

@@ -11,7 +11,7 @@ from random_models import build_model, picture, shared_processor
 
 import avl
 from avl.engine import runner
-from avl.engine import scheduler as engine
+from avl.engine.request import MODES
 from avl.trace import End, Event, Reading, Repeat, Scores, Step, Trace
 
 POLICIES = [avl.Full(), avl.AVL(S=45, C=30, K=2, P=70, T=60)]
@@ -26,7 +26,7 @@ def race(small, stop: threading.Event | None = None, **options):
     return avl.race(*small, picture(2), "what is here ?", POLICIES, max_new_tokens=7, stop=stop, **options)
 
 
-@pytest.mark.parametrize("mode", engine.MODES)
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_each_repeat_is_the_same_run_in_turned_order(small, mode, temperature):
     trace = Trace(list(race(small, mode=mode, repeats=4, temperature=temperature, seed=3)))
@@ -81,7 +81,6 @@ def test_no_cache_outlives_the_run(small, leave_at, monkeypatch):
         return cache
 
     monkeypatch.setattr(runner, "make_cache", watched)
-    monkeypatch.setattr(engine, "make_cache", watched)
     events = race(small, mode="isolated", repeats=3, scores=True)
     for event in events:
         assert sum(cache.stored_bytes > 0 for cache in alive) <= 1

@@ -2,34 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from random_models import build_model, build_processor, encode, request
 
 import avl
 from avl.attention.attachment import attach
-from avl.bench.roofline import (
-    Load,
-    Rates,
-    Request,
-    Sizes,
-    batch_bytes,
-    expected_gain,
-    floor_ms,
-    kinds,
-    largest_batch,
-    mean_load,
-    row_bytes,
-    step_load,
-    weights_ms,
-)
+from avl.bench.roofline import Rates, Sizes, batch_bytes, floor_ms, largest_batch, row_bytes, weights_ms
 from avl.engine.decoder import Decoder
+from avl.policies import Policy, PromptShape
+from avl.policies.cost import Cost, mean_cost, step_cost, update_steps
 
 SEVEN = Sizes(layers=32, heads=32, kv_heads=32, head_dim=128, hidden=4096, ffn=11008, vocab=32064, itemsize=2)
 THIRTEEN = Sizes(layers=40, heads=40, kv_heads=40, head_dim=128, hidden=5120, ffn=13824, vocab=32064, itemsize=2)
 MISTRAL = Sizes(layers=32, heads=32, kv_heads=8, head_dim=128, hidden=4096, ffn=14336, vocab=32064, itemsize=2)
 H200 = Rates(4.3e12, 790e12)
-LONG = Request(n_image=2880, n_text=65, new_tokens=128)
+LONG = PromptShape(n_image=2880, n_text=65, max_new_tokens=128, n_layers=32)
+ONE = replace(LONG, n_layers=1)
 PAPER = avl.AVL(S=45, C=30, K=3, T=70)
 
 POLICIES = {
@@ -45,6 +36,13 @@ POLICIES = {
 }
 
 
+def gain_of(sizes: Sizes, policy: Policy, batch: int) -> float:
+    """Floor of full attention over that of ``policy``, mean over the answer."""
+    shape = replace(LONG, n_layers=sizes.layers)
+    full, other = (floor_ms(sizes, mean_cost(each, shape), batch, H200) for each in (avl.Full(), policy))
+    return full / other
+
+
 @pytest.mark.parametrize(("sizes", "gigabytes", "kib"), [(SEVEN, 13.21, 512), (THIRTEEN, 25.70, 800), (MISTRAL, 14.22, 128)])
 def test_bytes_of_the_checkpoints(sizes, gigabytes, kib):
     assert sizes.weight_bytes / 1e9 == pytest.approx(gigabytes, abs=0.005)
@@ -57,14 +55,14 @@ def test_a_step_by_hand():
     assert sizes.entry_bytes == 128
     # q and o 32 x 32, k and v 32 x 16, three MLP matrices 32 x 64, head 100 x 32
     assert sizes.step_weights == 2 * 1024 + 2 * 512 + 3 * 2048 + 3200
-    small = Request(n_image=100, n_text=10, new_tokens=20)
+    small = PromptShape(n_image=100, n_text=10, max_new_tokens=20, n_layers=1)
     policy = avl.AVL(S=40, C=20, K=2, T=50)  # stores 40 image tokens, reads 20; text window of 15
-    assert step_load(policy, 1, small, 1) == Load(stored=40 + 11, read=20 + 11, scored=11)
-    assert step_load(policy, 1, small, 2) == Load(stored=40 + 12, read=40 + 12, scored=12 + 40)
-    assert step_load(policy, 1, small, 9) == Load(stored=40 + 15, read=20 + 16, scored=16)
+    assert step_cost(policy, small, 1) == Cost(stored=40 + 11, read=20 + 11, scored=11)
+    assert step_cost(policy, small, 2) == Cost(stored=40 + 12, read=40 + 12, scored=12 + 40)
+    assert step_cost(policy, small, 9) == Cost(stored=40 + 15, read=20 + 16, scored=16)
     rates = Rates(bytes_per_s=1e6, flops=1e9)
-    load = Load(stored=55, read=36, scored=16)
-    assert floor_ms(sizes, load, 3, rates) == pytest.approx(1e3 * (12416 * 4 + 3 * (36 * 128 + 16 * 4 * 8)) / 1e6)
+    cost = Cost(stored=55, read=36, scored=16)
+    assert floor_ms(sizes, cost, 3, rates) == pytest.approx(1e3 * (12416 * 4 + 3 * (36 * 128 + 16 * 4 * 8)) / 1e6)
     # 1e9 operations a second: from batch 2000 on, multiplying takes longer than reading
     assert weights_ms(sizes, 4000, rates) == pytest.approx(1e3 * 2 * 12416 * 4000 / 1e9)
 
@@ -83,26 +81,27 @@ def test_a_step_by_hand():
 )
 def test_the_published_table(sizes, batch, full, evict, core, update, gain):
     """Floors of LLaVA-1.6 on an H200 as computed before this code existed, half-way through 128 new tokens, from another formulation."""
-    assert step_load(avl.Full(), 1, LONG, 64).read == 3009
-    assert step_load(PAPER, 1, LONG, 64).read == 993
+    assert step_cost(avl.Full(), ONE, 64).read == 3009
+    assert step_cost(PAPER, ONE, 64).read == 993
+    shape = replace(LONG, n_layers=sizes.layers)
     halfway = {
-        "full": floor_ms(sizes, step_load(avl.Full(), sizes.layers, LONG, 64), batch, H200),
-        "evict": floor_ms(sizes, step_load(avl.AVL(S=45, T=70), sizes.layers, LONG, 64), batch, H200),
-        "core": floor_ms(sizes, step_load(PAPER, sizes.layers, LONG, 64), batch, H200),
-        "update": floor_ms(sizes, step_load(PAPER, sizes.layers, LONG, 63), batch, H200),
+        "full": floor_ms(sizes, step_cost(avl.Full(), shape, 64), batch, H200),
+        "evict": floor_ms(sizes, step_cost(avl.AVL(S=45, T=70), shape, 64), batch, H200),
+        "core": floor_ms(sizes, step_cost(PAPER, shape, 64), batch, H200),
+        "update": floor_ms(sizes, step_cost(PAPER, shape, 63), batch, H200),
     }
     expected = {"full": full, "evict": evict, "core": core, "update": update}
     assert halfway == pytest.approx(expected, abs=0.025)
     mean = (2 * halfway["core"] + halfway["update"]) / 3
     assert halfway["full"] / mean == pytest.approx(gain, abs=0.006)
     # over the whole answer: 42 of 127 steps update, and the text window bites at the end
-    assert expected_gain(sizes, PAPER, LONG, batch, H200) == pytest.approx(gain, abs=0.025)
+    assert gain_of(sizes, PAPER, batch) == pytest.approx(gain, abs=0.025)
 
 
 def test_gain_grows_with_the_batch():
-    gains = [expected_gain(SEVEN, PAPER, LONG, batch, H200) for batch in (1, 8, 16, 32, 64)]
+    gains = [gain_of(SEVEN, PAPER, batch) for batch in (1, 8, 16, 32, 64)]
     assert gains == sorted(gains)
-    assert expected_gain(SEVEN, avl.Full(), LONG, 8, H200) == 1
+    assert gain_of(SEVEN, avl.Full(), 8) == 1
 
 
 @pytest.mark.parametrize("key", POLICIES)
@@ -114,7 +113,7 @@ def test_the_cache_counts_the_same(architecture, key):
     limit = 24
     cache = avl.make_cache(model, prompt, POLICIES[key], max_new_tokens=limit)
     row = cache.rows[0]
-    shape = Request(row.n_image, row.n_text, limit)
+    shape = PromptShape(row.n_image, row.n_text, limit, len(cache.layers))
     sizes = Sizes.of(model.config, 4)
     decoder = Decoder(model, cache)
     with torch.inference_mode():
@@ -122,8 +121,8 @@ def test_the_cache_counts_the_same(architecture, key):
         assert cache.allocated_bytes == 2 * row_bytes(sizes, POLICIES[key], shape)[0]
         for t in range(1, limit):
             tokens = decoder.step(tokens).argmax(-1)
-            load = step_load(POLICIES[key], sizes.layers, shape, t)
-            assert (cache.stored_bytes, cache.read_bytes) == (2 * load.stored * sizes.entry_bytes, 2 * load.read * sizes.entry_bytes), t
+            cost = step_cost(POLICIES[key], shape, t)
+            assert (cache.stored_bytes, cache.read_bytes) == (2 * cost.stored * sizes.entry_bytes, 2 * cost.read * sizes.entry_bytes), t
 
 
 def test_weights_are_those_of_the_model():
@@ -133,14 +132,14 @@ def test_weights_are_those_of_the_model():
     assert sizes.step_weights == layers + model.lm_head.weight.numel()
 
 
-def test_kinds_and_means():
-    apart = kinds(PAPER, 32, LONG)
-    mean = mean_load(PAPER, 32, LONG)
+def test_update_steps_core_and_update_apart_add_up_to_the_mean():
+    apart = {kind: mean_cost(PAPER, LONG, steps) for kind, steps in update_steps(PAPER, LONG).items()}
+    mean = mean_cost(PAPER, LONG)
     assert apart["core"].read < mean.read < apart["update"].read
     assert mean.read == pytest.approx((85 * apart["core"].read + 42 * apart["update"].read) / 127)
-    assert kinds(avl.Full(), 32, LONG) == {}
-    assert kinds(avl.AVL(S=45), 32, LONG) == {}
-    assert set(kinds(avl.AVL(S=45, C=30, K=1), 2, LONG)) == {"update"}
+    assert update_steps(avl.Full(), LONG) == {}
+    assert update_steps(avl.AVL(S=45), LONG) == {}
+    assert set(update_steps(avl.AVL(S=45, C=30, K=1), LONG)) == {"update"}
 
 
 def test_largest_batch():

@@ -83,9 +83,12 @@ def test_a_stopped_run_tells_what_it_counts(monkeypatch):
 
 
 def test_only_a_gpu_that_needs_no_host_runs_ahead():
-    from avl.engine.runner import Request, steps_ahead
+    from PIL import Image
 
-    request = Request(None, None, {}, 8, 0.0, 1.0, None, frozenset())
+    from avl.engine.request import GenerationRequest
+    from avl.engine.runner import steps_ahead
+
+    request = GenerationRequest(Image.new("RGB", (8, 8)), "?", (avl.Full(),), 8)
     gpus = [torch.device("cuda", number) for number in range(2)]
     assert steps_ahead(request, {gpus[0]}) == 1
     assert steps_ahead(request, set(gpus)) == 0

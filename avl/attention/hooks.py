@@ -32,7 +32,7 @@ def before_layer(
     if cache.t > 0:
         return None
     prompt = cache.prompt
-    keep = [cache.policy.prune(number, group.row.n_image) for group in cache.groups]
+    keep = [cache.policy.prune(number, cache.shape(group.row)) for group in cache.groups]
     if prompt.scores is not None and any(count is not None for count in keep):
         counts = [group.row.n_image if count is None else count for group, count in zip(cache.groups, keep, strict=True)]
         survivors = prompt.prune(counts)

@@ -56,12 +56,12 @@ def _ranks_image(cache: AdaptiveCache, layer: int) -> bool:
     """Whether anything is decided by this layer's scores of the image tokens; scoring what nobody asks for would cost time for nothing."""
     policy = cache.policy
     for group in cache.groups:
-        row = group.row
-        held = policy.image_counts(layer, row.n_image)
-        if policy.image_counts(layer + 1, row.n_image) < held:
+        shape = cache.shape(group.row)
+        held = policy.present(layer, shape)
+        if policy.present(layer + 1, shape) < held:
             return True
         if policy.pins_image:
-            stored = policy.store(layer, row.n_image, row.n_text, cache.max_new_tokens).image
-            if stored < held or policy.select(layer, row.n_image) is not None:
+            stored = policy.store(layer, shape).image
+            if stored < held or policy.select(layer, shape) is not None:
                 return True
     return False

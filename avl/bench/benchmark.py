@@ -11,7 +11,7 @@ import datetime
 import json
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,21 +24,20 @@ from avl.bench.measure import Arms, Subject, compare, largest, measure_rates, re
 from avl.cache.layout import find_rows
 from avl.engine.fused import why_not
 from avl.kernels import resolve_impl, triton_trouble
-from avl.kernels.bench.timing import one_line
 from avl.models import random_weights
 from avl.models.families import describe
 from avl.models.images import open_image
 from avl.models.inputs import prepare, repeat
 from avl.models.loading import DTYPES, load, model_name
-from avl.policies import AVL, H2O, PRESETS, FastV, Full, Policy, StreamingLLM
+from avl.policies import PRESETS, PromptShape, parse_policy
+from avl.policies.cost import mean_cost
 from avl.telemetry import machine_card
 
 SCHEMA = "avl.bench/1"
 PICTURE = ASSETS / "gallery" / "scene-4.png"
 QUESTION = "Describe the picture."
-POLICIES: dict[str, Callable[..., Policy]] = {
-    "full": Full, "avl": AVL, "evict": AVL, "prune": AVL, "h2o": H2O, "fastv": FastV, "streaming": StreamingLLM,
-}  # fmt: skip
+VARIANTS = ("avl", "evict", "prune")
+"""A-VL with the paper's settings for the model: all of them but P, without the core, and with P."""
 
 
 def open_subject(options: argparse.Namespace) -> Subject:
@@ -71,45 +70,36 @@ def open_subject(options: argparse.Namespace) -> Subject:
     inputs = make(1)
     row = find_rows(inputs["input_ids"], inputs["attention_mask"], describe(model).image_token_id)[0]
     graphs = model.device.type == "cuda" if options.decode == "auto" else options.decode == "graphs"
-    return Subject(model, name, weights, roofline.Request(row.n_image, row.n_text, options.new_tokens), make, graphs)
+    shape = PromptShape(row.n_image, row.n_text, options.new_tokens, describe(model).layers)
+    return Subject(model, name, weights, shape, make, graphs)
 
 
 def parse_arms(specs: Sequence[str], subject: Subject) -> Arms:
-    """Policies from ``full``, ``evict``, ``avl``, ``prune``, ``h2o``, ``fastv``, ``streaming``, or with parameters: ``avl:S=30,C=20,K=3``.
+    """Return the policies that ``specs`` name: those of :data:`VARIANTS`, or as ``parse_policy`` takes them, ``avl:S=30,C=20,K=3``.
 
     Raises:
         ValueError: an unknown policy or parameter, or a value out of range.
     """
     family = "llava-1.5-7b" if subject.model.config.model_type == "llava" else "llava-1.6-7b"
     paper = PRESETS.get(subject.name, PRESETS[family])
-    core = {"S": paper.S, "C": paper.C, "K": paper.K, "T": paper.T}
-    defaults = {"avl": core, "evict": core | {"C": None}, "prune": core | {"P": paper.P}}
-    arms: Arms = {}
-    for spec in specs:
-        name, _, rest = spec.partition(":")
-        if name not in POLICIES:
-            raise ValueError(f"there is no policy {name!r}: use {', '.join(POLICIES)}")
-        try:
-            given = {key: json.loads(value) for key, _, value in (part.partition("=") for part in rest.split(",") if part)}
-            arms[spec] = POLICIES[name](**(given or defaults.get(name, {})))
-        except (TypeError, json.JSONDecodeError) as error:
-            raise ValueError(f"the policy {spec!r} cannot be read ({one_line(error)}): write name:PARAMETER=number,…") from None
-    return arms
+    core = replace(paper, P=None)
+    variants: Arms = {"avl": core, "evict": replace(core, C=None), "prune": replace(core, P=paper.P)}
+    return {spec: variants[spec] if spec in VARIANTS else parse_policy(spec) for spec in specs}
 
 
 def card(subject: Subject, arms: Arms, batches: Sequence[int], rates: roofline.Rates) -> dict[str, Any]:
     """The roofline card: what a step must move, per policy for one row, and the floor of a step at each batch."""
     sizes = subject.sizes
-    loads = {key: roofline.mean_load(policy, sizes.layers, subject.request) for key, policy in arms.items()}
+    costs = {key: mean_cost(policy, subject.shape) for key, policy in arms.items()}
     return {
         "weight_bytes": sizes.weight_bytes,
         "arms": {
             key: {
-                "stored_bytes": load.stored * sizes.entry_bytes,
-                "read_bytes": load.read * sizes.entry_bytes,
-                "floor_ms": {str(batch): roofline.floor_ms(sizes, load, batch, rates) for batch in batches},
+                "stored_bytes": cost.stored * sizes.entry_bytes,
+                "read_bytes": cost.read * sizes.entry_bytes,
+                "floor_ms": {str(batch): roofline.floor_ms(sizes, cost, batch, rates) for batch in batches},
             }
-            for key, load in loads.items()
+            for key, cost in costs.items()
         },
     }
 
@@ -136,7 +126,7 @@ def benchmark(options: argparse.Namespace, say: Callable[[str], None] = print) -
         "machine": machine_card(),
         "model": {"name": subject.name, "weights": subject.weights, "dtype": str(subject.model.dtype)[6:], "device": subject.device.type}
         | {"parameters": sum(p.numel() for p in subject.model.parameters())} | asdict(subject.sizes),
-        "request": asdict(subject.request),
+        "request": {"n_image": subject.shape.n_image, "n_text": subject.shape.n_text, "new_tokens": subject.shape.max_new_tokens},
         "implementation": resolve_impl(subject.device, dtype=subject.model.dtype, head_size=describe(subject.model).head_dim),
         "kernel_trouble": triton_trouble(*kind),
         "layers": layers(subject),
@@ -182,7 +172,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--question", default=QUESTION, help="question to a loaded model")
     made.add_argument("--batch", type=int, nargs="+", help="default: 1 8 16 32 64 on a GPU, 1 4 on a CPU")
     made.add_argument("--new-tokens", type=int, help="default: 128; 32 with --quick")
-    made.add_argument("--policies", nargs="+", default=["full", "evict", "avl"], help=f"{', '.join(POLICIES)}, or avl:S=30,C=20,K=3")
+    made.add_argument("--policies", nargs="+", default=["full", "evict", "avl"], help="evict, avl, prune, any policy, or avl:S=30,C=20,K=3")
     made.add_argument("--repeats", type=int, help="default: 5; 2 with --quick")
     made.add_argument("--device", default="auto")
     made.add_argument("--dtype", default="auto")

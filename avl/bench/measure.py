@@ -22,7 +22,8 @@ from avl.engine.cuda_graphs import GraphDecoder
 from avl.engine.decoder import Decoder
 from avl.engine.timing import Clock, Marks
 from avl.kernels.bench.timing import Timer, measure_bandwidth, one_line
-from avl.policies import Policy
+from avl.policies import Policy, PromptShape
+from avl.policies.cost import mean_cost, step_cost, update_steps
 from avl.telemetry import settle
 
 Arms = dict[str, Policy]
@@ -36,7 +37,7 @@ class Subject:
     model: Any
     name: str
     weights: str
-    request: roofline.Request
+    shape: PromptShape
     make: Callable[[int], dict[str, Any]]
     graphs: bool = False
 
@@ -87,7 +88,7 @@ class _Answer:
         settle(self._device)
         if cuda:
             torch.cuda.reset_peak_memory_stats(self._device)
-        self._cache = make_cache(subject.model, inputs, policy, subject.request.new_tokens)
+        self._cache = make_cache(subject.model, inputs, policy, subject.shape.max_new_tokens)
         self._decoder = GraphDecoder(subject.model, self._cache) if subject.graphs else Decoder(subject.model, self._cache)
         clock = Clock(self._device)
         clock.start()
@@ -143,7 +144,7 @@ def compare(subject: Subject, arms: Arms, batch: int, repeats: int, rates: roofl
     there: Arms = {}
     free = free_bytes(subject.device)
     for key, policy in arms.items():
-        need = roofline.batch_bytes(subject.sizes, policy, subject.request, batch)
+        need = roofline.batch_bytes(subject.sizes, policy, subject.shape, batch)
         if need > free:
             reason = f"predicted to need {need / 1e9:.1f} GB beside the weights, {free / 1e9:.1f} GB are free"
             skipped.append({"batch": batch, "arm": key, "reason": reason})
@@ -152,7 +153,7 @@ def compare(subject: Subject, arms: Arms, batch: int, repeats: int, rates: roofl
     if not there:
         return [], skipped
     inputs = subject.make(batch)
-    steps = subject.request.new_tokens - 1
+    steps = subject.shape.max_new_tokens - 1
     runs: dict[str, list[Run]] = {key: [] for key in there}
     for number in range(-1, repeats):  # number -1 warms up: libraries, kernels and the allocator's blocks
         order = list(there)[:: 1 if number % 2 == 0 else -1]
@@ -183,17 +184,20 @@ def summary(subject: Subject, key: str, policy: Policy, batch: int, runs: list[R
     """What the runs of one arm at one batch say.
 
     Raises:
-        AssertionError: the cache stored or read another number of bytes than the policy's closed forms say: then no floor is right.
+        RuntimeError: the cache stored or read another number of bytes than the cost model says.
     """
-    sizes, request = subject.sizes, subject.request
-    last = roofline.step_load(policy, sizes.layers, request, len(runs[0].times))
+    sizes, shape = subject.sizes, subject.shape
+    last = step_cost(policy, shape, len(runs[0].times))
     counted = (batch * last.stored * sizes.entry_bytes, batch * last.read * sizes.entry_bytes)
-    assert all((done.stored_bytes, done.read_bytes) == counted for done in runs), f"{key}: byte counts differ from {counted}"
-    mean = roofline.mean_load(policy, sizes.layers, request)
+    for done in runs:
+        if (done.stored_bytes, done.read_bytes) != counted:
+            found = done.stored_bytes, done.read_bytes
+            raise RuntimeError(f"{key}: the cache stored and read {found} bytes, the cost model says {counted}; no floor is right then")
+    mean = mean_cost(policy, shape)
     tpot = spread([done.tpot_ms for done in runs])
     pooled = [ms for done in runs for ms in done.times]
     floor = roofline.floor_ms(sizes, mean, batch, rates)
-    whole = runs[0].stored_bytes + batch * request.length * sizes.entry_bytes
+    whole = runs[0].stored_bytes + batch * shape.length * sizes.entry_bytes
     row: dict[str, Any] = {
         "batch": batch,
         "arm": key,
@@ -212,9 +216,9 @@ def summary(subject: Subject, key: str, policy: Policy, batch: int, runs: list[R
         "floor_share": floor / tpot["median"],
         "ratio": None,
     }
-    for kind, load in roofline.kinds(policy, sizes.layers, request).items():
+    for kind, steps in update_steps(policy, shape).items():
         row[f"{kind}_ms"] = spread([ms for done in runs for ms in done.of_kind(kind == "update")])
-        row[f"{kind}_floor_ms"] = roofline.floor_ms(sizes, load, batch, rates)
+        row[f"{kind}_floor_ms"] = roofline.floor_ms(sizes, mean_cost(policy, shape, steps), batch, rates)
     return row
 
 
@@ -228,14 +232,14 @@ def free_bytes(device: torch.device) -> int:
 def largest(subject: Subject, policy: Policy) -> dict[str, Any]:
     """The largest batch that fits: predicted, and on a GPU found by trying around the prediction, with its tokens/s over a few steps."""
     settle(subject.device)
-    predicted = roofline.largest_batch(subject.sizes, policy, subject.request, free_bytes(subject.device))
+    predicted = roofline.largest_batch(subject.sizes, policy, subject.shape, free_bytes(subject.device))
     found: dict[str, Any] = {"predicted": predicted, "confirmed": None, "tokens_per_s": None}
     if subject.device.type != "cuda":
         return found
     fits, fails, batch = 0, 1 << 30, max(1, predicted)
     for _ in range(7):
         try:
-            (done,) = run(subject, subject.make(batch), [policy], min(16, subject.request.new_tokens - 1))
+            (done,) = run(subject, subject.make(batch), [policy], min(16, subject.shape.max_new_tokens - 1))
             fits = batch
             found |= {"confirmed": batch, "tokens_per_s": 1e3 * batch / statistics.fmean(done.times)}
         except torch.OutOfMemoryError:
@@ -268,7 +272,7 @@ def reference(subject: Subject, batch: int, static: bool, repeats: int) -> dict[
     name = "HF generate, static cache" if static else "HF generate, DynamicCache"
     entry: dict[str, Any] = {"batch": batch, "name": name}
     extra = {"cache_implementation": "static"} if static else {}
-    new = subject.request.new_tokens
+    new = subject.shape.max_new_tokens
 
     def timed() -> list[float]:
         marks = Marks(subject.device)

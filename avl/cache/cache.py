@@ -20,7 +20,8 @@ from avl.cache.readback import Readback
 from avl.cache.recorder import Recorder
 from avl.cache.slots import FREE, Bank, FixedBank, Group, Part
 from avl.models.families import describe, language_model
-from avl.policies import Policy
+from avl.policies import Policy, PromptShape, check_policy
+from avl.policies.base import check_whole
 
 ImageSets = list[tuple[list[int], list[int]]]
 """Per layer: image tokens stored, and those that a core step reads."""
@@ -67,15 +68,21 @@ class AdaptiveCache(Cache):
             alike.setdefault(row, []).append(number)
         groups = []
         for row, numbers in alike.items():
-            store = self.policy.store(0, row.n_image, row.n_text, self.max_new_tokens)
+            shape = self.shape(row)
+            store = self.policy.store(0, shape)
             prompt = row.n_text if self.policy.pins_image else row.length
             longest = prompt + self.max_new_tokens
             # one slot more than the window: a new token is stored and attended to before the weakest entry leaves
             capacity = longest if store.window is None else min(store.window + 1, longest)
             count = prompt if store.window is None else min(prompt, store.window)
-            accumulate = self.policy.observe(row.n_image, row.n_text, self.max_new_tokens).accumulate
+            observation = self.policy.observe(0, shape)
+            accumulate = observation.heads if observation is not None else None
             groups.append(Group(numbers, row, prompt, store.window, store.recent, store.sinks, capacity, accumulate, count))
         return groups
+
+    def shape(self, row: Row) -> PromptShape:
+        """Return the sizes that the policy is asked about."""
+        return PromptShape(row.n_image, row.n_text, self.max_new_tokens, len(self.layers))
 
     @property
     def batch_size(self) -> int:
@@ -187,7 +194,7 @@ class AdaptiveCache(Cache):
             alike: dict[Any, list[Part]] = {}
             for layer in self.layers:
                 part = layer.parts[place]
-                core = self.policy.select(layer.number, group.row.n_image) if part.index is not None else None
+                core = self.policy.select(layer.number, self.shape(group.row)) if part.index is not None else None
                 alike.setdefault((part.keys.device, part.image, core), []).append(part)
             for (device, _, core), parts in alike.items():
                 if self.fixed:
@@ -351,10 +358,8 @@ def make_cache(model: Any, inputs: Any, policy: Policy, max_new_tokens: int = 64
         ValueError: the model or policy is of an unsupported kind, a row has no image or is padded on the right, the prompt does not fit
             into the model's context, or max_new_tokens is not a positive number.
     """
-    if not isinstance(policy, Policy):
-        raise ValueError(f"{policy!r} is not a policy: pass avl.Full(), avl.AVL(...), avl.H2O(), avl.FastV() or avl.StreamingLLM()")
-    if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int) or max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens={max_new_tokens!r} is out of range: it is a whole number of at least 1")
+    check_policy(policy)
+    check_whole("max_new_tokens", max_new_tokens, 1)
     facts = describe(model)
     policy.check_model(facts.layers)
     rows = find_rows(inputs["input_ids"], inputs.get("attention_mask"), facts.image_token_id)

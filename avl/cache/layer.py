@@ -196,12 +196,12 @@ class AdaptiveLayer(CacheLayerMixin):
             return columns.image[:, :0], columns.ordinals[:, :0], None
         row = group.row
         image, ordinals = columns.image, columns.ordinals
-        stored = policy.store(self.number, row.n_image, row.n_text, self.owner.max_new_tokens).image
+        stored = policy.store(self.number, self.owner.shape(row)).image
         if stored < image.shape[1]:
             assert scores is not None, "a policy that drops image tokens ranks them"
             chosen = best(scores, stored)
             image, ordinals, scores = image.gather(1, chosen), ordinals.gather(1, chosen), scores.gather(1, chosen)
-        core = policy.select(self.number, row.n_image)
+        core = policy.select(self.number, self.owner.shape(row))
         if core is None:
             return image, ordinals, None
         assert scores is not None, "a policy that reads some image tokens ranks them"

@@ -14,7 +14,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from avl.engine.scheduler import MODES, race
+from avl.engine.request import MODES
+from avl.engine.scheduler import race
 from avl.models.images import data_uri, open_image
 from avl.models.loading import CHECKPOINTS, load
 from avl.policies import AVL, H2O, FastV, Full, Policy, StreamingLLM

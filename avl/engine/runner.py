@@ -14,6 +14,7 @@ from avl.cache.cache import AdaptiveCache, ImageSets, make_cache
 from avl.cache.readback import Readback
 from avl.engine.cuda_graphs import GraphDecoder, make_decoder
 from avl.engine.decoder import Decoder, next_tokens
+from avl.engine.request import GenerationRequest
 from avl.engine.timing import Clock, Span
 from avl.policies import Policy
 from avl.telemetry import Meter
@@ -24,17 +25,18 @@ _SETS_EVERY = 4  # steps between two Sets of a policy whose stored image tokens 
 
 
 @dataclass(frozen=True)
-class Request:
-    """What all arms of a run share."""
+class Job:
+    """What all runs of a request share: the model and its inputs. ``eos``: token ids that end a row."""
 
     model: Any
     processor: Any
     inputs: dict[str, Any]
-    max_new_tokens: int
-    temperature: float
-    top_p: float
-    seed: int | None
+    request: GenerationRequest
     eos: frozenset[int]
+
+    def make_cache(self, policy: Policy) -> AdaptiveCache:
+        """Return a new cache for this prompt under ``policy``."""
+        return make_cache(self.model, self.inputs, policy, self.request.max_new_tokens)
 
 
 class _Text:
@@ -59,7 +61,7 @@ class _Text:
         return self._tokenizer.decode(self.ids, skip_special_tokens=True).strip()
 
 
-def steps_ahead(request: Request, devices: set[torch.device]) -> int:
+def steps_ahead(request: GenerationRequest, devices: set[torch.device]) -> int:
     """Steps that are queued before the first of them is told.
 
     With one step ahead a GPU never waits for the host to read a token, look for the end of the sequence or tell the page. A sampled token
@@ -89,7 +91,7 @@ class Runner:
 
     number: int
     policy: Policy
-    request: Request
+    job: Job
     meter: Meter
     cache: AdaptiveCache
     times: list[float] = field(default_factory=list)
@@ -99,17 +101,17 @@ class Runner:
     ttft_ms: float = 0.0
 
     def __post_init__(self) -> None:
-        self.decoder = make_decoder(self.request.model, self.cache)
-        self.text = _Text(self.request.processor.tokenizer)
-        self.devices = {parameter.device for parameter in self.request.model.parameters()}
+        self.decoder = make_decoder(self.job.model, self.cache)
+        self.text = _Text(self.job.processor.tokenizer)
+        self.devices = {parameter.device for parameter in self.job.model.parameters()}
         self.clock = Clock(*self.devices)
         self.generator = None
-        if self.request.temperature > 0 and self.request.seed is not None:
-            self.generator = torch.Generator().manual_seed(self.request.seed)
+        if self.job.request.temperature > 0 and self.job.request.seed is not None:
+            self.generator = torch.Generator().manual_seed(self.job.request.seed)
         self.tokens: torch.Tensor | None = None
         self.fed: list[torch.Tensor] = []
         self.queued: deque[_Queued] = deque()
-        self.ahead = steps_ahead(self.request, self.devices)
+        self.ahead = steps_ahead(self.job.request, self.devices)
         self.finished_rows = torch.zeros(self.cache.batch_size, dtype=torch.bool)
         self.last_sets: list[list[int]] | None = None
 
@@ -124,7 +126,7 @@ class Runner:
     def prefill(self) -> Iterator[Event]:
         """The prompt and token 0."""
         self.clock.start()
-        self.tokens = tokens = self._choose(self.decoder.prompt(self.request.inputs))
+        self.tokens = tokens = self._choose(self.decoder.prompt(self.job.inputs))
         self.ttft_ms = self.clock.stop()
         ids = tokens.tolist()
         piece = self._take(tokens, ids)
@@ -159,7 +161,7 @@ class Runner:
 
     def step(self) -> Iterator[Event]:
         """Queue the next step, and tell the oldest one that is queued, unless it is the first of those that run ahead."""
-        if self.t + len(self.queued) + 1 < self.request.max_new_tokens:
+        if self.t + len(self.queued) + 1 < self.job.request.max_new_tokens:
             self._queue()
             if len(self.queued) <= self.ahead:
                 return
@@ -209,7 +211,7 @@ class Runner:
         yield from self._end()
 
     def _choose(self, logits: torch.Tensor) -> torch.Tensor:
-        request = self.request
+        request = self.job.request
         return next_tokens(logits, request.temperature, request.top_p, self.generator)
 
     def _take(self, tokens: torch.Tensor, ids: list[int]) -> str:
@@ -217,12 +219,12 @@ class Runner:
         self.fed.append(tokens)
         over = bool(self.finished_rows[0])
         for row, token in enumerate(ids):
-            if token in self.request.eos:
+            if token in self.job.eos:
                 self.finished_rows[row] = True
         piece = "" if over or self.finished_rows[0] else self.text.add(ids[0])
         if bool(self.finished_rows.all()):
             self.reason = "eos"
-        elif self.t + 1 >= self.request.max_new_tokens:
+        elif self.t + 1 >= self.job.request.max_new_tokens:
             self.reason = "length"
         return piece
 
@@ -242,7 +244,8 @@ class Runner:
         n = cache.rows[0].n_image
         sets = later()
         stored = [members for members, _ in sets]
-        selects = any(policy.select(layer, n) is not None for layer in range(len(sets)))
+        shape = cache.shape(cache.rows[0])
+        selects = any(policy.select(layer, shape) is not None for layer in range(len(sets)))
         same = stored == self.last_sets
         if same and not selects:
             return
@@ -286,14 +289,14 @@ def attention(runner: Runner) -> Iterator[Scores]:
 
     Recording asks every layer for all its scores. A second pass over the answer keeps that out of the times of the first.
     """
-    request = runner.request
-    cache = make_cache(request.model, request.inputs, runner.policy, request.max_new_tokens)
+    job = runner.job
+    cache = job.make_cache(runner.policy)
     recorder = cache.record()
-    decoder = Decoder(request.model, cache)
+    decoder = Decoder(job.model, cache)
     for t in range(len(runner.fed)):
         if t:
             decoder.step(runner.fed[t - 1])
         else:
-            decoder.prompt(request.inputs)
+            decoder.prompt(job.inputs)
         layers = recorder.layers()
         yield Scores(runner.number, t, tuple(pack_scores(layer.image) for layer in layers), tuple(layer.shares for layer in layers))

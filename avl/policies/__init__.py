@@ -1,10 +1,109 @@
-"""One policy, one file, one frozen dataclass: which KV entries are stored and which are read."""
+"""What to keep: one policy, one file, one frozen dataclass. Pure Python.
 
-from avl.policies.avl import AVL, PRESETS, TABLE_3
-from avl.policies.base import Policy
+``POLICIES`` is the only list of policies: command lines, the page, the API's documentation, error messages, the benchmark and the
+evaluation are built from it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+from avl.policies.avl import AVL
+from avl.policies.base import KVBudget, Observation, Param, Policy, PromptShape
 from avl.policies.fastv import FastV
 from avl.policies.full import Full
 from avl.policies.h2o import H2O
+from avl.policies.presets import PRESETS, TABLE_3
+from avl.policies.pyramidkv import PyramidKV
+from avl.policies.snapkv import SnapKV
 from avl.policies.streaming_llm import StreamingLLM
 
-__all__ = ["AVL", "H2O", "PRESETS", "TABLE_3", "FastV", "Full", "Policy", "StreamingLLM"]
+POLICIES: dict[str, type[Policy]] = {
+    policy.name: policy
+    for policy in (
+        Full,
+        AVL,
+        H2O,
+        SnapKV,
+        PyramidKV,
+        FastV,
+        StreamingLLM,
+    )
+}
+"""Name -> class, in the order in which they are shown."""
+
+__all__ = [
+    "AVL",
+    "H2O",
+    "POLICIES",
+    "PRESETS",
+    "TABLE_3",
+    "FastV",
+    "Full",
+    "KVBudget",
+    "Observation",
+    "Param",
+    "Policy",
+    "PromptShape",
+    "PyramidKV",
+    "SnapKV",
+    "StreamingLLM",
+]
+
+
+def check_policy(policy: object) -> None:
+    """Raise ValueError unless ``policy`` is one."""
+    if not isinstance(policy, Policy):
+        names = ", ".join(f"avl.{name}(...)" for name in POLICIES)
+        raise ValueError(f"{policy!r} is not a policy: pass one of {names}")
+
+
+def cli_name(policy: type[Policy]) -> str:
+    """Return a policy's name as command lines spell it: ``streaming-llm`` for ``StreamingLLM``."""
+    return re.sub(r"(?<=[a-z])(?=LLM)", "-", policy.name).lower()
+
+
+def find_policy(name: str) -> type[Policy]:
+    """Return the policy of that name; case, hyphens and underscores do not matter, and the beginning of one name is enough.
+
+    Raises:
+        ValueError: no policy, or more than one, has that name; lists what there is.
+    """
+    wanted = re.sub(r"[-_ ]", "", name).lower()
+    names = {key.lower(): policy for key, policy in POLICIES.items()}
+    found = [names[wanted]] if wanted in names else [policy for key, policy in names.items() if wanted and key.startswith(wanted)]
+    if len(found) != 1:
+        raise ValueError(f"there is no policy {name!r}: use {', '.join(cli_name(policy) for policy in POLICIES.values())}")
+    return found[0]
+
+
+def parse_policy(spec: str) -> Policy:
+    """Return the policy that ``name`` or ``name:PARAMETER=value,…`` says, for example ``avl:S=45,C=30``; ``off`` is None.
+
+    A parameter without a default takes the value that the page starts with.
+
+    Raises:
+        ValueError: an unknown policy or parameter, or a value out of range.
+    """
+    name, _, rest = spec.partition(":")
+    policy = find_policy(name)
+    params = {one.name: one for one in policy.params()}
+    values: dict[str, Any] = {one.name: one.start for one in params.values() if one.required}
+    for part in filter(None, rest.split(",")):
+        key, _, text = part.partition("=")
+        if key not in params:
+            known = f"it has {', '.join(params)}" if params else "it has none"
+            raise ValueError(f"{policy.title} has no parameter {key!r}: {known}")
+        values[key] = _value(text)
+    return policy(**values)
+
+
+def _value(text: str) -> Any:
+    if text == "off":
+        return None
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text

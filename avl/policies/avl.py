@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, Self
 
-from avl.policies.base import Observe, Policy, Store, check_count, check_fraction, check_percent, share
+from avl.policies.base import KVBudget, Observation, Policy, PromptShape, param, share
+
+PRUNED_BEFORE = 2
+"""P acts "after the second decoder layer": the scores of layer index 1 decide which image tokens enter layer index 2."""
 
 
 @dataclass(frozen=True)
@@ -26,72 +29,50 @@ class AVL(Policy):
         ValueError: a parameter is out of range; names the parameter, the value and the range.
     """
 
-    S: float
-    C: float | None = None
-    K: int = 3
-    P: float | None = None
-    T: float | None = None
-    update: str = "every"
+    S: float = param(label="secondary", help="the share of image tokens stored after prefill", start=45)
+    C: float | None = param(None, label="core", help="the share of image tokens read at core steps, at most S", start=30, optional=True)
+    K: int = param(3, label="update every", help="the number of steps from one update of the core to the next", unit="steps", high=32)
+    P: float | None = param(
+        None, label="prefill keeps", help="the share of image tokens kept in prefill after the second layer", start=90, optional=True
+    )
+    T: float | None = param(
+        None, label="text window", help="the share of prompt text + max new tokens that the text cache holds", start=60, optional=True
+    )
+    update: str = param(
+        "every", label="update", help="when the core is chosen anew, at t % K == 0 or after every K core steps", choices=("every", "after")
+    )
 
     name: ClassVar[str] = "AVL"
+    title: ClassVar[str] = "A-VL"
+    budget: ClassVar[str | None] = "S"
 
     def __post_init__(self) -> None:
-        check_percent("S", self.S, "the share of image tokens stored, in percent")
-        check_percent("C", self.C, "the share of image tokens read at core steps, in percent", optional=True)
+        super().__post_init__()
         if self.C is not None and self.C > self.S:
             raise ValueError(f"C={self.C!r} is out of range: core tokens are chosen among the stored ones, so C is at most S={self.S!r}")
-        check_count("K", self.K, 1)
-        check_percent("P", self.P, "the share of image tokens kept in the prompt, in percent", optional=True)
-        check_percent("T", self.T, "the share of text kept, in percent", optional=True)
-        if self.update not in ("every", "after"):
-            raise ValueError(f"update={self.update!r} is out of range: it is 'every' (t % K == 0) or 'after' (after every K core steps)")
 
-    @property
-    def title(self) -> str:
-        return "A-VL"
+    def prune(self, layer: int, shape: PromptShape) -> int | None:
+        return share(self.P, shape.n_image) if layer == PRUNED_BEFORE and self.P is not None else None
 
-    def prune(self, layer: int, n_image: int) -> int | None:
-        # "after the second decoder layer": the scores of layer index 1 decide who enters layer index 2
-        return share(self.P, n_image) if layer == 2 and self.P is not None else None
-
-    def store(self, layer: int, n_image: int, n_text: int, max_new_tokens: int) -> Store:
-        image = min(share(self.S, n_image), self.image_counts(layer, n_image))
+    def store(self, layer: int, shape: PromptShape) -> KVBudget:
+        image = min(share(self.S, shape.n_image), self.present(layer, shape))
         if self.T is None:
-            return Store(image=image)
-        window = share(self.T, n_text + max_new_tokens)
-        return Store(image=image, window=window, recent=-(-window // 2))
+            return KVBudget(image=image)
+        window = share(self.T, shape.n_text + shape.max_new_tokens)
+        return KVBudget(image=image, window=window, recent=-(-window // 2))
 
-    def select(self, layer: int, n_image: int) -> int | None:
+    def select(self, layer: int, shape: PromptShape) -> int | None:
         if self.C is None or self.C == self.S:
             return None
-        return min(share(self.C, n_image), share(self.S, n_image), self.image_counts(layer, n_image))
+        return min(share(self.C, shape.n_image), self.store(layer, shape).image)
 
     def is_update(self, t: int) -> bool:
         return t % (self.K if self.update == "every" else self.K + 1) == 0
 
-    def observe(self, n_image: int, n_text: int, max_new_tokens: int) -> Observe:
-        return Observe("shared" if self.T is not None else None)
+    def observe(self, layer: int, shape: PromptShape) -> Observation | None:
+        return Observation("shared") if self.T is not None else None
 
-    def at_stored(self, fraction: float, n_image: int, n_text: int, n_layers: int) -> AVL:
-        check_fraction(fraction)
-        text = n_text if self.T is None else min(n_text, share(self.T, n_text))
-        image = (fraction * (n_image + n_text) - text) / n_image
-        if image <= 0:
-            raise ValueError(
-                f"A-VL cannot store {fraction:.0%} of {n_image + n_text} tokens: it keeps {text} text tokens; raise the share or lower T"
-            )
-        # pruned layers hold at most P %: the two layers before it must make up for them
-        stored = round(min(image * 100, 100.0), 3)
-        return replace(self, S=stored, C=None if self.C is None else min(self.C, stored))
-
-
-TABLE_3: tuple[tuple[str, str, tuple[tuple[int, int | None, int | None, int | None, int | None], ...]], ...] = (
-    ("llava-1.5-7b", "LLaVA-1.5 7B", ((40, None, None, None, None), (40, 30, 3, None, None), (45, 30, 3, 90, None), (45, 30, 3, 90, 50))),
-    ("llava-1.5-13b", "LLaVA-1.5 13B", ((40, None, None, None, None), (45, 30, 3, None, None), (45, 30, 3, 90, None), (45, 30, 3, 90, 60))),
-    ("llava-1.6-7b", "LLaVA-1.6 7B", ((40, None, None, None, None), (45, 30, 3, 90, None), (45, 30, 3, 90, 70))),
-    ("llava-1.6-13b", "LLaVA-1.6 13B", ((40, None, None, None, None), (45, 30, 3, 90, None), (45, 30, 3, 90, 70))),
-)
-"""The paper's Table 3, row by row: model, its name, then (S, C, K, P, T)."""
-
-PRESETS: dict[str, AVL] = {model: AVL(*settings[-1]) for model, _, settings in TABLE_3}  # type: ignore[arg-type]
-"""The last row of each model in Table 3: the smallest cache that the paper calls near lossless."""
+    def _with_budget(self, thousandths: int) -> Self:
+        full = replace(self, C=None)
+        smaller = Policy._with_budget(full, thousandths)
+        return replace(smaller, C=None if self.C is None else min(self.C, smaller.S))

@@ -1,129 +1,295 @@
-"""What a policy is: a frozen dataclass that answers, in counts, four questions about any prompt.
+"""Policy interface: a frozen dataclass that maps the sizes of a prompt to KV budgets, layer by layer, through four verbs.
 
 | verb | asked | answer |
 |---|---|---|
-| ``prune`` | between two prefill layers | image tokens that stay in the hidden states |
+| ``prune`` | between two layers of the prefill | image tokens that stay in the hidden states |
 | ``store`` | after a layer's prefill | what the layer keeps: pinned image tokens and an evictable window |
 | ``select`` | at a decode step | image tokens read: some, or all that are stored |
-| ``observe`` | after a step | what is accumulated, hence who leaves the window |
+| ``observe`` | after a layer's prefill, after a step | which scores rank the window, hence who leaves it |
 
-Counts, not indices: they are closed forms of the prompt's size, so memory, CUDA graphs and the page's predictions know them before a
-run. Turning scores into indices is the same for every policy and lives in partition.py; moving K/V lives in cache.py.
+Counts, not indices: they are closed forms of the sizes, so memory, CUDA graphs and predictions know them before a run (cost.py). Turning
+scores into indices is the same for every policy (avl/cache/ranking.py), and so is moving keys and values (avl/cache/layer.py).
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import math
+from dataclasses import MISSING, Field, asdict, dataclass, field, fields, replace
 from fractions import Fraction
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, Self
 
 
 @dataclass(frozen=True)
-class Store:
-    """What a layer keeps of one row.
+class PromptShape:
+    """Sizes of one row: image and text tokens of its prompt, most new tokens, decoder layers of the model."""
 
-    ``image``: pinned image tokens, never evicted. ``window``: size of the evictable window, None for unlimited. ``recent``: newest entries
-    of the window that are never evicted; ``sinks``: oldest that are never evicted.
+    n_image: int
+    n_text: int
+    max_new_tokens: int
+    n_layers: int
+
+    @property
+    def length(self) -> int:
+        """Tokens of the prompt."""
+        return self.n_image + self.n_text
+
+
+@dataclass(frozen=True)
+class KVBudget:
+    """What one layer keeps of one row, in tokens.
+
+    Attributes:
+        image: pinned image tokens, never evicted.
+        window: most evictable tokens stored at any time, None for unlimited.
+        recent: newest tokens of the window that are never evicted.
+        sinks: oldest tokens of the window that are never evicted.
+        prompt: most prompt tokens in the window after prefill, None for as many as ``window`` allows.
     """
 
     image: int
     window: int | None = None
     recent: int = 0
     sinks: int = 0
+    prompt: int | None = None
+
+    def start(self, tokens: int) -> int:
+        """Return how many of the window's ``tokens`` prompt tokens are stored after prefill."""
+        return min(count for count in (tokens, self.window, self.prompt) if count is not None)
+
+    def capacity(self, tokens: int, max_new_tokens: int) -> int:
+        """Return the window's slots. One more than ``window``: a new token is stored and attended to before the weakest one leaves."""
+        longest = self.start(tokens) + max_new_tokens
+        return longest if self.window is None else min(self.window + 1, longest)
 
 
 @dataclass(frozen=True)
-class Observe:
-    """What is summed up per window entry: None (nothing), "shared" (mean over all query heads) or "kv" (per key-value head)."""
+class Observation:
+    """Which attention scores rank the tokens of the window.
 
-    accumulate: str | None = None
+    Attributes:
+        heads: "shared": mean over all query heads, one set per layer; "kv": mean per key-value head, one set for each.
+        queries: last prompt queries whose scores are added up, None for all of them.
+        pool: width of a max-pool over positions (stride 1), odd; 1 for none.
+        decode: decode steps add their scores, and the weakest token leaves a full window; False: the prompt decides alone.
+    """
+
+    heads: Literal["shared", "kv"]
+    queries: int | None = None
+    pool: int = 1
+    decode: bool = True
+
+
+@dataclass(frozen=True)
+class Param:
+    """A parameter of a policy as sliders, command lines, API documentation and error messages need it.
+
+    Attributes:
+        name, default: of the dataclass field; ``required`` where it has no default.
+        label: two or three words for a slider. help: one phrase, what it sets.
+        unit: "%" for a percentage above 0 and at most 100, else the unit of a whole number.
+        low, high: ends of a slider. ``low`` and, for percentages, ``high`` bound valid values too.
+        optional: None is allowed and switches it off.
+        start: value that a slider starts with.
+        odd: only odd numbers are valid. choices: the valid words, for a parameter that is no number.
+    """
+
+    name: str
+    default: Any
+    required: bool
+    label: str
+    help: str
+    unit: str
+    low: int
+    high: int
+    optional: bool
+    start: int | None
+    odd: bool
+    choices: tuple[str, ...]
+
+    @classmethod
+    def of(cls, one: Field[Any]) -> Param:
+        """Return what a dataclass field made by :func:`param` says of itself."""
+        required = one.default is MISSING
+        return cls(name=one.name, default=None if required else one.default, required=required, **one.metadata["param"])
+
+    def check(self, value: object) -> None:
+        """Raise ValueError with the name, the value and the valid range unless ``value`` is valid."""
+        if (value is None and self.optional) or (self.choices and value in self.choices):
+            return
+        number = isinstance(value, int | float) and not isinstance(value, bool) and not self.choices
+        if self.unit == "%":
+            valid = number and 0 < value <= 100  # type: ignore[operator]
+        else:
+            valid = number and isinstance(value, int) and value >= self.low and not (self.odd and value % 2 == 0)
+        if not valid:
+            raise ValueError(f"{self.name}={value!r} is out of range: {self.name} is {self.help}, {self.range}")
+
+    @property
+    def range(self) -> str:
+        """The valid values in words."""
+        if self.choices:
+            return " or ".join(repr(choice) for choice in self.choices)
+        kind = "an odd" if self.odd else "a whole"
+        words = "above 0 and at most 100" if self.unit == "%" else f"{kind} number of at least {self.low}"
+        return f"{words}, or None for off" if self.optional else words
+
+
+def param(
+    default: Any = MISSING,
+    *,
+    help: str,
+    label: str = "",
+    unit: str = "%",
+    low: int = 1,
+    high: int = 100,
+    optional: bool = False,
+    start: int | None = None,
+    odd: bool = False,
+    choices: tuple[str, ...] = (),
+) -> Any:
+    """Declare a dataclass field that describes itself; arguments as the attributes of :class:`Param`."""
+    if start is None and isinstance(default, int):
+        start = default
+    about = {
+        "label": label, "help": help, "unit": unit, "low": low, "high": high, "optional": optional, "start": start, "odd": odd,
+        "choices": choices,
+    }  # fmt: skip
+    return field(default=default, metadata={"param": about})
 
 
 @dataclass(frozen=True)
 class Policy:
-    """Base of all policies: keeps and reads everything. Override the verbs that differ."""
+    """Base of all policies: stores and reads everything. Override the verbs that differ."""
 
     name: ClassVar[str] = "Policy"
+    """Key in ``POLICIES`` and in a trace."""
+    title: ClassVar[str] = "Policy"
+    """The method's name in the literature."""
     pins_image: ClassVar[bool] = True
-    """Image tokens are stored apart and never evicted; False: they live in the window like any other token."""
+    """Image tokens are stored apart and never evicted; False: they are in the window like any other token."""
+    _params: ClassVar[tuple[Param, ...]]
+    budget: ClassVar[str | None] = None
+    """The percentage parameter that sets how much is stored; None: nothing does."""
 
-    def prune(self, layer: int, n_image: int) -> int | None:
-        """Image tokens that enter ``layer`` in prefill, ranked by the scores of ``layer - 1``; None: all that entered the layer before."""
+    def __post_init__(self) -> None:
+        for one in self.params():
+            one.check(getattr(self, one.name))
+
+    @classmethod
+    def params(cls) -> tuple[Param, ...]:
+        """Return the policy's parameters in order."""
+        if "_params" not in vars(cls):  # not the parent's
+            cls._params = tuple(Param.of(one) for one in fields(cls))
+        return cls._params
+
+    def prune(self, layer: int, shape: PromptShape) -> int | None:
+        """Return how many image tokens enter ``layer`` in prefill, the best by the scores of ``layer - 1``; None: all that are left."""
         return None
 
-    def store(self, layer: int, n_image: int, n_text: int, max_new_tokens: int) -> Store:
-        """What ``layer`` keeps after its prefill of a row with ``n_image`` image and ``n_text`` text tokens."""
-        return Store(image=n_image)
+    def store(self, layer: int, shape: PromptShape) -> KVBudget:
+        """Return what ``layer`` keeps after its prefill."""
+        return KVBudget(image=shape.n_image)
 
-    def select(self, layer: int, n_image: int) -> int | None:
-        """Image tokens that ``layer`` reads at a core step, the core; None: every stored token is read at every step."""
+    def select(self, layer: int, shape: PromptShape) -> int | None:
+        """Return how many image tokens ``layer`` reads at a core step; None: every stored token is read at every step."""
         return None
 
     def is_update(self, t: int) -> bool:
-        """Whether decode step ``t`` (1, 2, …) reads everything stored and chooses the core anew."""
+        """Return whether decode step ``t`` (1, 2, …) reads everything stored and chooses the core anew."""
         return False
 
-    def observe(self, n_image: int, n_text: int, max_new_tokens: int) -> Observe:
-        """What the steps of such a row accumulate."""
-        return Observe()
-
-    def at_stored(self, fraction: float, n_image: int, n_text: int, n_layers: int) -> Policy:
-        """The same policy with parameters that store ``fraction`` (0 to 1) of a full cache of ``n_image + n_text`` tokens per layer.
-
-        Raises:
-            ValueError: the policy cannot store that share.
-        """
-        raise ValueError(f"{self.name} cannot be set to a stored share: it has no parameter for it")
+    def observe(self, layer: int, shape: PromptShape) -> Observation | None:
+        """Return which scores rank the window of ``layer``; None: age alone."""
+        return None
 
     def check_model(self, n_layers: int) -> None:
         """Raise ValueError where the parameters make no sense for a model of ``n_layers`` decoder layers."""
 
-    def image_counts(self, layer: int, n_image: int) -> int:
-        """Image tokens that are present in the hidden states at ``layer`` in prefill."""
-        kept = (self.prune(index, n_image) for index in range(layer + 1))
-        return min((count for count in kept if count is not None), default=n_image)
+    def present(self, layer: int, shape: PromptShape) -> int:
+        """Return the image tokens in the hidden states at ``layer`` in prefill."""
+        kept = (self.prune(index, shape) for index in range(layer + 1))
+        return min((count for count in kept if count is not None), default=shape.n_image)
+
+    def at_stored(self, fraction: float, n_image: int, n_text: int, n_layers: int) -> Self:
+        """Return the same policy set to store ``fraction`` (0 to 1) of a full cache of the prompt, ``n_image + n_text`` tokens a layer.
+
+        Raises:
+            ValueError: the policy cannot store that share, within a token per layer.
+        """
+        from avl.policies.cost import stored_after_prefill  # it asks policies, which come first
+
+        if not 0 < fraction <= 1:
+            raise ValueError(f"fraction={fraction!r} is out of range: a stored share is above 0 and at most 1")
+        self.check_model(n_layers)
+        shape = PromptShape(n_image, n_text, 0, n_layers)
+        full = n_layers * shape.length
+        if self.budget is None:
+            if fraction != 1:
+                raise ValueError(f"{self.title} stores everything: a stored share of {fraction:g} is not possible, only 1")
+            return self
+
+        def stored(thousandths: int) -> int:
+            return stored_after_prefill(self._with_budget(thousandths), shape)
+
+        # the share grows with the parameter: the last value that stores too little, the first that stores more
+        target, low, high = fraction * full, 1, 100_000
+        while low < high:
+            middle = (low + high) // 2
+            low, high = (low, middle) if stored(middle) >= target else (middle + 1, high)
+        nearest = min((low, max(1, low - 1)), key=lambda value: abs(stored(value) - target))
+        count = stored(nearest)
+        if abs(count - target) > n_layers:
+            least, most = (stored(value) / full for value in (1, 100_000))
+            raise ValueError(
+                f"{self.title} cannot store {fraction:.1%} of {shape.length} tokens: with {self.budget} from 0.001 to 100 "
+                f"it stores {least:.1%} to {most:.1%}"
+            )
+        return self._with_budget(_roundest(nearest, lambda value: stored(value) == count))
+
+    def _with_budget(self, thousandths: int) -> Self:
+        """The policy with its budget parameter at so many thousandths of a percent."""
+        assert self.budget is not None
+        return replace(self, **{self.budget: _plain(thousandths)})
 
     @property
     def label(self) -> str:
         """Name and parameters for tables and the page, for example ``A-VL S=45 C=30 K=3 P=90``."""
-        shown = [f"{key}={value:g}" for key, value in asdict(self).items() if isinstance(value, int | float)]
+        shown = []
+        for one in self.params():
+            value = getattr(self, one.name)
+            if isinstance(value, int | float):
+                shown.append(f"{one.name}={value:g}")
+            elif value != one.default:
+                shown.append(f"{one.name}={value}")
         return " ".join([self.title, *shown])
 
-    @property
-    def title(self) -> str:
-        """The field's name of the method."""
-        return self.name
-
     def to_dict(self) -> dict[str, Any]:
-        """Name and parameters as plain values, for a trace."""
+        """Return name and parameters as plain values, for a trace."""
         return {"name": self.name, **asdict(self)}
 
 
+def _plain(thousandths: int) -> float:
+    """A percentage from thousandths, a whole number where it is one."""
+    return thousandths // 1000 if thousandths % 1000 == 0 else thousandths / 1000
+
+
+def _roundest(value: int, same: Any) -> int:
+    """The number with the fewest decimals that is as good as ``value`` thousandths."""
+    for unit in (1000, 100, 10):
+        for candidate in (math.ceil(value / unit) * unit, value // unit * unit):
+            if 0 < candidate <= 100_000 and same(candidate):
+                return candidate
+    return value
+
+
 def share(percent: float, n: int) -> int:
-    """``ceil(percent * n / 100)`` without the float error of ``0.07 * 100``; percent as it is written in decimal (7.1 means 71/10)."""
+    """Return ``ceil(percent * n / 100)`` without the float error of ``0.07 * 100``; 7.1 means 71/10, as it is written."""
     exact = Fraction(str(percent)) * n / 100
     return -(-exact.numerator // exact.denominator)
 
 
-def check_percent(name: str, value: object, low: str, optional: bool = False) -> None:
-    """Raise ValueError unless ``value`` is a percentage above 0 and at most 100 (or None where that means off)."""
-    if value is None and optional:
-        return
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 100:
-        off = ", or None for off" if optional else ""
-        raise ValueError(f"{name}={value!r} is out of range: {name} is {low}, above 0 and at most 100{off}")
-
-
-def check_count(name: str, value: object, least: int) -> None:
-    """Raise ValueError unless ``value`` is a whole number of at least ``least``."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{name}={value!r} is out of range: {name} is a whole number of at least {least}")
-
-
-def check_fraction(fraction: float) -> None:
-    """Raise ValueError unless ``fraction`` is a share in (0, 1]."""
-    if not 0 < fraction <= 1:
-        raise ValueError(f"fraction={fraction!r} is out of range: a stored share is above 0 and at most 1")
-
-
-__all__ = ["Observe", "Policy", "Store", "check_count", "check_fraction", "check_percent", "share"]
+def check_whole(name: str, value: object, least: int, most: int | None = None) -> None:
+    """Raise ValueError unless ``value`` is a whole number of at least ``least`` and, where given, at most ``most``."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least or (most is not None and value > most):
+        bounds = f"of at least {least}" if most is None else f"from {least} to {most}"
+        raise ValueError(f"{name}={value!r} is out of range: it is a whole number {bounds}")

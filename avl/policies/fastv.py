@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
-from avl.policies.base import Policy, Store, check_count, check_fraction, check_percent, share
+from avl.policies.base import KVBudget, Policy, PromptShape, param, share
 
 
 @dataclass(frozen=True)
@@ -22,32 +22,19 @@ class FastV(Policy):
         ValueError: a parameter is out of range.
     """
 
-    layer: int = 2
-    keep: float = 50
+    layer: int = param(2, label="after layer", help="the number of layers that see all image tokens", unit="layers", high=80)
+    keep: float = param(50, label="keeps", help="the share of image tokens kept")
 
     name: ClassVar[str] = "FastV"
+    title: ClassVar[str] = "FastV"
+    budget: ClassVar[str | None] = "keep"
 
-    def __post_init__(self) -> None:
-        check_count("layer", self.layer, 1)
-        check_percent("keep", self.keep, "the share of image tokens kept, in percent")
+    def prune(self, layer: int, shape: PromptShape) -> int | None:
+        return share(self.keep, shape.n_image) if layer == self.layer else None
 
-    def prune(self, layer: int, n_image: int) -> int | None:
-        return share(self.keep, n_image) if layer == self.layer else None
-
-    def store(self, layer: int, n_image: int, n_text: int, max_new_tokens: int) -> Store:
-        return Store(image=self.image_counts(layer, n_image))
+    def store(self, layer: int, shape: PromptShape) -> KVBudget:
+        return KVBudget(image=self.present(layer, shape))
 
     def check_model(self, n_layers: int) -> None:
         if self.layer >= n_layers:
             raise ValueError(f"layer={self.layer!r} is out of range: FastV prunes after 1 to {n_layers - 1} of this model's layers")
-
-    def at_stored(self, fraction: float, n_image: int, n_text: int, n_layers: int) -> FastV:
-        check_fraction(fraction)
-        self.check_model(n_layers)
-        pruned = n_layers - self.layer
-        keep = (fraction * n_layers * (n_image + n_text) - n_layers * n_text - self.layer * n_image) / (pruned * n_image)
-        if keep <= 0:
-            raise ValueError(
-                f"FastV cannot store {fraction:.0%}: the first {self.layer} of {n_layers} layers and all text stay whole; raise the share"
-            )
-        return replace(self, keep=round(min(keep * 100, 100.0), 3))

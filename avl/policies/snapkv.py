@@ -1,0 +1,45 @@
+"""SnapKV (Li et al., NeurIPS 2024, arXiv 2404.14469): the end of the prompt observes which earlier tokens to keep."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from avl.policies.base import KVBudget, Observation, Policy, PromptShape, param, share
+
+
+@dataclass(frozen=True)
+class SnapKV(Policy):
+    """Keep the last ``window`` prompt tokens and, per key-value head, the earlier ones that those attend to most. Ignores modalities.
+
+    The weights of the observing queries are added up per earlier token and max-pooled over positions, so that neighbors of an
+    attended token stay with it. New tokens are all kept.
+
+    Args:
+        keep: prompt tokens stored, in % of the prompt's length, the observation window included.
+        window: last prompt tokens, which observe and stay; a window longer than the budget is cut to its most recent tokens.
+        pool: width of the max-pool, odd.
+
+    Raises:
+        ValueError: a parameter is out of range.
+    """
+
+    keep: float = param(50, label="keeps", help="the share of the prompt's tokens stored")
+    window: int = param(32, label="observers", help="the number of last prompt tokens that observe and stay", unit="tokens", high=128)
+    pool: int = param(7, label="pooling", help="the width of the max-pool over positions", unit="tokens", high=31, odd=True)
+
+    name: ClassVar[str] = "SnapKV"
+    title: ClassVar[str] = "SnapKV"
+    pins_image: ClassVar[bool] = False
+    budget: ClassVar[str | None] = "keep"
+
+    def prompt_budget(self, layer: int, shape: PromptShape) -> int:
+        """Return how many prompt tokens ``layer`` keeps."""
+        return share(self.keep, shape.length)
+
+    def store(self, layer: int, shape: PromptShape) -> KVBudget:
+        prompt = self.prompt_budget(layer, shape)
+        return KVBudget(image=0, prompt=prompt, recent=min(self.window, prompt))
+
+    def observe(self, layer: int, shape: PromptShape) -> Observation | None:
+        return Observation("kv", queries=self.window, pool=self.pool, decode=False)
