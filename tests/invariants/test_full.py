@@ -1,4 +1,4 @@
-"""Law: A-VL at 100 % is the full model. And: attaching changes nothing but runs with our cache; detaching leaves no trace."""
+"""Invariant: A-VL at 100 % is the full model. And: attaching changes nothing but runs with our cache; detaching leaves no trace."""
 
 from __future__ import annotations
 

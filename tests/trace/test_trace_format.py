@@ -12,7 +12,7 @@ import pytest
 from avl import trace
 from avl.trace.document import KINDS
 
-FOLDER = Path(__file__).resolve().parents[1] / "assets" / "traces"
+FOLDER = Path(__file__).resolve().parents[2] / "assets" / "traces"
 ROWS = dict(re.findall(r"^\| `(\w+)` \|[^|]*\| (.*) \|$", (FOLDER / "README.md").read_text("utf-8"), re.M))
 
 

@@ -1,4 +1,4 @@
-"""Law: entries stored and read are closed forms of N, the text, the parameters, the layer and the step; bytes follow from entries."""
+"""Invariant: entries stored and read are closed forms of N, the text, the parameters, the layer and the step; bytes follow from entries."""
 
 from __future__ import annotations
 

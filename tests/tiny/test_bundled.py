@@ -8,7 +8,7 @@ from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 from avl.evaluation import tasks
 
-FOLDER = Path(__file__).resolve().parents[1] / "assets" / "tiny"
+FOLDER = Path(__file__).resolve().parents[2] / "assets" / "tiny"
 
 
 @pytest.fixture(scope="module")

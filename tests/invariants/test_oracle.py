@@ -1,4 +1,4 @@
-"""Law: a dense float64 oracle with masks gives the same sets, counts and logits at every step.
+"""Invariant: a dense float64 oracle with masks gives the same sets, counts and logits at every step.
 
 The tokens fed are random words, the same for both, so one early difference cannot hide behind a diverging answer.
 """

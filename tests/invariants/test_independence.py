@@ -1,4 +1,4 @@
-"""Laws: what a row keeps and says does not depend on the batch it is in; two generations interleaved on one model equal the two apart."""
+"""Invariants: what a row keeps and says does not depend on its batch; two generations interleaved on one model equal the two apart."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Laws as properties, over random parameters, prompts and answers, seen through the public interface alone.
+"""Invariants as properties, over random parameters, prompts and answers, seen through the public interface alone.
 
 Examples are derived from the test's name (``derandomize``), so a run repeats.
 """

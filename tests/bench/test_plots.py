@@ -11,7 +11,7 @@ from PIL import Image
 
 from avl.bench import plots
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 BATCHES = (1, 8, 64)
 TIMES = {"full": (4.0, 6.0, 27.0), "avl": (4.2, 5.9, 13.0)}
 FLOORS = {"full": (3.4, 6.0, 26.5), "avl": (3.2, 4.2, 12.0)}
