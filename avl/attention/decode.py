@@ -5,68 +5,65 @@ from __future__ import annotations
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from avl.cache.cache import AdaptiveCache
+from avl.cache.inspect import positions_read
 from avl.cache.layer import AdaptiveLayer
-from avl.cache.slots import Group, Part
+from avl.cache.slots import LayerKV, StepView
 from avl.kernels import core_attention
 
 
 def attend_step(layer: AdaptiveLayer, query: torch.Tensor, scale: float) -> torch.Tensor:
-    """One decode step's attention over what the policy reads: all stored text and core, or all stored (paper, Fig. 6).
+    """Attend to what the policy reads: all stored text and core, or all that is stored (paper, Fig. 6).
 
     Args:
-        query: ``[B, H, 1, D]`` after RoPE; its key and value are stored already.
+        layer: holds the step's own key and value already.
+        query: ``[B, H, 1, D]`` after RoPE.
+        scale: of the logits.
 
     Returns:
         ``[B, 1, H, D]``.
     """
     cache = layer.owner
-    if len(cache.groups) == 1:
-        return _attend_part(cache, layer.number, cache.groups[0], layer.parts[0], query, scale).transpose(1, 2)
+    recorded = cache.recorder is not None
+    if len(cache.buckets) == 1:
+        kv = layer.kvs[0]
+        view = kv.view(cache.update_step)
+        out = _record(layer, kv, view, query, scale) if recorded else _attend(view, query, scale)
+        return out.transpose(1, 2)
     out = torch.empty_like(query)
-    for group, part in zip(cache.groups, layer.parts, strict=True):
-        out[group.rows] = _attend_part(cache, layer.number, group, part, query[group.rows], scale)
+    for bucket, kv in zip(cache.buckets, layer.kvs, strict=True):
+        view, rows = kv.view(cache.update_step), list(bucket.rows)
+        attend = recorded and 0 in bucket.rows
+        out[rows] = _record(layer, kv, view, query[rows], scale) if attend else _attend(view, query[rows], scale)
     return out.transpose(1, 2)
 
 
-def _attend_part(
-    cache: AdaptiveCache, number: int, group: Group, part: Part, query: torch.Tensor, scale: float
-) -> torch.Tensor:
-    """Attention ``[b, H, 1, D]`` of one group in layer ``number``; its scores go to the bank."""
-    bank = part.bank
-    assert bank is not None
-    keys, values = part.keys.transpose(1, 2), part.values.transpose(1, 2)
-    recorder = cache.recorder if 0 in group.rows else None
-    if part.index is not None and not cache.update_step:
-        core = part.index.shape[1] - group.capacity
-        columns, length = bank.extent(core)
-        sums = None if part.accumulated is None else part.accumulated[:, 0, : columns - core]
-        index: torch.Tensor | None = part.index[:, :columns]
-        if bank.consecutive:
-            first = part.image - core
-            keys, values, index = keys[:, :, first : first + columns], values[:, :, first : first + columns], None
-        out, scores = core_attention(
-            query, keys, values, index, length, scale=scale, scores=recorder is not None, sums=sums, validate=False
-        )
-        if recorder is not None and scores is not None:
-            recorder.note(number, scores[0], cache.positions_read(part, part.index[0, :core]))
-        return out
-    columns, length = bank.extent(part.image)
-    keys, values = keys[:, :, :columns], values[:, :, :columns]
-    asked = part.index is not None or recorder is not None
-    sums = None if part.accumulated is None else part.accumulated[..., : columns - part.image]
-    if not asked and sums is None and length is None:
+def _attend(view: StepView, query: torch.Tensor, scale: float) -> torch.Tensor:
+    """Attention ``[b, H, 1, D]`` over a view; scores go where the view says."""
+    keys, values = view.keys, view.values
+    if view.plain:
         return scaled_dot_product_attention(query, keys, values, scale=scale, enable_gqa=query.shape[1] != keys.shape[1])
-    per_head = group.accumulate == "kv"
-    if sums is not None and not per_head:
-        sums = sums[:, 0]
+    wanted = view.image_scores
+    # sums need the scores of the last columns too, else those of the image tokens will do
+    columns = False if wanted is None else True if view.sums is not None else (0, wanted.shape[-1])
     out, scores = core_attention(
-        query, keys, values, None, length, scale=scale, scores=asked, group_scores=per_head, sums=sums, validate=False
-    )
-    if scores is None:
-        return out
-    if recorder is not None:
-        recorder.note(number, scores[0], cache.positions_read(part, None))
-    if bank.image_scores is not None:
-        bank.image_scores[part.place] = scores[..., : part.image]
+        query, keys, values, view.index, view.length,
+        scale=scale, scores=columns, group_scores=view.per_head, sums=view.sums, validate=False,
+    )  # fmt: skip
+    if wanted is not None and scores is not None:
+        wanted.copy_(scores[..., : wanted.shape[-1]])
+    return out
+
+
+def _record(layer: AdaptiveLayer, kv: LayerKV, view: StepView, query: torch.Tensor, scale: float) -> torch.Tensor:
+    """As :func:`_attend`, and the recorder gets every score of row 0."""
+    cache = layer.owner
+    out, scores = core_attention(
+        query, view.keys, view.values, view.index, view.length,
+        scale=scale, scores=True, group_scores=view.per_head, sums=view.sums, validate=False,
+    )  # fmt: skip
+    assert scores is not None
+    assert cache.recorder is not None
+    if view.image_scores is not None:
+        view.image_scores.copy_(scores[..., : kv.image])
+    cache.recorder.note(layer.number, scores[0], positions_read(cache, kv, cache.update_step))
     return out

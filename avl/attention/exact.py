@@ -8,11 +8,12 @@ whether they give what they should is tried once per device, dtype and head size
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import torch
 from torch.nn.attention import SDPBackend
 from torch.nn.functional import scaled_dot_product_attention
+
+from avl._compat import attend_with_lse, sdpa_backend
 
 
 def attend_exactly(
@@ -32,29 +33,17 @@ def attend_exactly(
         return scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale), None
     causal = query.shape[2] > 1
     if with_lse and causal:
-        chosen = _choice(query, key, value)
+        chosen = sdpa_backend(query, key, value)
         if chosen == lse_backend(query.device, query.dtype, query.shape[-1], times):
             return _attend_with_lse(chosen, query, key, value, scale)
     return scaled_dot_product_attention(query, key, value, scale=scale, is_causal=causal, enable_gqa=times > 1), None
-
-
-def _choice(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> int:
-    """The backend that torch's public function takes."""
-    options: Any = {"enable_gqa": query.shape[1] != key.shape[1]}
-    return torch._fused_sdp_choice(query, key, value, None, 0.0, True, **options)
 
 
 def _attend_with_lse(
     backend: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """That backend's kernel, with all that it returns."""
-    operators = torch.ops.aten
-    if backend == SDPBackend.CUDNN_ATTENTION.value:
-        out, lse = operators._scaled_dot_product_cudnn_attention(query, key, value, None, True, 0.0, True, False, scale=scale)[:2]
-    elif query.device.type == "cpu":
-        out, lse = operators._scaled_dot_product_flash_attention_for_cpu(query, key, value, 0.0, True, scale=scale)[:2]
-    else:
-        out, lse = operators._scaled_dot_product_flash_attention(query, key, value, 0.0, True, scale=scale)[:2]
+    out, lse = attend_with_lse(backend, SDPBackend.CUDNN_ATTENTION.value, query, key, value, scale)
     return out, lse.reshape(query.shape[:3])
 
 
@@ -66,7 +55,7 @@ def lse_backend(device: torch.device, dtype: torch.dtype, head_size: int, times:
     with torch.inference_mode():
         query, key, value = (torch.randn(2, heads, length, head_size, generator=make).to(device, dtype) for heads in (2 * times, 2, 2))
         try:
-            chosen = _choice(query, key, value)
+            chosen = sdpa_backend(query, key, value)
             if chosen not in (SDPBackend.FLASH_ATTENTION.value, SDPBackend.CUDNN_ATTENTION.value):
                 return None
             out, lse = _attend_with_lse(chosen, query, key, value, scale)

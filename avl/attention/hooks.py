@@ -1,8 +1,8 @@
-"""The prompt, layer by layer: where P (and FastV) shorten the sequence, and where a cache meets the model it was made for.
+"""Forward hooks by which transformers' own layer loop and our cache meet: ``model.generate`` and our engine run the same prompt.
 
-Works as forward pre-hooks of the decoder layers, so that ``model.generate`` and our own engine run the same prompt pass on the model's own
-code: the layer loop of transformers hands every layer the full-length mask and rotary embeddings, and the hook hands it those of the tokens
-that are still there.
+The text model's hooks announce a pass to the cache and complete it. Each decoder layer's hook passes the layer's part of the cache on to
+the attention function, and in prefill shortens the sequence where P (and FastV) prune: the loop hands every layer the full-length mask
+and rotary embeddings, and the hook hands it those of the tokens that are still there.
 """
 
 from __future__ import annotations
@@ -11,41 +11,94 @@ from typing import Any
 
 import torch
 
-from avl.cache.cache import AdaptiveCache
+from avl._compat import hooks_of, remove_hooks
+from avl.cache.cache import USED, AdaptiveCache
+from avl.models.families import language_model
+
+
+def add(model: Any) -> None:
+    """Put the hooks on a model, its text model and its layers; idempotent."""
+    text_model = language_model(model)
+    if begin_pass in hooks_of(text_model)[0]:
+        return
+    model.register_forward_pre_hook(refuse_used, with_kwargs=True)
+    text_model.register_forward_pre_hook(begin_pass, with_kwargs=True)
+    text_model.register_forward_hook(end_pass, with_kwargs=True)
+    for layer in text_model.layers:
+        layer.register_forward_pre_hook(before_layer, with_kwargs=True)
+
+
+def remove(model: Any) -> None:
+    """Take them off again."""
+    text_model = language_model(model)
+    for module in (model, text_model, *text_model.layers):
+        remove_hooks(module, (refuse_used, begin_pass, end_pass, before_layer))
+
+
+def refuse_used(model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Forward pre-hook of the whole model: a cache that holds a prompt takes no other, also where generate has cut off what it holds.
+
+    Raises:
+        ValueError: the cache is used up.
+    """
+    cache = kwargs.get("past_key_values")
+    if isinstance(cache, AdaptiveCache) and cache.tables:
+        ids = args[0] if args else kwargs.get("input_ids")
+        if kwargs.get("pixel_values") is not None or (ids is not None and ids.shape[1] != 1):
+            raise ValueError(USED)
+
+
+def begin_pass(text_model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Forward pre-hook of the text model; does nothing without one of our caches.
+
+    Raises:
+        ValueError: a pass that the cache was not made for (see ``AdaptiveCache.begin_pass``).
+    """
+    cache = kwargs.get("past_key_values")
+    if not isinstance(cache, AdaptiveCache):
+        return
+    tokens = kwargs.get("inputs_embeds")
+    if tokens is None:
+        tokens = args[0] if args else kwargs["input_ids"]
+    mask = kwargs.get("attention_mask")
+    total = mask.shape[1] if isinstance(mask, torch.Tensor) and mask.dim() == 2 else None
+    cache.begin_pass(text_model, tokens.shape[0], tokens.shape[1], total)
+
+
+def end_pass(text_model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+    """Forward hook of the text model: completes what :func:`begin_pass` began."""
+    cache = kwargs.get("past_key_values")
+    if isinstance(cache, AdaptiveCache):
+        cache.end_pass()
 
 
 def before_layer(
     layer: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-    """Forward pre-hook of every decoder layer; does nothing without one of our caches.
-
-    Raises:
-        ValueError: at the first layer, a pass that the cache was not made for (see ``AdaptiveCache.enter``).
-    """
+    """Forward pre-hook of every decoder layer; does nothing without one of our caches."""
     cache = kwargs.get("past_key_values")
     if not isinstance(cache, AdaptiveCache):
         return None
     number: int = layer.self_attn.layer_idx  # type: ignore[assignment,union-attr]
+    # decoder layers hand what they do not know on to the attention function
+    kwargs = {**kwargs, "avl_layer": cache.layers[number]}
+    if cache.tables:
+        return args, kwargs
     hidden = args[0] if args else kwargs["hidden_states"]
-    if number == 0:
-        cache.enter(layer, hidden.shape[0], hidden.shape[1])
-    if cache.t > 0:
-        return None
-    prompt = cache.prompt
-    keep = [cache.policy.prune(number, cache.shape(group.row)) for group in cache.groups]
-    if prompt.scores is not None and any(count is not None for count in keep):
-        counts = [group.row.n_image if count is None else count for group, count in zip(cache.groups, keep, strict=True)]
-        survivors = prompt.prune(counts)
+    prefill = cache.prefill
+    keep = [cache.policy.prune(number, bucket.shape) for bucket in cache.buckets]
+    if prefill.scores is not None and any(count is not None for count in keep):
+        counts = [bucket.row.n_image if count is None else count for bucket, count in zip(cache.buckets, keep, strict=True)]
+        survivors = prefill.prune(counts)
         if survivors is not None:
             survivors = survivors.to(hidden.device)
             hidden = hidden.gather(1, survivors[..., None].expand(-1, -1, hidden.shape[2]))
-    if prompt.survivors is None:
-        return None
+    if prefill.survivors is None:
+        return args, kwargs
     # the survivors keep their original RoPE positions
-    kwargs = dict(kwargs)
-    kwargs["position_embeddings"] = tuple(_pick(states, prompt.survivors) for states in kwargs["position_embeddings"])
+    kwargs["position_embeddings"] = tuple(_pick(states, prefill.survivors) for states in kwargs["position_embeddings"])
     if kwargs.get("position_ids") is not None:
-        kwargs["position_ids"] = _pick(kwargs["position_ids"], prompt.survivors)
+        kwargs["position_ids"] = _pick(kwargs["position_ids"], prefill.survivors)
     kwargs["attention_mask"] = None  # ours is made from the cache's rows
     if args:
         return (hidden, *args[1:]), kwargs

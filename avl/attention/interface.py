@@ -1,8 +1,4 @@
-"""The attention function registered with transformers: the model's own without our cache, adaptive attention with it.
-
-transformers hands an attention function the keys that ``cache.update`` returned. Ours carry a tag that leads to the layer's entries; keys
-without a tag go to the implementation that the model had before, so an attached model behaves as before.
-"""
+"""The attention function registered with transformers: the model's own without our cache, adaptive attention with it."""
 
 from __future__ import annotations
 
@@ -15,6 +11,7 @@ import torch
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
+from avl._compat import is_registered, registered_mask
 from avl.attention.decode import attend_step
 from avl.attention.prefill import attend_prompt
 from avl.cache.layer import AdaptiveLayer
@@ -23,13 +20,13 @@ PREFIX = "avl_"
 
 
 def register(before: str) -> str:
-    """Make adaptive attention known to transformers on top of the implementation ``before``; returns its name. Idempotent."""
+    """Make adaptive attention known to transformers on top of the implementation ``before``; return its name. Idempotent."""
     name = PREFIX + before
-    if name not in AttentionInterface._global_mapping:
+    if not is_registered(name):
         attend: Any = partial(_dispatch, before)
         AttentionInterface.register(name, attend)
-        if before in AttentionMaskInterface._global_mapping:
-            mask: Any = AttentionMaskInterface._global_mapping[before]
+        mask = registered_mask(before)
+        if mask is not None:
             AttentionMaskInterface.register(name, mask)
     return name
 
@@ -42,15 +39,18 @@ def _dispatch(
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
     scaling: float | None = None,
+    avl_layer: AdaptiveLayer | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    layer: AdaptiveLayer | None = getattr(key, "avl_layer", None)
-    if layer is None:
+    """Attend as the implementation ``before`` does, or, given our cache's layer by avl/attention/hooks.py, adaptively."""
+    if avl_layer is None:
         return _original(before, module)(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    out = attend_prompt(layer, query, key, value, scale) if layer.owner.t == 0 else attend_step(layer, query, scale)
-    layer.attended()
-    return out, None
+    cache = avl_layer.owner
+    cache.attended += 1
+    if cache.tables:
+        return attend_step(avl_layer, query, scale), None
+    return attend_prompt(avl_layer, query, key, value, scale), None
 
 
 def _original(before: str, module: torch.nn.Module) -> Callable[..., tuple[torch.Tensor, torch.Tensor | None]]:

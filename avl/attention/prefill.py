@@ -11,57 +11,63 @@ from avl.cache.layer import AdaptiveLayer
 
 
 def attend_prompt(layer: AdaptiveLayer, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:
-    """Exact attention over the whole prompt by SDPA; beside it the scores the policy asks for; then the layer keeps what it stores.
+    """Attend exactly over the whole prompt by SDPA; beside it compute the scores the policy asks for; then keep what the layer stores.
 
     Args:
-        query: ``[B, H, L, D]``; key, value: ``[B, G, L, D]``, after RoPE.
+        layer: takes what is kept.
+        query: ``[B, H, L, D]`` after RoPE.
+        key, value: ``[B, G, L, D]``, after RoPE.
+        scale: of the logits.
 
     Returns:
         ``[B, L, H, D]``.
     """
-    cache, prompt = layer.owner, layer.owner.prompt
-    mask = prompt.mask(query.device)
-    kinds = {group.accumulate for group in cache.groups}
-    out, lse = attend_exactly(query, key, value, mask, scale, with_lse=kinds not in ({None}, {"kv"}))
-    valid = prompt.valid(query.device)
-    image_scores = accumulated = None
+    cache, prefill = layer.owner, layer.owner.prefill
+    windows = [bucket.windows[layer.number] for bucket in cache.buckets]
+    wanted = [window.observation if window.ranked else None for window in windows]
+    mask, valid = prefill.mask(query.device), prefill.valid(query.device)
+    by_column = [observation is not None and observation.heads == "shared" and observation.queries is None for observation in wanted]
+    out, lse = attend_exactly(query, key, value, mask, scale, with_lse=any(by_column))
+    image_scores = None
     ranks = _ranks_image(cache, layer.number)
+    for columns in prefill.columns:
+        columns.to(query.device)
     if ranks or cache.recorder is not None:
         scores = last_query_scores(query, key, scale, valid)
-        for columns in prompt.columns:
-            columns.to(query.device)
         if cache.recorder is not None:
-            positions = prompt.positions(query.device)
+            positions = prefill.positions(query.device)
             cache.recorder.note(layer.number, scores[0, -len(positions) :], positions)
     if ranks:
-        image_scores = [scores[columns.rows].gather(1, columns.image) for columns in prompt.columns]
-    prompt.scores = image_scores
-    if kinds != {None}:
-        accumulated = []
-        per_head = "kv" in kinds
-        whole = accumulated_scores(query, key, scale, valid) if per_head else None
-        for group, columns in zip(cache.groups, prompt.columns, strict=True):
-            columns.to(query.device)
-            if whole is not None:
-                accumulated.append(whole[columns.rows].gather(2, columns.window[:, None].expand(-1, whole.shape[1], -1)))
-                continue
-            states = (None if held is None else cache.rows_of(held, group) for held in (lse, mask, valid))
-            rows = cache.rows_of(query, group), cache.rows_of(key, group)
-            accumulated.append(accumulated_columns(*rows, columns.window, scale, *states)[:, None])
-    layer.commit(key, value, image_scores, accumulated)
+        image_scores = [scores[list(columns.rows)].gather(1, columns.image) for columns in prefill.columns]
+    prefill.scores = image_scores
+    window_scores: list[torch.Tensor | None] = []
+    whole: dict[int | None, torch.Tensor] = {}  # observing queries -> [B, G, L]
+    for bucket, columns, observation, few in zip(cache.buckets, prefill.columns, wanted, by_column, strict=True):
+        if observation is None:
+            window_scores.append(None)
+            continue
+        if few:
+            states = (None if held is None else cache.rows_of(held, bucket) for held in (lse, mask, valid))
+            found = accumulated_columns(cache.rows_of(query, bucket), cache.rows_of(key, bucket), columns.window, scale, *states)
+            window_scores.append(found[:, None])
+            continue
+        if observation.queries not in whole:
+            whole[observation.queries] = accumulated_scores(query, key, scale, valid, observation.queries)
+        here = whole[observation.queries][list(columns.rows)]
+        if observation.heads == "shared":
+            here = here.mean(dim=1, keepdim=True)
+        window_scores.append(here.gather(2, columns.window[:, None].expand(-1, here.shape[1], -1)))
+    layer.commit_prompt(key, value, image_scores, window_scores)
     return out.transpose(1, 2).contiguous()
 
 
 def _ranks_image(cache: AdaptiveCache, layer: int) -> bool:
     """Whether anything is decided by this layer's scores of the image tokens; scoring what nobody asks for would cost time for nothing."""
     policy = cache.policy
-    for group in cache.groups:
-        shape = cache.shape(group.row)
-        held = policy.present(layer, shape)
-        if policy.present(layer + 1, shape) < held:
+    for bucket in cache.buckets:
+        held = policy.present(layer, bucket.shape)
+        if policy.present(layer + 1, bucket.shape) < held:
             return True
-        if policy.pins_image:
-            stored = policy.store(layer, shape).image
-            if stored < held or policy.select(layer, shape) is not None:
-                return True
+        if policy.pins_image and (policy.store(layer, bucket.shape).image < held or policy.select(layer, bucket.shape) is not None):
+            return True
     return False

@@ -37,12 +37,16 @@ def last_query_scores(query: torch.Tensor, key: torch.Tensor, scale: float, vali
 
 @torch.no_grad()
 def accumulated_scores(
-    query: torch.Tensor, key: torch.Tensor, scale: float, valid: torch.Tensor | None = None
+    query: torch.Tensor, key: torch.Tensor, scale: float, valid: torch.Tensor | None = None, queries: int | None = None
 ) -> torch.Tensor:
-    """``A[g, j] = sum over queries i >= j of score_i(j)`` for every prompt position j, averaged over the query heads of a KV head (H2O).
+    """Return ``A[g, j] = sum over queries i >= j of score_i(j)`` for every prompt position j, averaged over the query heads of a KV head.
 
     Args:
-        query: ``[B, H, L, D]``. key: ``[B, G, L, D]``. valid: bool ``[B, L]``, False for padding, which neither asks nor is scored.
+        query: ``[B, H, L, D]``.
+        key: ``[B, G, L, D]``.
+        scale: of the logits.
+        valid: bool ``[B, L]``, False for padding, which neither asks nor is scored.
+        queries: only the last so many queries are added up (SnapKV), None for all (H2O).
 
     Returns:
         ``[B, G, L]``. Queries are taken in chunks, so memory grows with L, not L squared.
@@ -54,7 +58,7 @@ def accumulated_scores(
     total = torch.zeros(b, g, length, dtype=dtype, device=query.device)
     chunk = max(1, min(_CHUNK_ELEMENTS // (b * h * length), length // 4))
     positions = torch.arange(length, device=query.device)
-    for start in range(0, length, chunk):
+    for start in range(0 if queries is None else max(0, length - queries), length, chunk):
         stop = min(start + chunk, length)
         visible = positions[:stop] <= positions[start:stop, None]
         if valid is not None:

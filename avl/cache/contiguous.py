@@ -1,4 +1,4 @@
-"""CPU only: a slot table that keeps the core contiguous, so that a core step reads a slice without copying."""
+"""CPU only: a slot table that keeps the core contiguous, so that a core step reads one slice without copying."""
 
 from __future__ import annotations
 
@@ -6,38 +6,38 @@ import numpy as np
 import torch
 
 from avl.cache.ranking import among_best
-from avl.cache.slots import Bank, Group, Part
+from avl.cache.slots import LayerKV, RowBucket, SlotTable
 
 
-class SlicedBank(Bank):
-    """A bank that keeps the core where one slice reads it: image tokens change places when the core is chosen anew.
+class ContiguousSlotTable(SlotTable):
+    """A table that keeps the core where one slice reads it: image tokens change places when the core is chosen anew.
 
     For one row on a CPU, where no operation attends to scattered slots without copying them first, at every step. Moving a few tokens every
     K steps costs less.
     """
 
-    consecutive = True
+    contiguous = True
 
-    def __init__(self, group: Group, parts: list[Part], core: int) -> None:
-        super().__init__(group, parts, core)
-        self.ordinals = torch.stack([part.ordinals for part in parts])
-        for place, part in enumerate(parts):
-            part.ordinals = self.ordinals[place]
-        # not the parts: they hold their bank, and a cycle would keep the memory until the garbage collector happens to run
-        self._held = [(_by_slot(part.keys[0]), _by_slot(part.values[0]), part.ordinals[0].numpy()) for part in parts]
+    def __init__(self, bucket: RowBucket, kvs: list[LayerKV], core: int) -> None:
+        super().__init__(bucket, kvs, core)
+        self.image_idx = torch.stack([kv.image_idx for kv in kvs])
+        for place, kv in enumerate(kvs):
+            kv.image_idx = self.image_idx[place]
+        # not the layers' own objects: they hold their table, and a cycle would keep the memory until the garbage collector happens to run
+        self._held = [(_by_slot(kv.keys[0]), _by_slot(kv.values[0]), kv.image_idx[0].numpy()) for kv in kvs]
         assert self.index is not None
-        chosen = torch.zeros(self.ordinals.shape, dtype=torch.bool).scatter_(-1, self.index[..., :core], True)
+        chosen = torch.zeros(self.image_idx.shape, dtype=torch.bool).scatter_(-1, self.index[..., :core], True)
         self._gather_up(chosen.numpy())
         self.index[..., :core] = torch.arange(self.image - core, self.image)
 
     def choose_core(self) -> None:
-        """As :meth:`Bank.choose_core`; slots are in no order, so ties are decided by what they hold."""
+        """As :meth:`SlotTable.choose_core`; slots are in no order, so ties are decided by what they hold."""
         assert self.image_scores is not None
         assert self.core is not None
-        self._gather_up(among_best(self.image_scores, self.core, self.ordinals))
+        self._gather_up(among_best(self.image_scores, self.core, self.image_idx))
 
     def _gather_up(self, chosen: np.ndarray) -> None:
-        """The tokens in slots ``chosen [n, 1, image]`` change places with those in the last image slots."""
+        """Swap the tokens in slots ``chosen [n, 1, image]`` with those in the last image slots."""
         assert self.core is not None
         first = self.image - self.core
         come, go = chosen[:, 0, :first], ~chosen[:, 0, first:]
@@ -52,6 +52,6 @@ class SlicedBank(Bank):
 
 
 def _by_slot(stored: torch.Tensor) -> np.ndarray:
-    """One row's keys or values in place, an entry of numpy's for each slot's bytes: it knows no bfloat16, and moves these fastest."""
+    """Return one row's keys or values in place, one numpy item per slot: numpy has no bfloat16, and moves whole items fastest."""
     rows = stored.flatten(1).view(torch.uint8).numpy()
     return rows.view(f"V{rows.shape[1]}")[:, 0]

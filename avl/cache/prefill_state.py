@@ -14,36 +14,36 @@ from avl.cache.ranking import best
 
 
 @dataclass
-class Columns:
-    """Columns of one group of rows: ``image [b, M]``, ``ordinals [b, M]`` (which of the N image tokens), ``window [b, n]``, all ascending.
+class PromptColumns:
+    """Columns of one group of rows: ``image [b, M]``, ``image_idx [b, M]`` (which of the N image tokens), ``window [b, n]``, all ascending.
 
     ``pad``: left padding; ``length``: real columns of each row.
     """
 
-    rows: list[int]
+    rows: tuple[int, ...]
     pad: int
     length: int
     image: torch.Tensor
-    ordinals: torch.Tensor
+    image_idx: torch.Tensor
     window: torch.Tensor
 
     def to(self, device: torch.device) -> None:
         """Move the index tensors to the device where the next layer runs."""
         if self.image.device != device:
-            self.image, self.ordinals, self.window = self.image.to(device), self.ordinals.to(device), self.window.to(device)
+            self.image, self.image_idx, self.window = self.image.to(device), self.image_idx.to(device), self.window.to(device)
 
 
-class Prompt:
+class PrefillState:
     """State of one prompt pass, shared by all layers; a layer's last-query scores stay here until the next layer asked for a pruning."""
 
-    def __init__(self, rows: tuple[Row, ...], groups: list[list[int]], pins_image: bool) -> None:
+    def __init__(self, rows: tuple[Row, ...], buckets: list[tuple[int, ...]], pins_image: bool) -> None:
         self.columns = []
-        for numbers in groups:
+        for numbers in buckets:
             row = rows[numbers[0]]
             window = row.text if pins_image else range(row.length)
             tensors = [torch.tensor(list(columns), dtype=torch.int64) for columns in (row.image, range(row.n_image), window)]
-            image, ordinals, window_columns = (tensor.expand(len(numbers), -1) for tensor in tensors)
-            self.columns.append(Columns(numbers, row.pad, row.length, image + row.pad, ordinals, window_columns + row.pad))
+            image, image_idx, window_columns = (tensor.expand(len(numbers), -1) for tensor in tensors)
+            self.columns.append(PromptColumns(numbers, row.pad, row.length, image + row.pad, image_idx, window_columns + row.pad))
         self.length = rows[0].pad + rows[0].length
         self._first_pad = rows[0].pad
         self.survivors: torch.Tensor | None = None  # [B, L] columns of the first layer that are still here, None for all
@@ -118,10 +118,10 @@ class Prompt:
             pad = length - new_length
             place = torch.empty(b, self.length, dtype=torch.int64, device=device)
             place.scatter_(1, old, torch.arange(pad, length, device=device).expand(b, -1))
-            columns.image, columns.ordinals = place.gather(1, image), columns.ordinals.gather(1, chosen)
+            columns.image, columns.image_idx = place.gather(1, image), columns.image_idx.gather(1, chosen)
             columns.window = place.gather(1, columns.window)
             columns.pad, columns.length = pad, new_length
-            survivors[columns.rows] = torch.cat([old[:, -1:].expand(b, pad), old], dim=1)
+            survivors[list(columns.rows)] = torch.cat([old[:, -1:].expand(b, pad), old], dim=1)
         before = self.survivors
         self.survivors = survivors if before is None else before.to(device).gather(1, survivors)
         self.length, self._mask, self._valid = length, None, None

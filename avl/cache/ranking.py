@@ -35,18 +35,29 @@ def among_best(scores: torch.Tensor, count: int, ties: torch.Tensor) -> np.ndarr
     return torch.zeros(scores.shape, dtype=torch.bool).scatter_(-1, places, True).numpy()
 
 
-def heavy_and_recent(scores: torch.Tensor, keep: int, recent: int) -> torch.Tensor:
-    """H2O's set ``[..., keep]``, ascending: the last ``recent`` tokens and the best of the others by accumulated score.
-
-    Equals evicting the smallest score outside the recent part, lower position first among ties, until ``keep`` are left.
+def heavy_and_recent(scores: torch.Tensor, keep: int, recent: int, evicting: bool = True) -> torch.Tensor:
+    """Return the set ``[..., keep]``, ascending, of the last ``recent`` tokens and the best of the others.
 
     Args:
-        scores: ``[..., n]`` accumulated attention in order of position.
-        keep: entries that stay, at most n. recent: newest entries that are never evicted, at most ``keep``.
+        scores: ``[..., n]`` in order of position.
+        keep: tokens that stay, at most n.
+        recent: newest tokens that stay whatever their score, at most ``keep``.
+        evicting: equal what evicting the smallest score, lower position first among ties, until ``keep`` are left would give (H2O);
+            False: rank, and ties go to the lower position (SnapKV).
     """
     n = scores.shape[-1]
     older, heavy = n - recent, keep - recent
-    # flipped, so that the stable sort gives ties to the higher position: the lower one is evicted first
-    chosen = older - 1 - ranking(scores[..., :older].flip(-1))[..., :heavy]
+    if evicting:
+        # flipped, so that the stable sort gives ties to the higher position: the lower one is evicted first
+        chosen = older - 1 - ranking(scores[..., :older].flip(-1))[..., :heavy]
+    else:
+        chosen = ranking(scores[..., :older])[..., :heavy]
     newest = torch.arange(older, n, device=scores.device).expand(*scores.shape[:-1], recent)
     return torch.cat([chosen.sort(dim=-1).values, newest], dim=-1)
+
+
+def max_pool(scores: torch.Tensor, width: int) -> torch.Tensor:
+    """Return the largest score within ``width // 2`` positions of each, along the last dimension ``[..., n]``; ``width`` is odd."""
+    if scores.shape[-1] == 0:
+        return scores
+    return torch.nn.functional.max_pool1d(scores.reshape(1, -1, scores.shape[-1]), width, stride=1, padding=width // 2).view_as(scores)

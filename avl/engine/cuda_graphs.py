@@ -1,8 +1,8 @@
 """Decode steps as CUDA graphs: a step is captured once per kind (core step, update step) and replayed for every token.
 
-A step of a 7B model launches some thousand kernels, most of them shorter than their launch. A graph launches all of them at once. What it
-needs is that nothing depends on a number of the host: see ``FixedBank`` in avl/bank.py. One row layout and one GPU; everything else, and
-every CPU, decodes eagerly with the same tokens. On a CPU the same steps run uncaptured, which is how they are tested without a GPU.
+A step of a 7B model launches some thousand kernels, most of them shorter than their launch. A graph launches all of them at once. It
+needs that nothing depends on a number of the host: see ``StaticSlotTable`` in avl/cache/slots.py. One row layout and one GPU; everything
+else, and every CPU, decodes eagerly with the same tokens. On a CPU the same steps run uncaptured, as in the tests.
 
 Kernels are warmed up, and a captured step is checked against the eager one, once per model and shape. Capturing itself, which runs nothing
 on the device, is done for every answer: a captured step reads that answer's own buffers, which are given back with it.
@@ -27,7 +27,7 @@ _warm: weakref.WeakKeyDictionary[Any, set[tuple[Any, ...]]] = weakref.WeakKeyDic
 
 def can_capture(model: Any, cache: AdaptiveCache) -> str | None:
     """Why the steps of this cache cannot be captured, or None if they can."""
-    if len(cache.groups) > 1:
+    if len(cache.buckets) > 1:
         return "the rows of the batch are laid out differently"
     if len({parameter.device for parameter in model.parameters()}) > 1:
         return "the model is spread over several devices"
@@ -54,7 +54,7 @@ class GraphDecoder(Decoder):
 
     def __init__(self, model: Any, cache: AdaptiveCache) -> None:
         super().__init__(model, cache)
-        if len(cache.groups) > 1:
+        if len(cache.buckets) > 1:
             raise ValueError(f"these steps have no fixed addresses, {can_capture(model, cache)}: use avl.engine.decoder.Decoder")
         self.problem = can_capture(model, cache)
         self.prepare_ms = 0.0
@@ -62,21 +62,21 @@ class GraphDecoder(Decoder):
         self._graphs: dict[bool, torch.cuda.CUDAGraph] = {}
         self._tokens = torch.zeros(cache.batch_size, dtype=torch.long, device=model.device)
         self._logits: dict[bool, torch.Tensor] = {}
-        cache.fixed = True
+        cache.static = True
 
     def step(self, tokens: torch.Tensor) -> torch.Tensor:
         """As :meth:`Decoder.step`; the logits are overwritten by the next step of the same kind."""
         cache = self._cache
         assert self._positions is not None, "the prompt comes first"
         self.prepare()
-        cache.advance()
+        cache.begin_step()
         self._tokens.copy_(tokens)
         if self._graphs:
             self._graphs[cache.update_step].replay()
             logits = self._logits[cache.update_step]
         else:
             logits = self._forward()
-        cache.settle()
+        cache.end_step()
         return logits
 
     def prepare(self) -> None:
@@ -87,48 +87,32 @@ class GraphDecoder(Decoder):
         """
         if self._graphs or self.problem is not None:
             return
-        cache = self._cache
         clock = Clock(self._tokens.device)
         clock.start()
         state = self._state()
         before = [tensor.clone() for tensor in state]
-        now = cache.t, cache.update_step
-        cache.t = max(cache.t, 1)  # layers tell a step from the prompt by it
         try:
             self._capture(state, before)
         except RuntimeError as error:  # out of memory is one too
             self._graphs, self._logits = {}, {}
             self.problem = str(error).strip().partition("\n")[0] or type(error).__name__
         finally:
-            cache.t, cache.update_step = now
-            for layer in cache.layers:
-                layer.abandon()
             _put_back(state, before)
         self.prepare_ms = clock.stop()
 
     def _capture(self, state: list[torch.Tensor], before: list[torch.Tensor]) -> None:
         """Capture and try each kind of step from the ``state`` that was ``before``."""
-        cache, device = self._cache, self._tokens.device
+        cache = self._cache
         pool = torch.cuda.graph_pool_handle()
-        stream = torch.cuda.Stream(device)
+        stream = torch.cuda.Stream(self._tokens.device)
         graphs: dict[bool, torch.cuda.CUDAGraph] = {}
-        warm = _warm.setdefault(self._text, set())
         for kind in sorted({cache.policy.is_update(t) for t in range(1, cache.max_new_tokens + 1)}):
-            cache.update_step = kind
-            shape = self._shape(kind)
-            eager = None
-            if shape not in warm:
-                self.warmed = True
-                stream.wait_stream(torch.cuda.current_stream(device))
-                with torch.cuda.stream(stream):
-                    for _ in range(WARMUPS):
-                        eager = self._forward().clone()
-                        _put_back(state, before)
-                torch.cuda.current_stream(device).wait_stream(stream)
-            graphs[kind] = torch.cuda.CUDAGraph()
-            # other threads (a page's) may use the device meanwhile
-            with torch.cuda.graph(graphs[kind], pool=pool, capture_error_mode="thread_local"):
-                self._logits[kind] = self._forward()
+            with cache.rehearsal(kind):
+                eager = self._warm_up(kind, stream, state, before)
+                graphs[kind] = torch.cuda.CUDAGraph()
+                # other threads (a page's) may use the device meanwhile
+                with torch.cuda.graph(graphs[kind], pool=pool, capture_error_mode="thread_local"):
+                    self._logits[kind] = self._forward()
             if eager is None:
                 continue
             graphs[kind].replay()
@@ -136,13 +120,29 @@ class GraphDecoder(Decoder):
             _put_back(state, before)
             if not off <= torch.finfo(eager.dtype).eps ** 0.5:
                 raise RuntimeError(f"a replayed step differs from the eager one by {float(off):.1e} of the largest logit")
-            warm.add(shape)
+            _warm[self._text].add(self._shape(kind))
         self._graphs = graphs
+
+    def _warm_up(
+        self, kind: bool, stream: torch.cuda.Stream, state: list[torch.Tensor], before: list[torch.Tensor]
+    ) -> torch.Tensor | None:
+        """Run steps of a shape that was never captured on ``stream`` and return their logits; None where it was."""
+        if self._shape(kind) in _warm.setdefault(self._text, set()):
+            return None
+        device, eager = self._tokens.device, None
+        self.warmed = True
+        stream.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(stream):
+            for _ in range(WARMUPS):
+                eager = self._forward().clone()
+                _put_back(state, before)
+        torch.cuda.current_stream(device).wait_stream(stream)
+        return eager
 
     def _shape(self, kind: bool) -> tuple[Any, ...]:
         """What decides which kernels a step runs: everything but addresses and values."""
-        parts = [layer.parts[0] for layer in self._cache.layers]
-        stored = [(part.keys.shape, part.keys.dtype, part.image) for part in parts]
+        kvs = [layer.kvs[0] for layer in self._cache.layers]
+        stored = [(kv.keys.shape, kv.keys.dtype, kv.image) for kv in kvs]
         return (kind, self._cache.policy, *stored, *((tensor.shape, tensor.dtype) for tensor in self._state()))
 
     def _forward(self) -> torch.Tensor:
@@ -156,7 +156,7 @@ class GraphDecoder(Decoder):
     def _state(self) -> list[torch.Tensor]:
         """All that a step changes. The new token's keys and values go to a slot that is free, so they need not be put back."""
         assert self._positions is not None
-        return [self._positions, *(tensor for bank in self._cache.banks for tensor in bank.state())]  # type: ignore[attr-defined]
+        return [self._positions, *(tensor for table in self._cache.tables for tensor in table.state())]  # type: ignore[attr-defined]
 
 
 def _put_back(state: list[torch.Tensor], before: list[torch.Tensor]) -> None:

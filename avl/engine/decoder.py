@@ -50,17 +50,17 @@ class Decoder:
         cache = self._cache
         rows = cache.batch_size
         some = rows_at_once(cache.rows[0].pad + cache.rows[0].length)
-        if some >= rows or len(cache.groups) > 1:
+        if some >= rows or len(cache.buckets) > 1:
             logits = self._prefill(inputs, cache)
         else:
-            found, pieces = [], []
+            found, chunks = [], []
             for first in range(0, rows, some):
                 last = min(rows, first + some)
                 # every row has as many pictures, and pixel values come picture by picture
                 part = {k: v[first * len(v) // rows : last * len(v) // rows] for k, v in inputs.items()}
-                pieces.append(cache.piece(first, last))
-                found.append(self._prefill(part, pieces[-1]))
-            cache.adopt(pieces)
+                chunks.append(cache.chunk(first, last))
+                found.append(self._prefill(part, chunks[-1]))
+            cache.merge(chunks)
             logits = torch.cat(found)
         lengths = [row.length for row in cache.rows]
         self._positions = torch.tensor(lengths, device=logits.device)[:, None]
@@ -76,12 +76,20 @@ class Decoder:
     def step(self, tokens: torch.Tensor) -> torch.Tensor:
         """Feed one token per row ``[B]``; logits ``[B, V]`` of the next."""
         assert self._positions is not None, "the prompt comes first"
+        self._cache.begin_step()
         logits = self._run(tokens, self._positions)
+        self._cache.end_step()
         self._positions = self._positions + 1
         return logits
 
     def _run(self, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        """Through all layers: logits ``[B, V]`` from one token per row ``[B]`` at positions ``[B, 1]``."""
+        """Do the device's part of a step: logits ``[B, V]`` from one token per row ``[B]`` at positions ``[B, 1]``."""
+        self._cache.enter()
+        logits = self._through_layers(tokens, positions)
+        self._cache.evict()
+        return logits
+
+    def _through_layers(self, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         if self._layers is not None:
             return self._model.lm_head(self._layers(tokens, positions))
         hidden = self._text.embed_tokens(tokens[:, None])

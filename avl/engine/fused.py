@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.nn.functional import linear
 
+from avl._compat import hooks_of
 from avl.attention.decode import attend_step
 from avl.cache.cache import AdaptiveCache
 from avl.kernels import Impl, layer_ops
@@ -44,11 +45,12 @@ def why_not(model: Any) -> str | None:
         return f"its rotary embedding, {text.rotary_emb.rope_type!r}, depends on the length"
     parts: list[tuple[str, Any, tuple[str, ...], int]] = [("the final norm", text.norm, _NORM, 0)]
     for number, layer in enumerate(text.layers):
-        # the layer's own pre-hook is ours, see avl/prefill.py
+        # the layer's own pre-hook is ours, see avl/attention/hooks.py
         parts.append((f"layer {number}", layer, ("LlamaDecoderLayer", "MistralDecoderLayer"), 1))
         parts += [(f"{name} of layer {number}", layer.get_submodule(name), classes, 0) for name, classes in _PARTS.items()]
     for name, module, classes, hooks in parts:
-        if len(module._forward_pre_hooks) > hooks or module._forward_hooks or "forward" in vars(module):
+        before, after = hooks_of(module)
+        if len(before) > hooks or after or "forward" in vars(module):
             return f"{name} has a hook"
         if type(module).__name__ not in classes or getattr(module, "bias", None) is not None:
             return f"{name} is {module}"
@@ -90,20 +92,18 @@ class FusedLayers:
         positions = torch.arange(max(row.length for row in cache.rows) + cache.max_new_tokens, device=weight.device)
         cos, sin = text.rotary_emb(weight[:1], position_ids=positions[None])
         sin = torch.cat([-sin[..., : size // 2], sin[..., size // 2 :]], dim=-1)
-        self._turns = torch.stack([cos[0], sin[0]], dim=1)  # [positions, 2, D]
+        self._cos_sin = torch.stack([cos[0], sin[0]], dim=1)  # [positions, 2, D]
 
     def __call__(self, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """Final hidden states ``[B, N]``, normed, from one token per row ``[B]`` at positions ``[B, 1]``."""
         text, cache, ops = self._text, self._cache, self._ops
-        cache.enter(text.layers[0], tokens.shape[0], 1)
         residual = text.embed_tokens(tokens)
-        cos, sin = self._turns.index_select(0, positions[:, 0]).unbind(1)
+        cos, sin = self._cos_sin.index_select(0, positions[:, 0]).unbind(1)
         delta = None
         for weights, held in zip(self._weights, cache.layers, strict=True):
             hidden = ops.add_rms_norm(residual, delta, weights.first_norm, weights.first_eps)
-            query = held.take(ops, _product(hidden, weights.qkv), cos, sin)
+            query = held.append_rope(ops, _product(hidden, weights.qkv), cos, sin)
             out = attend_step(held, query, weights.scale).flatten(1)
-            held.attended()
             hidden = ops.add_rms_norm(residual, linear(out, weights.out), weights.second_norm, weights.second_eps)
             delta = linear(ops.silu_product(_product(hidden, weights.gate_up)), weights.down)
         return ops.add_rms_norm(residual, delta, text.norm.weight, text.norm.variance_epsilon)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import statistics
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from avl.cache.cache import AdaptiveCache, ImageSets, make_cache
+from avl.cache.cache import AdaptiveCache, make_cache
+from avl.cache.inspect import ImageSetsLater
 from avl.cache.readback import Readback
 from avl.engine.cuda_graphs import GraphDecoder, make_decoder
 from avl.engine.decoder import Decoder, next_tokens
@@ -82,7 +83,7 @@ class _Queued:
     read: int
     stored_bytes: int
     read_bytes: int
-    sets: Callable[[], ImageSets] | None
+    sets: ImageSetsLater | None
 
 
 @dataclass
@@ -228,24 +229,23 @@ class Runner:
             self.reason = "length"
         return piece
 
-    def _sets(self) -> Callable[[], ImageSets] | None:
+    def _sets(self) -> ImageSetsLater | None:
         """What row 0 stores and reads of its image after the step that was queued last, where that may have changed."""
         cache, t = self.cache, self.cache.t
         if t == 0 or (cache.update_step if self.policy.pins_image else t % _SETS_EVERY == 0):
-            return cache.image_sets_later(0)
+            return ImageSetsLater(cache, 0)
         return None
 
-    def _tell_sets(self, later: Callable[[], ImageSets] | None) -> Iterator[Event]:
+    def _tell_sets(self, later: ImageSetsLater | None) -> Iterator[Event]:
         """The sets, if they are not those told before."""
         if later is None:
             return
         cache, policy = self.cache, self.policy
         first = self.t == 0
         n = cache.rows[0].n_image
-        sets = later()
+        sets = later.get()
         stored = [members for members, _ in sets]
-        shape = cache.shape(cache.rows[0])
-        selects = any(policy.select(layer, shape) is not None for layer in range(len(sets)))
+        selects = any(policy.select(layer, cache.buckets[0].shape) is not None for layer in range(len(sets)))
         same = stored == self.last_sets
         if same and not selects:
             return

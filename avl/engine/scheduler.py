@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from avl._compat import commit_hash
 from avl.attention.attachment import attach
 from avl.engine.request import GenerationRequest
 from avl.engine.runner import Job, Runner, attention
@@ -122,7 +123,7 @@ def run(
         model={
             "name": model_name(model),
             "class": facts.name,
-            "revision": getattr(model.config, "_commit_hash", None),
+            "revision": commit_hash(model.config),
             "dtype": str(model.dtype).removeprefix("torch."),
             "device": str(model.device),
             "layers": facts.layers,

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from avl._compat import name_or_path
 from avl._paths import ASSETS
 from avl.models.families import SUPPORTED, TEXT_MODELS, describe
 
@@ -141,7 +142,7 @@ def _complete(processor: Any, config: Any) -> None:
 
 def model_name(model: Any) -> str:
     """Name to show: "tiny" for the bundled model, a Hub id, or a folder's own name (never this machine's path)."""
-    path = str(getattr(model.config, "_name_or_path", "") or "")
+    path = name_or_path(model.config)
     if path == str(TINY):
         return "tiny"
     return Path(path).name if Path(path).exists() else path or type(model).__name__

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from avl._compat import from_config
 from avl.models.grids import image_grids
 
 SYSTEM_TOKENS, QUESTION_TOKENS = 35, 30
@@ -127,7 +128,7 @@ def build(
     torch.manual_seed(seed)
     # transformers' own initialisation, run where the tensors lie: buffers such as RoPE frequencies come out right without a list of them
     with torch.device(device):
-        model = model_class._from_config(sizes, dtype=dtype)
+        model = from_config(model_class, sizes, dtype)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() == 1:  # norms at 1 and biases at 0 would be friendlier than a real model's

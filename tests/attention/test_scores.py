@@ -93,7 +93,7 @@ def test_operators_that_changed_are_not_used(monkeypatch):
     exact.lse_backend.cache_clear()
     # a backend that was not tried serves without
     tried = exact.lse_backend(query.device, query.dtype, 8, 2)
-    monkeypatch.setattr(exact, "_choice", lambda *_: tried + 1)
+    monkeypatch.setattr(exact, "sdpa_backend", lambda *_: tried + 1)
     assert attend_exactly(query, key, key, None, 0.3, with_lse=True)[1] is None
     monkeypatch.undo()
     exact.lse_backend.cache_clear()

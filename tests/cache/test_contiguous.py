@@ -1,4 +1,4 @@
-"""The bank that keeps the core in consecutive slots: what moves, moves whole, and the core is the one that scores say."""
+"""The slot table that keeps the core contiguous: what moves, moves whole, and the core is the one that scores say."""
 
 from __future__ import annotations
 
@@ -7,52 +7,53 @@ import torch
 from random_models import encode, request, shared_model, shared_processor
 
 import avl
-from avl.cache.contiguous import SlicedBank
-from avl.cache.slots import Bank, Group, Part
+from avl.cache.contiguous import ContiguousSlotTable
+from avl.cache.slots import LayerKV, RowBucket, SlotTable, WindowPlan
 from avl.engine.decoder import Decoder
 
 LAYERS, IMAGE, CORE, WINDOW, HEADS, SIZE = 3, 23, 9, 5, 2, 4
 
 
-def make(dtype: torch.dtype) -> tuple[SlicedBank, list[Part], list[list[int]]]:
-    """A bank, its parts, and the ordinals that each layer's core held before. Every entry is its ordinal, everywhere."""
+def make(dtype: torch.dtype) -> tuple[ContiguousSlotTable, list[LayerKV], list[list[int]]]:
+    """A table, its layers, and the image tokens that each layer's core held before. Every entry is its token's number, everywhere."""
     draw = torch.Generator().manual_seed(1)
-    group = Group([0], None, WINDOW - 1, None, 0, 0, WINDOW, None, WINDOW - 1)  # type: ignore[arg-type]
-    parts, cores = [], []
+    window = WindowPlan(WINDOW - 1, WINDOW - 1, None, 0, 0, WINDOW, None)
+    bucket = RowBucket((0,), None, None, (window,) * LAYERS)  # type: ignore[arg-type]
+    kvs, cores = [], []
     for layer in range(LAYERS):
-        ordinals = torch.randperm(40, generator=draw)[:IMAGE].sort().values[None]
+        image_idx = torch.randperm(40, generator=draw)[:IMAGE].sort().values[None]
         keys = torch.full((1, IMAGE + WINDOW, HEADS, SIZE), 1000.0 + layer, dtype=dtype)
-        keys[0, :IMAGE] = ordinals[0, :, None, None].to(dtype)
+        keys[0, :IMAGE] = image_idx[0, :, None, None].to(dtype)
         core = torch.randperm(IMAGE, generator=draw)[:CORE].sort().values
-        cores.append(sorted(ordinals[0, core].tolist()))
+        cores.append(sorted(image_idx[0, core].tolist()))
         index = torch.cat([core, torch.arange(IMAGE, IMAGE + WINDOW)])[None]
-        parts.append(Part(keys, -keys, ordinals, torch.arange(WINDOW).view(1, 1, -1), None, index))
-    return SlicedBank(group, parts, CORE), parts, cores
+        kvs.append(LayerKV(keys, -keys, image_idx, torch.arange(WINDOW).view(1, 1, -1), None, index, window))
+    return ContiguousSlotTable(bucket, kvs, CORE), kvs, cores
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
 def test_the_core_lies_next_to_the_window(dtype):
-    bank, parts, cores = make(dtype)
-    addresses = [(part.keys.data_ptr(), part.values.data_ptr()) for part in parts]
+    table, kvs, cores = make(dtype)
+    addresses = [(kv.keys.data_ptr(), kv.values.data_ptr()) for kv in kvs]
     draw = torch.Generator().manual_seed(2)
     for update in range(6):
         if update:
-            # few values: ties are common, and go to the lower ordinal wherever its slot is
-            bank.image_scores.copy_(torch.randint(4, bank.image_scores.shape, generator=draw) / 4)
+            # few values: ties are common, and go to the lower token wherever its slot is
+            table.image_scores.copy_(torch.randint(4, table.image_scores.shape, generator=draw) / 4)
             cores = []
-            for part, scores in zip(parts, bank.image_scores[:, 0].tolist(), strict=True):
-                ranked = sorted(range(IMAGE), key=lambda slot: (-scores[slot], int(part.ordinals[0, slot])))
-                cores.append(sorted(part.ordinals[0, ranked[:CORE]].tolist()))
-            bank.choose_core()
-        for layer, part in enumerate(parts):
-            ordinals = part.ordinals[0]
-            assert sorted(ordinals[IMAGE - CORE :].tolist()) == cores[layer]
-            assert len(set(ordinals.tolist())) == IMAGE
-            assert torch.equal(part.keys[0, :IMAGE], ordinals[:, None, None].to(dtype).expand(-1, HEADS, SIZE))
-            assert torch.equal(part.values, -part.keys)
-            assert (part.keys[0, IMAGE:] == 1000.0 + layer).all()  # the window stays where it is
-            assert part.index[0].tolist() == list(range(IMAGE - CORE, IMAGE + WINDOW))
-    assert addresses == [(part.keys.data_ptr(), part.values.data_ptr()) for part in parts]
+            for kv, scores in zip(kvs, table.image_scores[:, 0].tolist(), strict=True):
+                ranked = sorted(range(IMAGE), key=lambda slot: (-scores[slot], int(kv.image_idx[0, slot])))
+                cores.append(sorted(kv.image_idx[0, ranked[:CORE]].tolist()))
+            table.choose_core()
+        for layer, kv in enumerate(kvs):
+            image_idx = kv.image_idx[0]
+            assert sorted(image_idx[IMAGE - CORE :].tolist()) == cores[layer]
+            assert len(set(image_idx.tolist())) == IMAGE
+            assert torch.equal(kv.keys[0, :IMAGE], image_idx[:, None, None].to(dtype).expand(-1, HEADS, SIZE))
+            assert torch.equal(kv.values, -kv.keys)
+            assert (kv.keys[0, IMAGE:] == 1000.0 + layer).all()  # the window stays where it is
+            assert kv.index[0].tolist() == list(range(IMAGE - CORE, IMAGE + WINDOW))
+    assert addresses == [(kv.keys.data_ptr(), kv.values.data_ptr()) for kv in kvs]
 
 
 @torch.inference_mode()
@@ -70,7 +71,7 @@ def test_one_row_on_a_cpu_is_sliced_and_several_are_not(monkeypatch):
         for _ in range(9):
             logits.append(decoder.step(logits[-1].argmax(dim=-1)))
             sets.append(cache.image_sets(0))
-        assert [type(bank) for bank in cache.banks] == [SlicedBank if rows == 1 else Bank]
+        assert [type(table) for table in cache.tables] == [ContiguousSlotTable if rows == 1 else SlotTable]
         found[rows] = torch.stack(logits)[:, 0], sets
     torch.testing.assert_close(found[1][0], found[2][0], rtol=2e-5, atol=2e-5)
     assert found[1][1] == found[2][1]

@@ -31,6 +31,7 @@ from random_models import (
 from transformers import LlamaForCausalLM
 
 import avl
+from avl.models.families import language_model
 
 POLICY = avl.AVL(S=45, C=30, K=3, P=90, T=60)
 QUESTION = "what is on the sign ?"
@@ -299,6 +300,44 @@ def test_generation_modes_that_multiply_the_rows(works, options):
     cache = avl.make_cache(model, inputs, POLICY, max_new_tokens=4)
     with one_sentence("batch|rows|beam|sequences", kind=(ValueError, NotImplementedError)):
         model.generate(**inputs, past_key_values=cache, max_new_tokens=4, **{"do_sample": False, **options})
+
+
+def test_a_cache_whose_pass_broke_off(works):
+    """What it holds is not whole, so nothing is read from it."""
+    model, processor = works
+    inputs = encode(processor, RAGGED)
+    cache = avl.make_cache(model, inputs, POLICY, max_new_tokens=4)
+
+    def fail(module, args, output):
+        raise MemoryError("no memory for this layer")
+
+    broken = language_model(model).layers[2].register_forward_hook(fail)
+    try:
+        with pytest.raises(MemoryError):
+            model.generate(**inputs, past_key_values=cache, max_new_tokens=4, do_sample=False)
+    finally:
+        broken.remove()
+    with one_sentence("cache", "broke off", "make_cache"):
+        model.generate(**inputs, past_key_values=cache, max_new_tokens=4, do_sample=False)
+
+
+@pytest.mark.parametrize("prompt_first", [False, True], ids=["prompt", "step"])
+def test_a_model_whose_attention_was_changed_after_attach(works, prompt_first):
+    """The model's own attention would see the new tokens alone: refused in the same pass."""
+    model, processor = works
+    inputs = encode(processor, RAGGED)
+    cache = avl.make_cache(model, inputs, POLICY, max_new_tokens=4)
+    text = model.config.text_config
+    ours = text._attn_implementation
+    if prompt_first:
+        model(**inputs, past_key_values=cache, use_cache=True)
+        inputs = {"input_ids": inputs["input_ids"][:, -1:]}
+    text._attn_implementation = "sdpa"
+    try:
+        with one_sentence("attach", kind=RuntimeError):
+            model(**inputs, past_key_values=cache, use_cache=True)
+    finally:
+        text._attn_implementation = ours
 
 
 def test_more_tokens_than_the_cache_has_room_for(works):

@@ -62,7 +62,7 @@ def test_rows_laid_out_alike_run_together():
     processor = shared_processor("llava")
     inputs = dict(encode(processor, [request(1), request(2), request(3)]))
     pairs, caches = both(model, inputs, avl.AVL(S=45, C=30, K=3, T=60))
-    assert len(caches[0].groups) == 1
+    assert len(caches[0].buckets) == 1
     for one, two in pairs:
         torch.testing.assert_close(two, one, rtol=2e-5, atol=2e-5)
 
@@ -76,10 +76,10 @@ def test_nothing_is_read_behind_the_length():
     decoder = GraphDecoder(model, cache)
     tokens = decoder.prompt(inputs).argmax(dim=-1)
     for layer in cache.layers:
-        for part in layer.parts:
-            stored = part.image + cache.groups[0].count
-            part.keys[:, stored:] = torch.nan
-            part.values[:, stored:] = torch.nan
+        for kv in layer.kvs:
+            stored = kv.image + kv.count
+            kv.keys[:, stored:] = torch.nan
+            kv.values[:, stored:] = torch.nan
     for _ in range(5):
         logits = decoder.step(tokens)
         assert logits.isfinite().all()
@@ -282,6 +282,6 @@ def test_captured_steps_are_the_eager_ones(policy):
     model, processor = avl.attach(build_model("llava").to("cuda")), shared_processor("llava")
     inputs = {name: value.to("cuda") for name, value in encode(processor, [request(1)]).items()}
     pairs, caches = both(model, inputs, policy)
-    assert caches[1].fixed
+    assert caches[1].static
     for one, two in pairs:
         torch.testing.assert_close(two, one, rtol=1e-3, atol=1e-3)

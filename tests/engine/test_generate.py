@@ -166,6 +166,6 @@ def test_stepping_by_hand_with_gradients_on(policy):
         tokens.append(logits.argmax(dim=-1))
         given = {"input_ids": tokens[-1][:, None]}
     assert torch.stack(tokens, dim=1)[0].tolist() == expected[0, inputs["input_ids"].shape[1] :].tolist()
-    held = [tensor for bank in cache.banks for tensor in (bank.order, bank.accumulated, bank.image_scores) if tensor is not None]
+    held = [tensor for table in cache.tables for tensor in (table.token_idx, table.sums, table.image_scores) if tensor is not None]
     assert held
     assert not any(tensor.requires_grad for tensor in held)

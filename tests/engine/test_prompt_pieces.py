@@ -57,7 +57,7 @@ def test_recording_and_ragged_rows(monkeypatch):
     ragged = dict(encode(processor, [request(1), request(2, before=6, after=9)]))
     cache = avl.make_cache(model, ragged, avl.AVL(S=45, C=30), max_new_tokens=4)
     assert Decoder(model, cache).prompt(ragged).shape[0] == 2
-    assert len(cache.groups) == 2
+    assert len(cache.buckets) == 2
 
 
 def test_at_least_one_row_runs():

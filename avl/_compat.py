@@ -1,0 +1,85 @@
+"""Every private name of transformers and torch that this project uses, in one place: what to look at when a new release comes.
+
+Public APIs give no way to do what these do. Each function says what it stands in for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+
+def attention_name(config: Any) -> str:
+    """Return the attention implementation of a text config (``config._attn_implementation``; there is no public getter)."""
+    return str(config._attn_implementation)
+
+
+def set_attention_name(config: Any, name: str) -> None:
+    """Set it without the checks of ``model.set_attn_implementation``, which refuses names of implementations on top of others."""
+    config._attn_implementation = name
+
+
+def registered_mask(name: str) -> Any | None:
+    """Return the mask function registered under ``name``, None if there is none (``AttentionMaskInterface._global_mapping``)."""
+    from transformers.masking_utils import AttentionMaskInterface
+
+    return AttentionMaskInterface._global_mapping.get(name)
+
+
+def is_registered(name: str) -> bool:
+    """Return whether an attention implementation of that name is registered (``AttentionInterface._global_mapping``)."""
+    from transformers import AttentionInterface
+
+    return name in AttentionInterface._global_mapping
+
+
+def remove_hooks(module: torch.nn.Module, hooks: tuple[Callable[..., Any], ...]) -> None:
+    """Take functions off a module's forward hooks. Handles of registration would be lost when a model is copied or pickled."""
+    for registered in (module._forward_pre_hooks, module._forward_hooks):
+        for number in [number for number, hook in registered.items() if hook in hooks]:
+            del registered[number]
+    for flags in (module._forward_pre_hooks_with_kwargs, module._forward_hooks_with_kwargs):
+        for number in [number for number in flags if number not in module._forward_pre_hooks and number not in module._forward_hooks]:
+            del flags[number]
+
+
+def hooks_of(module: torch.nn.Module) -> tuple[list[Callable[..., Any]], list[Callable[..., Any]]]:
+    """Return a module's forward pre-hooks and forward hooks."""
+    return list(module._forward_pre_hooks.values()), list(module._forward_hooks.values())
+
+
+def sdpa_backend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> int:
+    """Return the backend that ``scaled_dot_product_attention`` takes for causal attention of these (``torch._fused_sdp_choice``)."""
+    options: Any = {"enable_gqa": query.shape[1] != key.shape[1]}
+    return torch._fused_sdp_choice(query, key, value, None, 0.0, True, **options)
+
+
+def attend_with_lse(
+    backend: int, cudnn: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return causal attention and the log-sum-exp of every query, which the public function drops, by that backend's own operator."""
+    operators = torch.ops.aten
+    if backend == cudnn:
+        out, lse = operators._scaled_dot_product_cudnn_attention(query, key, value, None, True, 0.0, True, False, scale=scale)[:2]
+    elif query.device.type == "cpu":
+        out, lse = operators._scaled_dot_product_flash_attention_for_cpu(query, key, value, 0.0, True, scale=scale)[:2]
+    else:
+        out, lse = operators._scaled_dot_product_flash_attention(query, key, value, 0.0, True, scale=scale)[:2]
+    return out, lse
+
+
+def from_config(model_class: Any, config: Any, dtype: torch.dtype) -> Any:
+    """Return a model with initialized weights in ``dtype`` (``_from_config``: the public constructor ignores the dtype)."""
+    return model_class._from_config(config, dtype=dtype)
+
+
+def commit_hash(config: Any) -> str | None:
+    """Return the commit of the Hub repository that a config came from, None for a local one."""
+    return getattr(config, "_commit_hash", None)
+
+
+def name_or_path(config: Any) -> str:
+    """Return where a config came from: a Hub id or a folder."""
+    return str(getattr(config, "_name_or_path", "") or "")

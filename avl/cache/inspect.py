@@ -1,0 +1,90 @@
+"""Which tokens a cache holds and reads, for the page, the recorder and tests; a step needs none of it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from avl.cache.readback import Readback
+
+if TYPE_CHECKING:
+    from avl.cache.cache import AdaptiveCache
+    from avl.cache.slots import LayerKV
+
+ImageSets = list[tuple[list[int], list[int]]]
+"""Per layer: image tokens stored, and those that a core step reads."""
+
+
+def _find(cache: AdaptiveCache, row: int) -> tuple[int, int]:
+    """Which bucket holds ``row``, and its place there."""
+    for number, bucket in enumerate(cache.buckets):
+        if row in bucket.rows:
+            return number, bucket.rows.index(row)
+    raise ValueError(f"row {row} is out of range: this cache has {cache.batch_size} rows")
+
+
+class ImageSetsLater:
+    """The image tokens of one row that every layer stores and reads, as they are now; :meth:`get` waits for the device."""
+
+    def __init__(self, cache: AdaptiveCache, row: int) -> None:
+        place, self._place = _find(cache, row)
+        self._bucket = cache.buckets[place]
+        self._kvs = [layer.kvs[place] for layer in cache.layers]
+        self._pins_image = cache.policy.pins_image
+        tables = [table for table in cache.tables if table.bucket is self._bucket]
+        copied: dict[int, Readback] = {}
+        for table in tables:
+            if not self._pins_image:
+                copied[id(table)] = Readback(table.token_idx[:, self._place])
+            elif table.index is not None:
+                copied[id(table)] = Readback(table.index[:, self._place, : table.core])
+        self._copied = copied
+        self._stored: list[Readback] = []
+        if self._pins_image:
+            # which image tokens a layer stores does not change after the prompt; only a contiguous table moves them about
+            if row not in cache.stored_images or any(table.contiguous for table in tables):
+                cache.stored_images[row] = [Readback(kv.image_idx[self._place]) for kv in self._kvs]
+            self._stored = cache.stored_images[row]
+
+    def get(self) -> ImageSets:
+        """Return the sets, ascending; per layer (stored, read at core steps)."""
+        if not self._pins_image:
+            image = {position: number for number, position in enumerate(self._bucket.row.image)}
+            sets = []
+            for kv in self._kvs:
+                held = set(self._copied[id(kv.table)].get()[kv.place].flatten().tolist())
+                stored = sorted(image[position] for position in held if position in image)
+                sets.append((stored, stored))
+            return sets
+        sets = []
+        for kv, readback in zip(self._kvs, self._stored, strict=True):
+            stored = read = readback.get().tolist()
+            if kv.index is not None:
+                read = [stored[slot] for slot in self._copied[id(kv.table)].get()[kv.place].tolist()]
+            sets.append((sorted(stored), sorted(read)))
+        return sets
+
+
+def text_positions(cache: AdaptiveCache, layer: int, row: int) -> list[int]:
+    """Return the positions, from the row's first real token, of the text tokens that ``layer`` stores; ascending. Waits for the device."""
+    place, number = _find(cache, row)
+    bucket, kv = cache.buckets[place], cache.layers[layer].kvs[place]
+    known = bucket.row.text if cache.policy.pins_image else tuple(range(bucket.row.length))
+    positions = known + tuple(range(bucket.row.length, bucket.row.length + cache.t))
+    held = {token for token in kv.token_idx[number].flatten().tolist() if 0 <= token < len(positions)}
+    return sorted({positions[token] for token in held} - set(bucket.row.image))
+
+
+def positions_read(cache: AdaptiveCache, kv: LayerKV, update: bool) -> torch.Tensor:
+    """Return the positions of row 0's tokens that a step reads, in the order they are read: ``[n]``, or ``[G, n]`` per key-value head."""
+    bucket = cache.buckets[0]
+    row, device = bucket.row, kv.token_idx.device
+    token_idx = kv.token_idx[0, :, : kv.count]
+    prompt = torch.tensor(row.text if cache.policy.pins_image else range(row.length), device=device)
+    known = prompt[token_idx.clamp(max=kv.window.prompt - 1)]
+    window = torch.where(token_idx < kv.window.prompt, known, token_idx - kv.window.prompt + row.length)
+    core = None if update else kv.core_slots()
+    image_idx = kv.image_idx[0] if core is None else kv.image_idx[0, core[0]]
+    image = torch.tensor(row.image, device=device)[image_idx].expand(window.shape[0], -1)
+    return torch.cat([image, window], dim=1).squeeze(0)
