@@ -137,6 +137,7 @@ class Layer:
     value: Tensor
     stored: Tensor  # [G, L] bool
     core: Tensor  # [L] bool, image tokens only
+    depth: tuple[int, int]  # number of this layer, and of all
     mass: Tensor  # [G, L] accumulated scores (all rows alike where the policy takes the mean over all heads)
 
 
@@ -148,6 +149,9 @@ class Full:
 
     per_head = False
     """Scores are means over all query heads (False), or over the query heads of each KV head (True)."""
+
+    queries: int | None = None
+    """Only the last so many prompt queries accumulate; None: all of them."""
 
     prunes_before: int | None = None
     """The layer before which image tokens leave the prompt."""
@@ -261,6 +265,46 @@ class H2O(Full):
                 victim = min(held[: len(held) - recent], key=lambda j: (mass[j], j))
                 held.remove(victim)
                 head[victim] = False
+
+
+class SnapKV(Full):
+    per_head = True
+
+    def __init__(self, keep: float = 50, window: int = 32, pool: int = 7):
+        self.share, self.queries, self.pool = keep, window, pool
+
+    def budget(self, depth: tuple[int, int], length: int) -> int:
+        return share(self.share, length)
+
+    def keep(self, layer: Layer, score: Tensor, alive: list[int], row: Row, limit: int) -> None:
+        budget = self.budget(layer.depth, row.length)
+        earlier, half = max(0, row.length - self.queries), self.pool // 2
+        for head, mass in zip(layer.stored, layer.mass.tolist(), strict=True):
+            pooled = [max(mass[max(0, j - half) : min(earlier, j + half + 1)]) for j in range(earlier)]
+            ranked = sorted(range(earlier), key=lambda j: (-pooled[j], j))
+            newest = list(range(earlier, row.length))[-budget:]
+            head[:] = False
+            head[newest + ranked[: budget - len(newest)]] = True
+
+
+class PyramidKV(SnapKV):
+    def __init__(self, keep: float = 50, window: int = 32, pool: int = 7, beta: int = 20):
+        super().__init__(keep, window, pool)
+        self.beta = beta
+
+    def budget(self, depth: tuple[int, int], length: int) -> int:
+        number, layers = depth
+        mean = share(self.share, length)
+        lowest = Fraction(mean, self.beta)
+        for bound in (Fraction(self.queries), Fraction(2 * mean - length)):  # the window stays, and the first layer has but the prompt
+            lowest = max(lowest, bound)
+        lowest = min(lowest, Fraction(mean))
+        line = [2 * mean - lowest - i * (2 * mean - 2 * lowest) / (layers - 1) for i in range(layers)]
+        whole = [value.numerator // value.denominator for value in line]
+        by_remainder = sorted(range(layers), key=lambda i: (whole[i] - line[i], i))
+        for i in by_remainder[: mean * layers - sum(whole)]:
+            whole[i] += 1
+        return whole[number]
 
 
 # ---------------------------------------------------------------------------------------------------------------- the decoder
@@ -387,8 +431,10 @@ def run(
         visible = causal & (is_alive | torch.eye(row.length, dtype=torch.bool))  # a dead query sees itself; nobody sees a dead query
         attended, weights = decoder.attend(query, key, value, visible.expand(len(key), -1, -1))
         score = _mean(weights, len(key), policy.per_head)
-        mass = score[:, is_alive].sum(1) * is_alive
-        layers.append(Layer(key, value, is_alive.expand(len(key), -1).clone(), row.is_image & is_alive, mass))
+        asking = score[:, is_alive] if policy.queries is None else score[:, is_alive][:, -policy.queries :]
+        mass = asking.sum(1) * is_alive
+        depth = (index, len(decoder.text.layers))
+        layers.append(Layer(key, value, is_alive.expand(len(key), -1).clone(), row.is_image & is_alive, depth, mass))
         scores.append(score[0, -1])
         policy.keep(layers[index], score[0, -1], alive, row, limit)
         layers[index].core &= layers[index].stored.any(0)

@@ -77,8 +77,7 @@ class RowBucket:
     def of(cls, rows: list[int], row: Row, policy: Policy, max_new_tokens: int, n_layers: int) -> RowBucket:
         """Return the bucket of ``rows``, each laid out as ``row``."""
         shape = PromptShape(row.n_image, row.n_text, max_new_tokens, n_layers)
-        plans = {plan: plan for plan in (WindowPlan.of(policy, layer, shape) for layer in range(n_layers))}
-        return cls(tuple(rows), row, shape, tuple(plans[WindowPlan.of(policy, layer, shape)] for layer in range(n_layers)))
+        return cls(tuple(rows), row, shape, tuple(WindowPlan.of(policy, layer, shape) for layer in range(n_layers)))
 
     @property
     def b(self) -> int:

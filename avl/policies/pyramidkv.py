@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
 from typing import ClassVar
 
 from avl.policies.base import PromptShape, param
@@ -15,7 +16,7 @@ class PyramidKV(SnapKV):
     """SnapKV whose budgets lie on a straight line from the first layer to the last, with SnapKV's sum.
 
     With m the mean budget, ``keep`` % of the prompt, the last layer keeps m / beta, at least ``window``, and the first 2 m less that, at
-    most the prompt. Budgets are rounded down; what is left over goes to the first layers, one token each.
+    most the prompt. Budgets are rounded by the method of the largest remainder, so the sum is exact.
 
     Args:
         keep: prompt tokens stored, in % of the prompt's length, mean over the layers.
@@ -33,11 +34,18 @@ class PyramidKV(SnapKV):
     title: ClassVar[str] = "PyramidKV"
 
     def prompt_budget(self, layer: int, shape: PromptShape) -> int:
-        mean, layers = super().prompt_budget(layer, shape), shape.n_layers
-        if layers == 1:
-            return mean
-        last = min(Fraction(mean), max(Fraction(mean, self.beta), Fraction(self.window)))
-        last = max(last, Fraction(2 * mean - shape.length))  # the first layer has no more than the prompt
-        step = (2 * mean - 2 * last) / (layers - 1)
-        floors = [int(2 * mean - last - step * index) for index in range(layers)]
-        return floors[layer] + (layer < layers * mean - sum(floors))
+        return _budgets(super().prompt_budget(layer, shape), self.window, self.beta, shape.length, shape.n_layers)[layer]
+
+
+@lru_cache(maxsize=64)
+def _budgets(mean: int, window: int, beta: int, length: int, layers: int) -> tuple[int, ...]:
+    """Whole numbers on the line, by the method of the largest remainder."""
+    if layers == 1:
+        return (mean,)
+    # the window stays, and the first layer has no more than the prompt
+    last = min(Fraction(mean), max(Fraction(mean, beta), Fraction(window), Fraction(2 * mean - length)))
+    step = (2 * mean - 2 * last) / (layers - 1)
+    line = [2 * mean - last - step * layer for layer in range(layers)]
+    floors = [int(value) for value in line]
+    larger = sorted(range(layers), key=lambda layer: floors[layer] - line[layer])[: layers * mean - sum(floors)]
+    return tuple(floor + (layer in larger) for layer, floor in enumerate(floors))

@@ -5,15 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-import torch
-from random_models import build_model, build_processor, encode, request
+from random_models import build_model
 
 import avl
-from avl.attention.attachment import attach
 from avl.bench.roofline import Rates, Sizes, batch_bytes, floor_ms, largest_batch, row_bytes, weights_ms
-from avl.engine.decoder import Decoder
 from avl.policies import Policy, PromptShape
-from avl.policies.cost import Cost, mean_cost, step_cost, update_steps
+from avl.policies.cost import Cost, mean_cost, step_cost
 
 SEVEN = Sizes(layers=32, heads=32, kv_heads=32, head_dim=128, hidden=4096, ffn=11008, vocab=32064, itemsize=2)
 THIRTEEN = Sizes(layers=40, heads=40, kv_heads=40, head_dim=128, hidden=5120, ffn=13824, vocab=32064, itemsize=2)
@@ -22,18 +19,6 @@ H200 = Rates(4.3e12, 790e12)
 LONG = PromptShape(n_image=2880, n_text=65, max_new_tokens=128, n_layers=32)
 ONE = replace(LONG, n_layers=1)
 PAPER = avl.AVL(S=45, C=30, K=3, T=70)
-
-POLICIES = {
-    "full": avl.Full(),
-    "evict": avl.AVL(S=45, T=50),
-    "avl": avl.AVL(S=45, C=30, K=3, T=50),
-    "avl-all-text": avl.AVL(S=45, C=30, K=3),
-    "avl-pruned": avl.AVL(S=45, C=30, K=2, P=50, T=20),
-    "avl-after": avl.AVL(S=60, C=10, K=2, T=90, update="after"),
-    "h2o": avl.H2O(),
-    "fastv": avl.FastV(),
-    "streaming": avl.StreamingLLM(keep=20),
-}
 
 
 def gain_of(sizes: Sizes, policy: Policy, batch: int) -> float:
@@ -104,42 +89,11 @@ def test_gain_grows_with_the_batch():
     assert gain_of(SEVEN, avl.Full(), 8) == 1
 
 
-@pytest.mark.parametrize("key", POLICIES)
-@pytest.mark.parametrize("architecture", ["llava-llama", "next-mistral"])
-def test_the_cache_counts_the_same(architecture, key):
-    """Every step's stored and read entries, and the storage behind them, are those of the closed forms."""
-    model = attach(build_model(architecture))
-    prompt = encode(build_processor(architecture), [request(3), request(3)])
-    limit = 24
-    cache = avl.make_cache(model, prompt, POLICIES[key], max_new_tokens=limit)
-    row = cache.rows[0]
-    shape = PromptShape(row.n_image, row.n_text, limit, len(cache.layers))
-    sizes = Sizes.of(model.config, 4)
-    decoder = Decoder(model, cache)
-    with torch.inference_mode():
-        tokens = decoder.prompt(dict(prompt)).argmax(-1)
-        assert cache.allocated_bytes == 2 * row_bytes(sizes, POLICIES[key], shape)[0]
-        for t in range(1, limit):
-            tokens = decoder.step(tokens).argmax(-1)
-            cost = step_cost(POLICIES[key], shape, t)
-            assert (cache.stored_bytes, cache.read_bytes) == (2 * cost.stored * sizes.entry_bytes, 2 * cost.read * sizes.entry_bytes), t
-
-
 def test_weights_are_those_of_the_model():
     model = build_model("next-mistral")
     sizes = Sizes.of(model.config, 4)
     layers = sum(p.numel() for layer in model.model.language_model.layers for p in layer.parameters() if p.dim() == 2)
     assert sizes.step_weights == layers + model.lm_head.weight.numel()
-
-
-def test_update_steps_core_and_update_apart_add_up_to_the_mean():
-    apart = {kind: mean_cost(PAPER, LONG, steps) for kind, steps in update_steps(PAPER, LONG).items()}
-    mean = mean_cost(PAPER, LONG)
-    assert apart["core"].read < mean.read < apart["update"].read
-    assert mean.read == pytest.approx((85 * apart["core"].read + 42 * apart["update"].read) / 127)
-    assert update_steps(avl.Full(), LONG) == {}
-    assert update_steps(avl.AVL(S=45), LONG) == {}
-    assert set(update_steps(avl.AVL(S=45, C=30, K=1), LONG)) == {"update"}
 
 
 def test_largest_batch():

@@ -6,6 +6,7 @@ The tokens fed are random words, the same for both, so one early difference cann
 from __future__ import annotations
 
 import oracle
+import policy_cases
 import pytest
 import torch
 from observed import assert_within, generate, reductions, words
@@ -34,13 +35,17 @@ AVL_CASES = {
     "fractions": {"S": 33.3, "C": 12.5, "K": 2, "P": 66.6, "T": 57.1},
 }
 OTHER_CASES = {
-    "full": (avl.Full, oracle.Full, {}),
-    "h2o": (avl.H2O, oracle.H2O, {}),
+    **{name.lower(): row for name, row in policy_cases.ROWS.items()},
+    "h2o-defaults": (avl.H2O, oracle.H2O, {}),
     "h2o-heavy": (avl.H2O, oracle.H2O, {"keep": 30, "recent": 20}),
     "h2o-recent-only": (avl.H2O, oracle.H2O, {"keep": 40, "recent": 100}),
-    "fastv": (avl.FastV, oracle.FastV, {}),
     "fastv-layer1": (avl.FastV, oracle.FastV, {"layer": 1, "keep": 25}),
     "fastv-layer3": (avl.FastV, oracle.FastV, {"layer": 3, "keep": 70}),
+    "snapkv-unpooled": (avl.SnapKV, oracle.SnapKV, {"keep": 30, "window": 3, "pool": 1}),
+    "snapkv-window-over-budget": (avl.SnapKV, oracle.SnapKV, {"keep": 20, "window": 32}),
+    "snapkv-keeps-all": (avl.SnapKV, oracle.SnapKV, {"keep": 100}),
+    "pyramidkv-first-layer-whole": (avl.PyramidKV, oracle.PyramidKV, {"keep": 80, "window": 2, "pool": 5}),
+    "pyramidkv-flat": (avl.PyramidKV, oracle.PyramidKV, {"keep": 30, "window": 64, "beta": 1}),
     "streaming": (avl.StreamingLLM, oracle.StreamingLLM, {}),
     "streaming-short": (avl.StreamingLLM, oracle.StreamingLLM, {"keep": 30, "sinks": 2}),
     "streaming-no-sinks": (avl.StreamingLLM, oracle.StreamingLLM, {"keep": 45, "sinks": 0}),
