@@ -25,7 +25,7 @@ from avl.cache.layout import find_rows
 from avl.engine.fused import why_not
 from avl.kernels import resolve_impl, triton_trouble
 from avl.models import random_weights
-from avl.models.families import describe
+from avl.models.families import describe, family_of
 from avl.models.images import open_image
 from avl.models.inputs import prepare, repeat
 from avl.models.loading import DTYPES, load, model_name
@@ -80,8 +80,7 @@ def parse_arms(specs: Sequence[str], subject: Subject) -> Arms:
     Raises:
         ValueError: an unknown policy or parameter, or a value out of range.
     """
-    family = "llava-1.5-7b" if subject.model.config.model_type == "llava" else "llava-1.6-7b"
-    paper = PRESETS.get(subject.name, PRESETS[family])
+    paper = PRESETS.get(subject.name, PRESETS[family_of(subject.model.config).preset])
     core = replace(paper, P=None)
     variants: Arms = {"avl": core, "evict": replace(core, C=None), "prune": replace(core, P=paper.P)}
     return {spec: variants[spec] if spec in VARIANTS else parse_policy(spec) for spec in specs}

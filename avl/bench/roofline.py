@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from avl.engine.decoder import rows_at_once
+from avl.models.families import Facts
 from avl.policies import Policy, PromptShape
 from avl.policies.cost import Cost, allocated_tokens
 
@@ -33,18 +34,9 @@ class Sizes:
 
     @classmethod
     def of(cls, config: Any, itemsize: int) -> Sizes:
-        """From a LLaVA's transformers config."""
-        text = config.text_config
-        return cls(
-            layers=text.num_hidden_layers,
-            heads=text.num_attention_heads,
-            kv_heads=text.num_key_value_heads,
-            head_dim=getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads,
-            hidden=text.hidden_size,
-            ffn=text.intermediate_size,
-            vocab=text.vocab_size,
-            itemsize=itemsize,
-        )
+        """Return the sizes that a model's config gives."""
+        facts = Facts.of("", config)
+        return cls(facts.layers, facts.heads, facts.kv_heads, facts.head_dim, facts.hidden, facts.ffn, facts.vocab, itemsize)
 
     @property
     def step_weights(self) -> int:

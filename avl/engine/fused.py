@@ -19,19 +19,22 @@ from avl._compat import hooks_of
 from avl.attention.decode import attend_step
 from avl.cache.cache import AdaptiveCache
 from avl.kernels import Impl, layer_ops
-from avl.models.families import describe, language_model
+from avl.models.families import TEXT_FAMILIES, describe, language_model
 from avl.models.merging import merge, mergeable
 
-_NORM = ("LlamaRMSNorm", "MistralRMSNorm")
 _ROTARY = ("default", "linear", "llama3")
 """Rotary embeddings that are a function of the position alone."""
-_PARTS = {  # of a layer, with the classes whose computation is known
-    "self_attn": ("LlamaAttention", "MistralAttention"),
-    "mlp": ("LlamaMLP", "MistralMLP"),
-    **dict.fromkeys(("input_layernorm", "post_attention_layernorm"), _NORM),
-    **dict.fromkeys((f"self_attn.{letter}_proj" for letter in "qkvo"), ("Linear",)),
-    **dict.fromkeys((f"mlp.{name}_proj" for name in ("gate", "up", "down")), ("Linear",)),
-}
+
+
+def _known(prefix: str) -> dict[str, str]:
+    """Modules of a decoder layer, and the names of the classes whose computation is known, for a text family's class prefix."""
+    return {
+        "self_attn": f"{prefix}Attention",
+        "mlp": f"{prefix}MLP",
+        **dict.fromkeys(("input_layernorm", "post_attention_layernorm"), f"{prefix}RMSNorm"),
+        **dict.fromkeys((f"self_attn.{letter}_proj" for letter in "qkvo"), "Linear"),
+        **dict.fromkeys((f"mlp.{name}_proj" for name in ("gate", "up", "down")), "Linear"),
+    }
 
 
 def why_not(model: Any) -> str | None:
@@ -43,16 +46,17 @@ def why_not(model: Any) -> str | None:
         return f"its activation is {text.config.hidden_act}, not silu"
     if text.rotary_emb.rope_type not in _ROTARY:
         return f"its rotary embedding, {text.rotary_emb.rope_type!r}, depends on the length"
-    parts: list[tuple[str, Any, tuple[str, ...], int]] = [("the final norm", text.norm, _NORM, 0)]
+    prefix = TEXT_FAMILIES[text.config.model_type].prefix
+    parts: list[tuple[str, Any, str, int]] = [("the final norm", text.norm, f"{prefix}RMSNorm", 0)]
     for number, layer in enumerate(text.layers):
         # the layer's own pre-hook is ours, see avl/attention/hooks.py
-        parts.append((f"layer {number}", layer, ("LlamaDecoderLayer", "MistralDecoderLayer"), 1))
-        parts += [(f"{name} of layer {number}", layer.get_submodule(name), classes, 0) for name, classes in _PARTS.items()]
-    for name, module, classes, hooks in parts:
+        parts.append((f"layer {number}", layer, f"{prefix}DecoderLayer", 1))
+        parts += [(f"{name} of layer {number}", layer.get_submodule(name), known, 0) for name, known in _known(prefix).items()]
+    for name, module, known, hooks in parts:
         before, after = hooks_of(module)
         if len(before) > hooks or after or "forward" in vars(module):
             return f"{name} has a hook"
-        if type(module).__name__ not in classes or getattr(module, "bias", None) is not None:
+        if type(module).__name__ != known or getattr(module, "bias", None) is not None:
             return f"{name} is {module}"
     dtypes = {parameter.dtype for parameter in text.parameters()}
     devices = {parameter.device for parameter in text.parameters()}

@@ -17,8 +17,7 @@ from avl.attention.attachment import attach
 from avl.engine.request import GenerationRequest
 from avl.engine.runner import Job, Runner, attention
 from avl.kernels import resolve_impl, triton_trouble
-from avl.models.families import describe
-from avl.models.grids import image_grids
+from avl.models.families import describe, family_of
 from avl.models.inputs import prepare, repeat
 from avl.models.loading import model_name
 from avl.policies import Policy
@@ -137,7 +136,7 @@ def run(
         n_text=row.n_text,
         spans=row.spans,
         images=tuple(sizes),
-        grids=image_grids(model, processor, sizes),
+        grids=family_of(model.config).grids(model.config, processor, sizes),
         layers=facts.layers,
         token_bytes=2 * facts.layers * facts.kv_heads * facts.head_dim * model.dtype.itemsize,
         batch=request.batch,

@@ -15,6 +15,7 @@ import torch
 
 import avl
 from avl.evaluation.tasks import TASKS, Sample, held_out, score
+from avl.models.families import describe, family_of
 from avl.policies import Policy
 from avl.telemetry import machine_card
 
@@ -153,8 +154,9 @@ def main(argv: list[str] | None = None) -> int:
             print(table([adaptive]).splitlines()[1], flush=True)
         # The others get the memory that A-VL was measured to use.
         names = [p for p in args.policies if p not in ("Full", "AVL")]
-        text, layers = text_tokens(processor, samples), model.config.text_config.num_hidden_layers
-        for policy in at_equal_memory(adaptive.stored, text, model.config.image_seq_length, layers, names):
+        text, layers = text_tokens(processor, samples), describe(model).layers
+        image = family_of(model.config).image_tokens(model.config, samples[0].image.size)
+        for policy in at_equal_memory(adaptive.stored, text, image, layers, names):
             results.append(evaluate(model, processor, samples, policy, full, args.batch))
             print(table([results[-1]]).splitlines()[1], flush=True)
     record: dict[str, Any] = {"date": datetime.date.today().isoformat(), "machine": machine_card()}

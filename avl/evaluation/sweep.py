@@ -15,6 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 import avl
 from avl.evaluation.evaluate import Result, at_equal_memory, evaluate, text_tokens
 from avl.evaluation.tasks import TASKS, held_out
+from avl.models.families import describe, family_of
 from avl.telemetry import machine_card
 from avl.tiny.data.drawing import FONT_FOLDER
 
@@ -31,14 +32,15 @@ def sweep(model, processor, samples, shares: Sequence[float], others: Sequence[s
     """
     full = evaluate(model, processor, samples, avl.Full(), batch=batch)
     out: dict[str, list[Result]] = {"Full": [full], "AVL": [], **{name: [] for name in others}}
-    text, layers = text_tokens(processor, samples), model.config.text_config.num_hidden_layers
+    text, layers = text_tokens(processor, samples), describe(model).layers
+    image = family_of(model.config).image_tokens(model.config, samples[0].image.size)
     for share in shares:
         core = None if share == 100 else round(share * 2 / 3, 2)
         result = evaluate(model, processor, samples, avl.AVL(S=share, C=core, K=3), full, batch)
         out["AVL"].append(result)
         _say("AVL", result)
         for name in others:
-            for policy in at_equal_memory(min(result.stored, 1.0), text, model.config.image_seq_length, layers, [name]):
+            for policy in at_equal_memory(min(result.stored, 1.0), text, image, layers, [name]):
                 out[name].append(evaluate(model, processor, samples, policy, full, batch))
                 _say(name, out[name][-1])
     return out

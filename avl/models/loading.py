@@ -9,7 +9,7 @@ import torch
 
 from avl._compat import name_or_path
 from avl._paths import ASSETS
-from avl.models.families import SUPPORTED, TEXT_MODELS, describe
+from avl.models.families import FAMILIES, TEXT_FAMILIES, describe, supported
 
 TINY = ASSETS / "tiny"
 
@@ -59,19 +59,16 @@ def load(
     try:
         config = transformers.AutoConfig.from_pretrained(source, revision=revision)
     except ValueError as error:
-        known = " and ".join(SUPPORTED)
-        raise TypeError(f"{label} is not a model that transformers knows ({_first_line(error)}); supported are {known}") from None
+        raise TypeError(f"{label} is not a model that transformers knows ({_first_line(error)}); supported are {supported()}") from None
     except OSError as error:
         advice = "check the path" if Path(str(name)).exists() else offline
         raise OSError(f"{label} cannot be loaded ({_first_line(error)}): {advice}") from None
-    classes = {"llava": "LlavaForConditionalGeneration", "llava_next": "LlavaNextForConditionalGeneration"}
     text = getattr(getattr(config, "text_config", None), "model_type", None)
-    if config.model_type not in classes or text not in TEXT_MODELS:
+    if config.model_type not in FAMILIES or text not in TEXT_FAMILIES:
         raise TypeError(
-            f"{label} is a {config.model_type!r} model with text model {text!r}; "
-            f"supported are {' and '.join(SUPPORTED)} with {' or '.join(TEXT_MODELS)} text models"
+            f"{label} is a {config.model_type!r} model with text model {text!r}; supported are {supported()}"
         )
-    cls = getattr(transformers, classes[config.model_type])
+    cls = getattr(transformers, FAMILIES[config.model_type].model_class)
     try:
         model = cls.from_pretrained(source, revision=revision, dtype=kind, device_map=device_map, use_safetensors=True)
         processor = transformers.AutoProcessor.from_pretrained(source, revision=revision)

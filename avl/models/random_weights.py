@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from avl._compat import from_config
-from avl.models.grids import image_grids
+from avl.models.families import FAMILIES, TEXT_FAMILIES, family_of
 
 SYSTEM_TOKENS, QUESTION_TOKENS = 35, 30
 """Text of the benchmark's prompt: a system prompt like Vicuna's and a short question."""
@@ -24,10 +24,10 @@ _IMAGE_TOKEN_FROM_END = 64  # 32000 of 32064 in every checkpoint
 class Architecture:
     """What differs between the checkpoints. The head size is 128, the vocabulary 32064, in all of them.
 
-    ``next``: LLaVA-1.6, which cuts a picture into tiles. ``text``: model type of the text decoder.
+    ``family``, ``text``: model types of the whole and of its text decoder.
     """
 
-    next: bool
+    family: str
     text: str
     layers: int
     hidden: int
@@ -42,11 +42,11 @@ class Architecture:
 
 
 ARCHITECTURES: dict[str, Architecture] = {
-    "llava-1.5-7b": Architecture(False, "llama", 32, 4096, 11008, 32, 4096, 1e4),
-    "llava-1.5-13b": Architecture(False, "llama", 40, 5120, 13824, 40, 4096, 1e4),
-    "llava-1.6-7b": Architecture(True, "llama", 32, 4096, 11008, 32, 4096, 1e4),
-    "llava-1.6-13b": Architecture(True, "llama", 40, 5120, 13824, 40, 4096, 1e4),
-    "llava-1.6-mistral-7b": Architecture(True, "mistral", 32, 4096, 14336, 8, 32768, 1e6),
+    "llava-1.5-7b": Architecture("llava", "llama", 32, 4096, 11008, 32, 4096, 1e4),
+    "llava-1.5-13b": Architecture("llava", "llama", 40, 5120, 13824, 40, 4096, 1e4),
+    "llava-1.6-7b": Architecture("llava_next", "llama", 32, 4096, 11008, 32, 4096, 1e4),
+    "llava-1.6-13b": Architecture("llava_next", "llama", 40, 5120, 13824, 40, 4096, 1e4),
+    "llava-1.6-mistral-7b": Architecture("llava_next", "mistral", 32, 4096, 14336, 8, 32768, 1e6),
 }
 
 
@@ -82,9 +82,8 @@ def config(name: str, scale: float = 1.0) -> Any:
         image_size=side,
         patch_size=14,
     )
-    text_class = transformers.MistralConfig if facts.text == "mistral" else transformers.LlamaConfig
-    # Mistral's default is a window of 4096 tokens, the checkpoint has none
-    window: dict[str, Any] = {"sliding_window": None} if facts.text == "mistral" else {}
+    text_family = TEXT_FAMILIES[facts.text]
+    text_class = getattr(transformers, f"{text_family.prefix}Config")
     text = text_class(
         vocab_size=vocab,
         hidden_size=heads * head_dim,
@@ -97,9 +96,9 @@ def config(name: str, scale: float = 1.0) -> Any:
         rope_parameters={"rope_type": "default", "rope_theta": facts.rope_theta},
         rms_norm_eps=1e-5,
         tie_word_embeddings=False,
-        **window,
+        **text_family.random_options,
     )
-    common: dict[str, Any] = {
+    parts = {
         "vision_config": vision,
         "text_config": text,
         "image_token_index": vocab - _IMAGE_TOKEN_FROM_END,
@@ -107,10 +106,7 @@ def config(name: str, scale: float = 1.0) -> Any:
         "vision_feature_select_strategy": "default",
         "tie_word_embeddings": False,
     }
-    if not facts.next:
-        return transformers.LlavaConfig(**common)
-    tiles = ((1, 2), (2, 1), (2, 2), (3, 1), (1, 3))
-    return transformers.LlavaNextConfig(**common, image_grid_pinpoints=[[rows * side, columns * side] for rows, columns in tiles])
+    return FAMILIES[facts.family].random_config(parts, side)
 
 
 def build(
@@ -124,9 +120,9 @@ def build(
     import transformers
 
     sizes = config(name, scale)
-    model_class = transformers.LlavaNextForConditionalGeneration if ARCHITECTURES[name].next else transformers.LlavaForConditionalGeneration
+    model_class = getattr(transformers, FAMILIES[ARCHITECTURES[name].family].model_class)
     torch.manual_seed(seed)
-    # transformers' own initialisation, run where the tensors lie: buffers such as RoPE frequencies come out right without a list of them
+    # transformers' own initialization, run where the tensors lie: buffers such as RoPE frequencies come out right without a list of them
     with torch.device(device):
         model = from_config(model_class, sizes, dtype)
     with torch.no_grad():
@@ -160,29 +156,9 @@ def inputs(model: Any, batch: int = 1, picture: tuple[int, int] | None = None, n
     make = torch.Generator().manual_seed(seed)
     words = torch.randint(1, sizes.image_token_id, (batch, n_text), generator=make)
     before = min(SYSTEM_TOKENS, n_text - 1)
-    n_image = image_tokens(model, (width, height))
-    image = torch.full((batch, n_image), sizes.image_token_id)
+    family = family_of(sizes)
+    image = torch.full((batch, family.image_tokens(sizes, (width, height))), sizes.image_token_id)
     ids = torch.cat([words[:, :before], image, words[:, before:]], dim=1).to(model.device)
-    tiles = () if sizes.model_type == "llava" else (_tiles(sizes, width, height),)
-    on_device = torch.Generator(model.device).manual_seed(seed)
-    pixels = torch.randn(batch, *tiles, 3, side, side, generator=on_device, device=model.device).to(model.dtype)
-    made: dict[str, Any] = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": pixels}
-    if tiles:
-        made["image_sizes"] = torch.tensor([[height, width]] * batch, device=model.device)
-    return made
-
-
-def image_tokens(model: Any, picture: tuple[int, int]) -> int:
-    """Image tokens of one picture of (width, height)."""
-    sizes = model.config
-    if sizes.model_type == "llava":
-        return (sizes.vision_config.image_size // sizes.vision_config.patch_size) ** 2
-    last = image_grids(model, None, [picture])[-1]
-    return last.first + last.rows * (last.cols + 1)
-
-
-def _tiles(sizes: Any, width: int, height: int) -> int:
-    """Tiles that LLaVA-1.6's processor makes of a picture: the whole one and its parts."""
-    from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
-
-    return int(image_size_to_num_patches((height, width), sizes.image_grid_pinpoints, sizes.vision_config.image_size))
+    pixels = family.random_pixels(sizes, batch, (width, height), torch.Generator(model.device).manual_seed(seed))
+    pixels["pixel_values"] = pixels["pixel_values"].to(model.dtype)
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), **pixels}

@@ -12,6 +12,7 @@ from avl.bench.roofline import Sizes
 from avl.cache.layout import find_rows
 from avl.engine.decoder import Decoder
 from avl.models import random_weights
+from avl.models.families import family_of
 from avl.models.loading import CHECKPOINTS
 
 PARAMETERS = {  # of the published checkpoints, in thousands of millions
@@ -47,10 +48,10 @@ def test_full_size(name):
     assert Sizes.of(config, 2).head_dim == 128
     assert config.text_config.rope_parameters["rope_theta"] == (1e6 if "mistral" in name else 1e4)
     if "1.5" in name:
-        assert random_weights.image_tokens(model, (640, 480)) == 576
+        assert family_of(model.config).image_tokens(model.config, (640, 480)) == 576
     else:
         assert config.image_grid_pinpoints == [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]
-        counts = {size: random_weights.image_tokens(model, size) for size in ((672, 672), (640, 480), (1700, 2200))}
+        counts = {size: family_of(model.config).image_tokens(model.config, size) for size in ((672, 672), (640, 480), (1700, 2200))}
         assert counts == {(672, 672): 2928, (640, 480): 2340, (1700, 2200): 2448}
 
 

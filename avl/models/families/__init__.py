@@ -1,0 +1,60 @@
+"""Model families: one file each, and the registry that everything which depends on a family asks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from avl.models.families.base import Facts, Family, TextFamily
+from avl.models.families.llava import Llava
+from avl.models.families.llava_next import LlavaNext
+
+FAMILIES: dict[str, Family] = {family.model_type: family for family in (Llava(), LlavaNext())}
+"""Model type -> family. Adaptive attention attaches to these."""
+
+TEXT_FAMILIES: dict[str, TextFamily] = {
+    family.model_type: family for family in (TextFamily("llama", "Llama"), TextFamily("mistral", "Mistral", {"sliding_window": None}))
+}
+"""Model type -> text decoders that a family may have."""
+
+__all__ = ["FAMILIES", "TEXT_FAMILIES", "Facts", "Family", "TextFamily", "describe", "family_of", "language_model", "supported"]
+
+
+def supported() -> str:
+    """Return the supported model classes and text models in words."""
+    classes = " and ".join(family.model_class for family in FAMILIES.values())
+    return f"{classes} with {' or '.join(TEXT_FAMILIES)} text models"
+
+
+def family_of(config: Any) -> Family:
+    """Return the family of a model's config.
+
+    Raises:
+        TypeError: the model type or its text model is not supported, or attends to a sliding window; lists what is supported.
+    """
+    text = getattr(config, "text_config", None)
+    kind = getattr(text, "model_type", None)
+    if config.model_type not in FAMILIES or kind not in TEXT_FAMILIES:
+        found = f"{config.model_type!r} models with text model {kind!r}"
+        raise TypeError(f"adaptive attention does not know {found}; supported are {supported()}")
+    window = getattr(text, "sliding_window", None)
+    if window is not None and window < text.max_position_embeddings:  # type: ignore[union-attr]
+        raise TypeError(f"this text model attends to a window of {window} tokens; adaptive attention needs a model with full attention")
+    return FAMILIES[config.model_type]
+
+
+def describe(model: Any) -> Facts:
+    """Return the sizes of a supported model.
+
+    Raises:
+        TypeError: the model's class, or its text model, is not supported; lists what is.
+    """
+    name = type(model).__name__
+    if name not in {family.model_class for family in FAMILIES.values()}:
+        raise TypeError(f"adaptive attention does not know the model class {name}; supported are {supported()}")
+    family_of(model.config)
+    return Facts.of(name, model.config)
+
+
+def language_model(model: Any) -> Any:
+    """Return the text decoder inside a supported model: embeddings, ``layers``, final norm, rotary embedding."""
+    return model.model.language_model

@@ -1,0 +1,52 @@
+"""LLaVA-1.5: one grid of patches per image, whose center is cut out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+
+from avl.models.families.base import Family
+from avl.trace import Grid
+
+
+class Llava(Family):
+    """``LlavaForConditionalGeneration``."""
+
+    model_type: ClassVar[str] = "llava"
+    prefix: ClassVar[str] = "Llava"
+    preset: ClassVar[str] = "llava-1.5-7b"
+
+    def grids(self, config: Any, processor: Any | None, sizes: Sequence[tuple[int, int]]) -> tuple[Grid, ...]:
+        side = config.vision_config.image_size // config.vision_config.patch_size
+        class_token = 0 if config.vision_feature_select_strategy == "default" else 1
+        each = class_token + side * side
+        return tuple(
+            Grid(number, number * each + class_token, side, side, False, _crop(processor, width, height))
+            for number, (width, height) in enumerate(sizes)
+        )
+
+    def random_config(self, parts: dict[str, Any], side: int) -> Any:
+        import transformers
+
+        return transformers.LlavaConfig(**parts)
+
+    def random_pixels(self, config: Any, batch: int, size: tuple[int, int], generator: torch.Generator) -> dict[str, torch.Tensor]:
+        side = config.vision_config.image_size
+        return {"pixel_values": torch.randn(batch, 3, side, side, generator=generator, device=generator.device)}
+
+
+def _crop(processor: Any | None, width: int, height: int) -> tuple[float, float, float, float]:
+    """The part of an image that the model sees: its processor scales the shorter edge and cuts out the center."""
+    whole = (0.0, 0.0, float(width), float(height))
+    if processor is None:
+        return whole
+    image_processor = processor.image_processor
+    edge = image_processor.size.get("shortest_edge")
+    if not (image_processor.do_resize and edge and image_processor.do_center_crop):
+        return whole
+    scale = min(width, height) / edge
+    crop_width, crop_height = image_processor.crop_size["width"] * scale, image_processor.crop_size["height"] * scale
+    left, top = (width - crop_width) / 2, (height - crop_height) / 2
+    return (left, top, left + crop_width, top + crop_height)

@@ -1,0 +1,57 @@
+"""LLaVA-1.6 (LLaVA-NeXT): a grid of the whole image, then one of its tiles, whose rows end with a newline feature."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+
+from avl.models.families.base import Family
+from avl.trace import Grid
+
+
+class LlavaNext(Family):
+    """``LlavaNextForConditionalGeneration``."""
+
+    model_type: ClassVar[str] = "llava_next"
+    prefix: ClassVar[str] = "LlavaNext"
+    preset: ClassVar[str] = "llava-1.6-7b"
+
+    def grids(self, config: Any, processor: Any | None, sizes: Sequence[tuple[int, int]]) -> tuple[Grid, ...]:
+        side = config.vision_config.image_size // config.vision_config.patch_size
+        class_token = 0 if config.vision_feature_select_strategy == "default" else 1
+        found: list[Grid] = []
+        first = 0
+        for number, (width, height) in enumerate(sizes):
+            first += class_token
+            whole = (0.0, 0.0, float(width), float(height))
+            found.append(Grid(number, first, side, side, False, whole))
+            first += side * side
+            rows, cols = _unpadded(config, side, width, height)
+            found.append(Grid(number, first, rows, cols, True, whole))
+            first += rows * (cols + 1)
+        return tuple(found)
+
+    def random_config(self, parts: dict[str, Any], side: int) -> Any:
+        import transformers
+
+        tiles = ((1, 2), (2, 1), (2, 2), (3, 1), (1, 3))
+        return transformers.LlavaNextConfig(**parts, image_grid_pinpoints=[[rows * side, columns * side] for rows, columns in tiles])
+
+    def random_pixels(self, config: Any, batch: int, size: tuple[int, int], generator: torch.Generator) -> dict[str, torch.Tensor]:
+        from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
+
+        (width, height), side = size, config.vision_config.image_size
+        tiles = int(image_size_to_num_patches((height, width), config.image_grid_pinpoints, side))
+        pixels = torch.randn(batch, tiles, 3, side, side, generator=generator, device=generator.device)
+        return {"pixel_values": pixels, "image_sizes": torch.tensor([[height, width]] * batch, device=generator.device)}
+
+
+def _unpadded(config: Any, side: int, width: int, height: int) -> tuple[int, int]:
+    """Rows and columns of the tiles' features after the padding was cut off, as the modeling code does."""
+    from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape, unpad_image
+
+    tiles = get_anyres_image_grid_shape((height, width), config.image_grid_pinpoints, config.vision_config.image_size)
+    features = torch.empty(1, tiles[0] * side, tiles[1] * side, device="meta")
+    return tuple(unpad_image(features, (height, width)).shape[1:])
