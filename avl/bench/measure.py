@@ -92,7 +92,7 @@ class _Answer:
         self._decoder = GraphDecoder(subject.model, self._cache) if subject.graphs else Decoder(subject.model, self._cache)
         clock = Clock(self._device)
         clock.start()
-        self._tokens = self._decoder.prompt(inputs).argmax(dim=-1)
+        self._tokens = self._decoder.prefill(inputs).argmax(dim=-1)
         self._ttft_ms = clock.stop()
         self._prepare_ms = 0.0
         if isinstance(self._decoder, GraphDecoder):

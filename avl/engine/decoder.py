@@ -1,4 +1,4 @@
-"""One decode step of our own loop, and the choice of the next token."""
+"""Our own loop over the layers: the prompt, then one token at a time."""
 
 from __future__ import annotations
 
@@ -45,13 +45,13 @@ class Decoder:
         self._cache = cache
         self._positions: torch.Tensor | None = None
 
-    def prompt(self, inputs: dict[str, Any]) -> torch.Tensor:
-        """Prefill: logits ``[B, V]`` of the last prompt token. A large batch of rows laid out alike runs some rows after others."""
+    def prefill(self, inputs: dict[str, Any]) -> torch.Tensor:
+        """Run the prompt and return logits ``[B, V]`` of its last token; a large batch of rows laid out alike runs in chunks."""
         cache = self._cache
         rows = cache.batch_size
         some = rows_at_once(cache.rows[0].pad + cache.rows[0].length)
         if some >= rows or len(cache.buckets) > 1:
-            logits = self._prefill(inputs, cache)
+            logits = self._run_prompt(inputs, cache)
         else:
             found, chunks = [], []
             for first in range(0, rows, some):
@@ -59,14 +59,14 @@ class Decoder:
                 # every row has as many pictures, and pixel values come picture by picture
                 part = {k: v[first * len(v) // rows : last * len(v) // rows] for k, v in inputs.items()}
                 chunks.append(cache.chunk(first, last))
-                found.append(self._prefill(part, chunks[-1]))
+                found.append(self._run_prompt(part, chunks[-1]))
             cache.merge(chunks)
             logits = torch.cat(found)
         lengths = [row.length for row in cache.rows]
         self._positions = torch.tensor(lengths, device=logits.device)[:, None]
         return logits
 
-    def _prefill(self, inputs: dict[str, Any], cache: AdaptiveCache) -> torch.Tensor:
+    def _run_prompt(self, inputs: dict[str, Any], cache: AdaptiveCache) -> torch.Tensor:
         mask = inputs.get("attention_mask")
         if mask is not None and any(row.pad for row in cache.rows):
             # transformers' forward counts padding as positions; its generate, like us, does not
@@ -97,15 +97,3 @@ class Decoder:
         for layer in self._text.layers:
             hidden = layer(hidden, attention_mask=None, position_embeddings=rotary, past_key_values=self._cache, use_cache=True)
         return self._model.lm_head(self._text.norm(hidden))[:, -1]
-
-
-def next_tokens(logits: torch.Tensor, temperature: float, top_p: float, generator: torch.Generator | None) -> torch.Tensor:
-    """Token per row ``[B]`` from logits ``[B, V]``: the largest at temperature 0, else drawn from the smallest set that holds ``top_p``."""
-    if temperature == 0:
-        return logits.argmax(dim=-1)
-    # sampled on CPU in float64: one seed gives one answer on every device
-    probabilities = (logits.double().cpu() / temperature).softmax(dim=-1)
-    ordered, order = probabilities.sort(dim=-1, descending=True, stable=True)
-    ordered = ordered.masked_fill(ordered.cumsum(dim=-1) - ordered >= top_p, 0.0)
-    drawn = torch.multinomial(ordered, 1, generator=generator)
-    return order.gather(-1, drawn).squeeze(-1).to(logits.device)

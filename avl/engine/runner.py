@@ -1,11 +1,11 @@
-"""One arm of a run: a request under one policy, step by step, each step timed on its own and told as events."""
+"""Run one request under one policy; time each step and yield events."""
 
 from __future__ import annotations
 
 import statistics
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,14 +14,15 @@ from avl.cache.cache import AdaptiveCache, make_cache
 from avl.cache.inspect import ImageSetsLater
 from avl.cache.readback import Readback
 from avl.engine.cuda_graphs import GraphDecoder, make_decoder
-from avl.engine.decoder import Decoder, next_tokens
+from avl.engine.decoder import Decoder
 from avl.engine.request import GenerationRequest
+from avl.engine.sampling import next_tokens
 from avl.engine.timing import Clock, Span
 from avl.policies import Policy
 from avl.telemetry import Meter
 from avl.trace import End, Event, Prefill, Reading, Repeat, Scores, Sets, Step, Warning, pack_bits, pack_scores
 
-_READ_EVERY = 8  # steps between two memory readings of an arm
+_READ_EVERY = 8  # steps between two memory readings
 _SETS_EVERY = 4  # steps between two Sets of a policy whose stored image tokens change at every step
 
 
@@ -46,15 +47,15 @@ class _Text:
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
         self.ids: list[int] = []
-        self.text = ""
+        self._text = ""
 
     def add(self, token: int) -> str:
         """The piece that ``token`` adds."""
         self.ids.append(token)
         text = self._tokenizer.decode(self.ids, skip_special_tokens=True)
-        if text.endswith("\ufffd") or not text.startswith(self.text):
+        if text.endswith("\ufffd") or not text.startswith(self._text):
             return ""
-        piece, self.text = text[len(self.text) :], text
+        piece, self._text = text[len(self._text) :], text
         return piece
 
     def finish(self) -> str:
@@ -86,35 +87,51 @@ class _Queued:
     sets: ImageSetsLater | None
 
 
-@dataclass
 class Runner:
-    """One arm: its cache, its clock and how far it is. ``times``: of the steps that were told; one more may be queued."""
+    """One request under one policy: its cache, its clock and how far it is.
 
-    number: int
-    policy: Policy
-    job: Job
-    meter: Meter
-    cache: AdaptiveCache
-    times: list[float] = field(default_factory=list)
-    stored: list[int] = field(default_factory=list)
-    read: list[int] = field(default_factory=list)
-    reason: str | None = None
-    ttft_ms: float = 0.0
+    Attributes:
+        number: of the policy in the request.
+        times: milliseconds of the steps that were told; one more may be queued.
+        fed: the tokens ``[B]`` of every pass so far.
+        reason: why the run ended, None while it goes on.
+        ttft_ms: time to first token.
+    """
 
-    def __post_init__(self) -> None:
-        self.decoder = make_decoder(self.job.model, self.cache)
-        self.text = _Text(self.job.processor.tokenizer)
-        self.devices = {parameter.device for parameter in self.job.model.parameters()}
-        self.clock = Clock(*self.devices)
-        self.generator = None
-        if self.job.request.temperature > 0 and self.job.request.seed is not None:
-            self.generator = torch.Generator().manual_seed(self.job.request.seed)
-        self.tokens: torch.Tensor | None = None
+    def __init__(self, number: int, policy: Policy, job: Job, meter: Meter) -> None:
+        self.number, self.policy, self.job = number, policy, job
+        self.times: list[float] = []
         self.fed: list[torch.Tensor] = []
-        self.queued: deque[_Queued] = deque()
-        self.ahead = steps_ahead(self.job.request, self.devices)
-        self.finished_rows = torch.zeros(self.cache.batch_size, dtype=torch.bool)
-        self.last_sets: list[list[int]] | None = None
+        self.reason: str | None = None
+        self.ttft_ms = 0.0
+        self.tokens: torch.Tensor | None = None
+        self._meter = meter
+        self._cache: AdaptiveCache | None = job.make_cache(policy)
+        self._decoder: Decoder | None = make_decoder(job.model, self._cache)
+        self._text = _Text(job.processor.tokenizer)
+        self._devices = {parameter.device for parameter in job.model.parameters()}
+        self._clock = Clock(*self._devices)
+        self._generator = None
+        if job.request.temperature > 0 and job.request.seed is not None:
+            self._generator = torch.Generator().manual_seed(job.request.seed)
+        self._queued: deque[_Queued] = deque()
+        self._ahead = steps_ahead(job.request, self._devices)
+        self._stored: list[int] = []
+        self._read: list[int] = []
+        self._finished_rows = torch.zeros(self.cache.batch_size, dtype=torch.bool)
+        self._last_sets: list[list[int]] | None = None
+
+    @property
+    def cache(self) -> AdaptiveCache:
+        """The run's cache, until :meth:`close`."""
+        assert self._cache is not None, "this run is closed"
+        return self._cache
+
+    @property
+    def decoder(self) -> Decoder:
+        """The run's decoder, until :meth:`close`."""
+        assert self._decoder is not None, "this run is closed"
+        return self._decoder
 
     @property
     def clock_ms(self) -> float:
@@ -126,9 +143,9 @@ class Runner:
 
     def prefill(self) -> Iterator[Event]:
         """The prompt and token 0."""
-        self.clock.start()
-        self.tokens = tokens = self._choose(self.decoder.prompt(self.job.inputs))
-        self.ttft_ms = self.clock.stop()
+        self._clock.start()
+        self.tokens = tokens = self._choose(self.decoder.prefill(self.job.inputs))
+        self.ttft_ms = self._clock.stop()
         ids = tokens.tolist()
         piece = self._take(tokens, ids)
         cache = self.cache
@@ -142,7 +159,7 @@ class Runner:
             peak_bytes=cache.peak_bytes,
         )
         yield from self._tell_sets(self._sets())
-        yield Reading(self.number, self.clock_ms, **self.meter.read())
+        yield Reading(self.number, self.clock_ms, **self._meter.read())
         yield from self._prepare()
         yield from self._end()
 
@@ -162,21 +179,21 @@ class Runner:
 
     def step(self) -> Iterator[Event]:
         """Queue the next step, and tell the oldest one that is queued, unless it is the first of those that run ahead."""
-        if self.t + len(self.queued) + 1 < self.job.request.max_new_tokens:
+        if self.t + len(self._queued) + 1 < self.job.request.max_new_tokens:
             self._queue()
-            if len(self.queued) <= self.ahead:
+            if len(self._queued) <= self._ahead:
                 return
-        yield from self._tell(self.queued.popleft())
+        yield from self._tell(self._queued.popleft())
 
     def _queue(self) -> None:
         """Feed the last token, choose the next; on a GPU nothing waits for it."""
         assert self.tokens is not None
-        span = Span(*self.devices)
+        span = Span(*self._devices)
         self.tokens = tokens = self._choose(self.decoder.step(self.tokens))
         span.end()
         cache = self.cache
         stored, read = sum(cache.stored_tokens), sum(cache.read_tokens)
-        self.queued.append(
+        self._queued.append(
             _Queued(span, tokens, Readback(tokens), cache.update_step, stored, read, cache.stored_bytes, cache.read_bytes, self._sets())
         )
 
@@ -185,8 +202,8 @@ class Runner:
         self.times.append(step.span.ms())
         ids = step.ids.get().tolist()
         piece = self._take(step.tokens, ids)
-        self.stored.append(step.stored_bytes)
-        self.read.append(step.read_bytes)
+        self._stored.append(step.stored_bytes)
+        self._read.append(step.read_bytes)
         yield Step(
             arm=self.number,
             t=self.t,
@@ -202,28 +219,28 @@ class Runner:
         )
         yield from self._tell_sets(step.sets)
         if self.t % _READ_EVERY == 0:
-            yield Reading(self.number, self.clock_ms, **self.meter.read())
+            yield Reading(self.number, self.clock_ms, **self._meter.read())
         yield from self._end()
 
     def stop(self) -> Iterator[Event]:
         """End before the answer is complete."""
         self.reason = "stopped"
-        self.queued.clear()
+        self._queued.clear()
         yield from self._end()
 
     def _choose(self, logits: torch.Tensor) -> torch.Tensor:
         request = self.job.request
-        return next_tokens(logits, request.temperature, request.top_p, self.generator)
+        return next_tokens(logits, request.temperature, request.top_p, self._generator)
 
     def _take(self, tokens: torch.Tensor, ids: list[int]) -> str:
         """Note the new tokens, whose ``ids`` are on the host; the piece of text they add to row 0."""
         self.fed.append(tokens)
-        over = bool(self.finished_rows[0])
+        over = bool(self._finished_rows[0])
         for row, token in enumerate(ids):
             if token in self.job.eos:
-                self.finished_rows[row] = True
-        piece = "" if over or self.finished_rows[0] else self.text.add(ids[0])
-        if bool(self.finished_rows.all()):
+                self._finished_rows[row] = True
+        piece = "" if over or self._finished_rows[0] else self._text.add(ids[0])
+        if bool(self._finished_rows.all()):
             self.reason = "eos"
         elif self.t + 1 >= self.job.request.max_new_tokens:
             self.reason = "length"
@@ -246,10 +263,10 @@ class Runner:
         sets = later.get()
         stored = [members for members, _ in sets]
         selects = any(policy.select(layer, cache.buckets[0].shape) is not None for layer in range(len(sets)))
-        same = stored == self.last_sets
+        same = stored == self._last_sets
         if same and not selects:
             return
-        self.last_sets = stored
+        self._last_sets = stored
         yield Sets(
             arm=self.number,
             t=self.t,
@@ -264,28 +281,28 @@ class Runner:
         yield End(
             arm=self.number,
             reason=self.reason,
-            text=self.text.finish(),
-            tokens=tuple(self.text.ids),
+            text=self._text.finish(),
+            tokens=tuple(self._text.ids),
             ttft_ms=self.ttft_ms,
             median_ms=statistics.median(self.times) if self.times else None,
             clock_ms=self.clock_ms,
-            stored_bytes=statistics.fmean(self.stored) if self.stored else float(self.cache.stored_bytes),
-            read_bytes=statistics.fmean(self.read) if self.read else 0.0,
+            stored_bytes=statistics.fmean(self._stored) if self._stored else float(self.cache.stored_bytes),
+            read_bytes=statistics.fmean(self._read) if self._read else 0.0,
             peak_bytes=self.cache.peak_bytes,
         )
 
-    def free(self) -> None:
+    def close(self) -> None:
         """Give the cache's memory back; tokens and times stay."""
-        del self.cache, self.decoder
+        self._cache = self._decoder = None
 
     def again(self, number: int) -> Repeat:
-        """What this arm took, as the ``number``-th time that the same was run."""
+        """Return what this run took, as the ``number``-th time that the same was run."""
         middle = statistics.median(self.times) if self.times else None
-        return Repeat(self.number, number, self.ttft_ms, middle, self.clock_ms, self.reason or "stopped", tuple(self.text.ids))
+        return Repeat(self.number, number, self.ttft_ms, middle, self.clock_ms, self.reason or "stopped", tuple(self._text.ids))
 
 
 def attention(runner: Runner) -> Iterator[Scores]:
-    """The attention of every pass of a finished arm, pass by pass: the same tokens are fed once more to a cache that records.
+    """The attention of every pass of a finished run, pass by pass: the same tokens are fed once more to a cache that records.
 
     Recording asks every layer for all its scores. A second pass over the answer keeps that out of the times of the first.
     """
@@ -297,6 +314,6 @@ def attention(runner: Runner) -> Iterator[Scores]:
         if t:
             decoder.step(runner.fed[t - 1])
         else:
-            decoder.prompt(job.inputs)
+            decoder.prefill(job.inputs)
         layers = recorder.layers()
         yield Scores(runner.number, t, tuple(pack_scores(layer.image) for layer in layers), tuple(layer.shares for layer in layers))

@@ -182,7 +182,7 @@ def _race(job: Job, arms: list[tuple[int, Policy]], stop: threading.Event) -> Ge
     """Step the arms until all have ended; tells every event, and returns what is left of them: their tokens and times."""
     meter = Meter(job.model.device)
     runners = [
-        Runner(number, policy, job, meter, job.make_cache(policy)) for number, policy in arms
+        Runner(number, policy, job, meter) for number, policy in arms
     ]
     waiting = list(runners)
     while waiting:
@@ -197,7 +197,7 @@ def _race(job: Job, arms: list[tuple[int, Policy]], stop: threading.Event) -> Ge
         if runner.reason is not None:
             waiting.remove(runner)
     for runner in runners:
-        runner.free()
+        runner.close()
     return runners
 
 

@@ -66,7 +66,7 @@ def test_one_row_on_a_cpu_is_sliced_and_several_are_not(monkeypatch):
         inputs = dict(encode(processor, [request(1)] * rows))
         cache = avl.make_cache(model, inputs, policy, max_new_tokens=9)
         decoder = Decoder(model, cache)
-        logits = [decoder.prompt(inputs)]
+        logits = [decoder.prefill(inputs)]
         sets = []
         for _ in range(9):
             logits.append(decoder.step(logits[-1].argmax(dim=-1)))

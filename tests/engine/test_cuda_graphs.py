@@ -31,7 +31,7 @@ def both(model, inputs, policy, steps=STEPS, new=STEPS):
     """The same tokens through an eager and a fixed decoder: pairs of logits, and the two caches."""
     caches = [avl.make_cache(model, inputs, policy, max_new_tokens=new) for _ in range(2)]
     eager, fixed = Decoder(model, caches[0]), GraphDecoder(model, caches[1])
-    pairs = [(eager.prompt(inputs), fixed.prompt(inputs).clone())]
+    pairs = [(eager.prefill(inputs), fixed.prefill(inputs).clone())]
     for _ in range(steps):
         tokens = pairs[-1][0].argmax(dim=-1)
         pairs.append((eager.step(tokens), fixed.step(tokens).clone()))
@@ -74,7 +74,7 @@ def test_nothing_is_read_behind_the_length():
     inputs = dict(encode(processor, [request(1), request(2)]))
     cache = avl.make_cache(model, inputs, avl.AVL(S=45, C=30, K=2), max_new_tokens=20)
     decoder = GraphDecoder(model, cache)
-    tokens = decoder.prompt(inputs).argmax(dim=-1)
+    tokens = decoder.prefill(inputs).argmax(dim=-1)
     for layer in cache.layers:
         for kv in layer.kvs:
             stored = kv.image + kv.count
@@ -93,7 +93,7 @@ def test_a_step_keeps_every_address():
     inputs = dict(encode(processor, [request(1)]))
     cache = avl.make_cache(model, inputs, avl.AVL(S=45, C=30, K=2, T=30), max_new_tokens=12)
     decoder = GraphDecoder(model, cache)
-    tokens = decoder.prompt(inputs).argmax(dim=-1)
+    tokens = decoder.prefill(inputs).argmax(dim=-1)
 
     def addresses():
         return [tensor.data_ptr() for tensor in decoder._state()] + [flat.data_ptr() for layer in cache.layers for flat in layer.flat]
@@ -140,8 +140,8 @@ def test_a_failed_capture_is_told_and_changes_nothing(monkeypatch):
     monkeypatch.setattr("avl.engine.runner.make_decoder", GraphDecoder)
     one, two = avl.make_cache(model, inputs, POLICIES[2], STEPS), avl.make_cache(model, inputs, POLICIES[2], STEPS)
     eager, fixed = Decoder(model, one), GraphDecoder(model, two)
-    tokens = eager.prompt(inputs).argmax(dim=-1)
-    fixed.prompt(inputs)
+    tokens = eager.prefill(inputs).argmax(dim=-1)
+    fixed.prefill(inputs)
     for _ in range(STEPS):
         logits = eager.step(tokens)
         torch.testing.assert_close(fixed.step(tokens), logits, rtol=2e-5, atol=2e-5)
@@ -241,7 +241,7 @@ def test_warm_up_is_once_per_shape(graphs, monkeypatch):
         """Whether it was warmed up; forward passes (a capture traces one); captures."""
         inputs = dict(encode(processor, [request(1, after=words)]))
         decoder = GraphDecoder(model, avl.make_cache(model, inputs, POLICIES[1], max_new_tokens=new))
-        decoder.prompt(inputs)
+        decoder.prefill(inputs)
         runs.clear()
         PlayedGraph.captures = 0
         decoder.prepare()

@@ -48,7 +48,7 @@ def test_our_loop_takes_rows_of_different_length(architecture):
     cache = avl.make_cache(model, inputs, POLICY, max_new_tokens=8)
     generated = model.generate(**inputs, past_key_values=cache, max_new_tokens=8, do_sample=False, eos_token_id=None)
     decoder = Decoder(model, avl.make_cache(model, inputs, POLICY, max_new_tokens=8))
-    tokens = [decoder.prompt(inputs).argmax(dim=-1)]
+    tokens = [decoder.prefill(inputs).argmax(dim=-1)]
     for _ in range(7):
         tokens.append(decoder.step(tokens[-1]).argmax(dim=-1))
     assert torch.stack(tokens, dim=1).tolist() == generated[:, -8:].tolist()

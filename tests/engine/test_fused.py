@@ -24,7 +24,7 @@ def attached(architecture: str, dtype: torch.dtype = torch.float32) -> torch.nn.
 
 def steps(decoder: Decoder, inputs: dict, tokens: list[torch.Tensor] | None = None) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     """Logits of STEPS steps, and the tokens that were fed: ``tokens``, or the best ones."""
-    logits, fed = [decoder.prompt(inputs)], []
+    logits, fed = [decoder.prefill(inputs)], []
     for number in range(STEPS):
         fed.append(logits[-1].argmax(dim=-1) if tokens is None else tokens[number])
         logits.append(decoder.step(fed[-1]))

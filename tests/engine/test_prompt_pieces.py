@@ -17,7 +17,7 @@ POLICIES = (avl.Full(), avl.AVL(S=45, C=30, K=2, P=70, T=50), avl.H2O(keep=50), 
 def answer(model, inputs, policy, kind=Decoder, steps=5):
     cache = avl.make_cache(model, inputs, policy, max_new_tokens=8)
     decoder = kind(model, cache)
-    logits = [decoder.prompt(inputs)]
+    logits = [decoder.prefill(inputs)]
     state = (cache.stored_tokens, cache.read_tokens, cache.allocated_bytes, dict(cache.pruned), cache.image_sets(4))
     peak = cache.peak_bytes
     for _ in range(steps):
@@ -51,12 +51,12 @@ def test_recording_and_ragged_rows(monkeypatch):
     monkeypatch.setattr(decode, "PROMPT_TOKENS", 1)
     cache = avl.make_cache(model, alike, avl.AVL(S=45, C=30), max_new_tokens=4)
     recorder = cache.record()
-    Decoder(model, cache).prompt(alike)
+    Decoder(model, cache).prefill(alike)
     shares = [sum(layer.shares) for layer in recorder.layers()]
     assert shares == pytest.approx([1] * len(shares), abs=1e-4)
     ragged = dict(encode(processor, [request(1), request(2, before=6, after=9)]))
     cache = avl.make_cache(model, ragged, avl.AVL(S=45, C=30), max_new_tokens=4)
-    assert Decoder(model, cache).prompt(ragged).shape[0] == 2
+    assert Decoder(model, cache).prefill(ragged).shape[0] == 2
     assert len(cache.buckets) == 2
 
 

@@ -35,7 +35,7 @@ def triton_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def answer(decoder: Decoder, inputs: dict, tokens: list | None = None) -> tuple[list, list]:
     """Logits of the prompt and of STEPS steps fed with ``tokens``, or greedily, and the tokens fed."""
-    logits, fed = [decoder.prompt(inputs).clone()], []
+    logits, fed = [decoder.prefill(inputs).clone()], []
     for number in range(STEPS):
         fed.append(logits[-1].argmax(dim=-1) if tokens is None else tokens[number])
         logits.append(decoder.step(fed[-1]).clone())
@@ -107,7 +107,7 @@ def test_triton_step_launches_little(policy, triton_everywhere, monkeypatch):
         cache = avl.make_cache(model, inputs, policy, max_new_tokens=STEPS)
         decoder = GraphDecoder(model, cache)
         decoder._layers = FusedLayers(model, cache, merged=True)
-        tokens = decoder.prompt(inputs).argmax(dim=-1)
+        tokens = decoder.prefill(inputs).argmax(dim=-1)
         for _ in range(STEPS):
             launches.clear()
             with Launches() as torch_launches:

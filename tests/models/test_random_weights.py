@@ -68,7 +68,7 @@ def test_prompt_and_steps(name):
     cache = avl.make_cache(model, inputs, avl.AVL(S=45, C=30, K=3, P=90, T=50), max_new_tokens=6)
     decoder = Decoder(model, cache)
     with torch.inference_mode():
-        logits = decoder.prompt(inputs)
+        logits = decoder.prefill(inputs)
         for _ in range(5):
             logits = decoder.step(logits.argmax(-1))
     assert logits.shape == (2, model.config.text_config.vocab_size)

@@ -61,7 +61,7 @@ def test_cost_equals_what_the_cache_counts(architecture, rows, case, model, proc
     cache = avl.make_cache(model, inputs, policy, max_new_tokens=LIMIT)
     decoder = Decoder(model, cache)
     with torch.inference_mode():
-        tokens = decoder.prompt(inputs).argmax(-1)
+        tokens = decoder.prefill(inputs).argmax(-1)
         compare(cache, policy, 0)
         for t in range(1, LIMIT):
             tokens = decoder.step(tokens).argmax(-1)
@@ -79,8 +79,8 @@ def test_cost_equals_what_steps_at_fixed_addresses_count(case):
     caches = [avl.make_cache(model, inputs, policy, max_new_tokens=LIMIT) for _ in range(2)]
     eager, static = Decoder(model, caches[0]), GraphDecoder(model, caches[1])
     with torch.inference_mode():
-        tokens = eager.prompt(inputs).argmax(-1)
-        static.prompt(inputs)
+        tokens = eager.prefill(inputs).argmax(-1)
+        static.prefill(inputs)
         for t in range(1, LIMIT):
             expected, found = eager.step(tokens), static.step(tokens)
             torch.testing.assert_close(found, expected, rtol=2e-5, atol=2e-5)
@@ -120,7 +120,7 @@ def test_budgets_that_differ_by_layer_are_kept():
     inputs = dict(encode(processor, [request(3)]))
     cache = avl.make_cache(model, inputs, policy_cases.POLICIES[4], max_new_tokens=4)
     with torch.inference_mode():
-        Decoder(model, cache).prompt(inputs)
+        Decoder(model, cache).prefill(inputs)
     assert isinstance(cache.policy, avl.PyramidKV)
     assert cache.stored_tokens == sorted(cache.stored_tokens, reverse=True)
     assert len(set(cache.stored_tokens)) == len(cache.stored_tokens)

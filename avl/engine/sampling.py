@@ -1,0 +1,17 @@
+"""The choice of the next token."""
+
+from __future__ import annotations
+
+import torch
+
+
+def next_tokens(logits: torch.Tensor, temperature: float, top_p: float, generator: torch.Generator | None) -> torch.Tensor:
+    """Return a token per row ``[B]`` from logits ``[B, V]``: the largest at temperature 0, else one of the top-p set."""
+    if temperature == 0:
+        return logits.argmax(dim=-1)
+    # sampled on CPU in float64: one seed gives one answer on every device
+    probabilities = (logits.double().cpu() / temperature).softmax(dim=-1)
+    ordered, order = probabilities.sort(dim=-1, descending=True, stable=True)
+    ordered = ordered.masked_fill(ordered.cumsum(dim=-1) - ordered >= top_p, 0.0)
+    drawn = torch.multinomial(ordered, 1, generator=generator)
+    return order.gather(-1, drawn).squeeze(-1).to(logits.device)
