@@ -22,7 +22,8 @@ from transformers.cache_utils import CacheLayerMixin
 
 from avl.cache.prefill_state import PromptColumns
 from avl.cache.ranking import best, heavy_and_recent, max_pool
-from avl.cache.slots import FREE, LayerKV, RowBucket, WindowPlan
+from avl.cache.slots import LayerKV, RowBucket, WindowPlan
+from avl.kernels.window.reference import FREE
 
 if TYPE_CHECKING:
     from avl.cache.cache import AdaptiveCache
@@ -38,7 +39,7 @@ class AdaptiveLayer(CacheLayerMixin):
     def __init__(self, owner: AdaptiveCache, number: int) -> None:
         self.kvs: list[LayerKV] = []
         self.flat: tuple[torch.Tensor, torch.Tensor] | None = None
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         # weak: a cycle would keep a canceled generation's memory until the garbage collector happens to run
         self._owner = weakref.ref(owner)
         self.number = number
@@ -50,7 +51,7 @@ class AdaptiveLayer(CacheLayerMixin):
         assert owner is not None, "a layer lives inside its cache"
         return owner
 
-    @property  # type: ignore[override]
+    @property
     def keys(self) -> torch.Tensor | None:
         """Stored keys: ``[B, G, slots, D]`` where all rows are laid out alike, else flat ``[slots, G, D]``; free slots included."""
         return self._view(0)
@@ -59,7 +60,7 @@ class AdaptiveLayer(CacheLayerMixin):
     def keys(self, value: torch.Tensor | None) -> None:
         """Set by transformers' base class, to None alone."""
 
-    @property  # type: ignore[override]
+    @property
     def values(self) -> torch.Tensor | None:
         """Stored values, laid out like :attr:`keys`."""
         return self._view(1)
