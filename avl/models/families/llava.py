@@ -20,12 +20,16 @@ class Llava(Family):
 
     def grids(self, config: Any, processor: Any | None, sizes: Sequence[tuple[int, int]]) -> tuple[Grid, ...]:
         side = config.vision_config.image_size // config.vision_config.patch_size
-        class_token = 0 if config.vision_feature_select_strategy == "default" else 1
-        each = class_token + side * side
+        first = self.class_tokens(config)
+        each = first + side * side
         return tuple(
-            Grid(number, number * each + class_token, side, side, False, _crop(processor, width, height))
+            Grid(number, number * each + first, side, side, False, _crop(processor, width, height))
             for number, (width, height) in enumerate(sizes)
         )
+
+    def class_tokens(self, config: Any) -> int:
+        """Return the features per image that stand before its patches."""
+        return 0 if config.vision_feature_select_strategy == "default" else 1
 
     def random_config(self, parts: dict[str, Any], side: int) -> Any:
         import transformers

@@ -1,0 +1,115 @@
+"""The recipes of CONTRIBUTING.md, walked: their code is put where they say into a copy of the tree, and the copy must work."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+BLOCK = re.compile(r"^```\w+ file=(\S+)(?: (after|before|replace)=\"([^\n]*)\")?\n(.*?)^```$", re.M | re.S)
+
+
+def recipe(name: str) -> list[tuple[str, str, str, str]]:
+    """The code blocks of one section: (file, where, anchor, code); ``where`` is empty for a new file."""
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    section = text.partition(f"## {name}\n")[2].partition("\n## ")[0]
+    found = [(file, where, anchor, code) for file, where, anchor, code in BLOCK.findall(section)]
+    assert found, f"CONTRIBUTING.md has no section {name!r} with code"
+    return found
+
+
+def walk(name: str, tree: Path) -> None:
+    """Copy the project to ``tree`` and do what the recipe says."""
+    for folder in ("avl", "kernels", "tests", "assets"):
+        shutil.copytree(ROOT / folder, tree / folder, ignore=shutil.ignore_patterns("__pycache__", "screenshots"))
+    for file in ("README.md", "CONTRIBUTING.md", "pyproject.toml", "app.py", "requirements.txt"):
+        shutil.copy(ROOT / file, tree / file)
+    for file, where, anchor, code in recipe(name):
+        path = tree / file
+        if not where:
+            assert not path.exists(), f"{file} is there already: the recipe's example needs another name"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(code, encoding="utf-8")
+            continue
+        text = path.read_text(encoding="utf-8")
+        assert text.count(anchor) == 1, f"the recipe {name!r} looks for one {anchor!r} in {file} and finds {text.count(anchor)}"
+        if where == "after":
+            line_end = text.index("\n", text.index(anchor) + len(anchor)) + 1
+            text = text[:line_end] + code + text[line_end:]
+        elif where == "before":
+            text = text.replace(anchor, code + anchor)
+        else:
+            text = text.replace(anchor, code.rstrip("\n"))
+        path.write_text(text, encoding="utf-8")
+
+
+def run(tree: Path, *command: str) -> str:
+    """Run Python in the copy; what it prints."""
+    done = subprocess.run([sys.executable, *command], cwd=tree, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    return done.stdout
+
+
+def test_a_recipe_whose_anchor_is_gone_fails(tmp_path, monkeypatch):
+    """The walk itself can fail."""
+    monkeypatch.setattr(sys.modules[__name__], "recipe", lambda name: [("README.md", "after", "no such line in any readme", "code\n")])
+    with pytest.raises(AssertionError, match=r"looks for one 'no such line in any readme' in README.md and finds 0"):
+        walk("anything", tmp_path)
+
+
+@pytest.mark.slow
+def test_add_a_policy(tmp_path):
+    """In the registry, on the command line and on the page; counted as the cost model says and equal to the oracle; linted and typed."""
+    walk("Add a policy", tmp_path)
+    tests = ["tests/policies", "tests/invariants/test_oracle.py", "tests/invariants/test_full.py", "tests/engine/test_fused.py"]
+    out = run(tmp_path, "-m", "pytest", "-q", "-n", "0", *tests, "-k", "newest or Newest or registry")
+    assert int(re.search(r"(\d+) passed", out)[1]) > 20
+    assert "newest" in run(tmp_path, "-m", "avl", "compare", "--help")
+    said = run(
+        tmp_path,
+        "-c",
+        textwrap.dedent("""
+        import json
+        import avl
+        from avl.ui import settings
+        print(json.dumps([avl.Newest(keep=30).label, "Newest" in str(settings.catalog())]))
+        """),
+    )
+    assert said.strip() == '["Newest keep=30", true]'
+    run(tmp_path, "-m", "ruff", "check", "avl", "tests/oracle.py", "tests/policy_cases.py")
+    run(tmp_path, "-m", "mypy")
+
+
+@pytest.mark.slow
+def test_add_a_model_family(tmp_path):
+    """A random model of it answers under A-VL, its full attention is transformers' own, and its rectangles cover its tokens."""
+    walk("Add a model family", tmp_path)
+    source = """
+    import json
+    import torch
+    import avl
+    from avl.models import random_weights
+    from avl.models.families import family_of, supported
+
+    model = random_weights.build("vipllava-7b", scale=0.03)
+    inputs = random_weights.inputs(model, batch=2)
+    n_image = int((inputs["input_ids"][0] == model.config.image_token_id).sum())
+    grids = family_of(model.config).grids(model.config, None, [(640, 480)])
+    stock = model.generate(**inputs, max_new_tokens=8, do_sample=False).tolist()
+    avl.attach(model)
+    answers = {}
+    for policy in (avl.Full(), avl.AVL(S=45, C=30, K=3, P=90, T=60)):
+        cache = avl.make_cache(model, inputs, policy, max_new_tokens=8)
+        answers[policy.name] = model.generate(**inputs, past_key_values=cache, max_new_tokens=8, do_sample=False).tolist()
+    print(json.dumps([answers["Full"] == stock, len(answers["AVL"][0]) == len(stock[0]),
+                      sum(grid.rows * grid.cols for grid in grids) == n_image, "VipLlavaForConditionalGeneration" in supported()]))
+    """
+    assert run(tmp_path, "-c", textwrap.dedent(source)).strip() == "[true, true, true, true]"
+    run(tmp_path, "-m", "ruff", "check", "avl")
+    run(tmp_path, "-m", "mypy")
