@@ -119,5 +119,5 @@ def test_the_heads_learn_from_what_is_asked(words):
 
 def test_names_are_read_word_by_word(words):
     """`named` reads tokens as words."""
-    for name in (*scenes.SHAPES, *scenes.PLURALS.values(), *scenes.COLOURS, "objects", "things", *" ".join(PHRASES.values()).split()):
+    for name in (*scenes.SHAPES, *scenes.PLURALS.values(), *scenes.COLORS, "objects", "things", *" ".join(PHRASES.values()).split()):
         assert len(words.tokenize(f" {name}")) == 1, name
