@@ -70,7 +70,7 @@ class Observation:
         heads: "shared": mean over all query heads, one set of tokens per layer; "kv": mean per key-value head, one set for each.
         queries: number of last prompt queries whose scores are summed, None for all.
         pool: width of a max-pool over positions (stride 1), odd; 1 for none.
-        decode: True: decode steps add their scores, and a full window evicts its weakest token; False: only the prompt's scores count.
+        decode: whether decode steps add their scores and a full window evicts its weakest token; if not, only the prompt's scores count.
     """
 
     heads: Literal["shared", "kv"]

@@ -121,7 +121,7 @@ def train_language(
     Temporary heads on the language model's later layers predict what the words of a question refer to: see topics.py. The tower learns from
     the language model's loss and from its own heads, at a twelfth of the rate, so that it does not forget stage 1.
 
-    Only a random part of the given image tokens is kept, and some or all of these are hidden in some layers: see `hidden`. A growing fraction
+    Only a random part of the given image tokens is kept, and some or all of these are hidden in some layers: see `hidden`. A growing part
     of batches has whole pictures.
 
     Args:
