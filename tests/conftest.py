@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import triton_here  # noqa: F401  (decides how Triton runs before any test module imports it)
 
 ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:
