@@ -13,6 +13,14 @@ if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
 
+def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
+    """Accept pytest-xdist's options of pyproject.toml where it is missing or off: the tests then run one after another."""
+    if not pluginmanager.hasplugin("xdist"):
+        group = parser.getgroup("xdist")
+        group.addoption("--numprocesses", help="without pytest-xdist: not used")
+        group.addoption("--dist", help="without pytest-xdist: not used")
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> None:
     import torch
