@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.mark.parametrize("command", ["ruff check .", "ruff format --check .", "mypy"])
-def test_clean(command: str) -> None:
+def test_tool_finds_nothing(command: str) -> None:
     name, *arguments = command.split()
     pytest.importorskip(name, reason=f"{name} is not installed (tests/requirements.txt names it)")
     result = subprocess.run([sys.executable, "-m", name, *arguments], cwd=ROOT, capture_output=True, text=True, check=False)

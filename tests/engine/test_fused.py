@@ -195,7 +195,7 @@ def test_anything_unusual_runs_the_modules(change, reason):
 
 
 @torch.inference_mode()
-def test_an_adapter_counts():
+def test_with_an_adapter_a_step_gives_what_the_adapter_computes():
     """What the modules compute is what a step gives: with an adapter, the adapter's."""
     model, processor = attached("llava-llama"), shared_processor("llava-llama")
     inputs = dict(encode(processor, REQUESTS["one"]))

@@ -11,7 +11,7 @@ import pytest
 pytestmark = pytest.mark.browser
 
 
-def test_main_job(real: Any, tab: Any) -> None:
+def test_a_visitor_runs_looks_stops_and_runs_again(real: Any, tab: Any) -> None:
     """Run, see both answers grow, move the layer slider, stop: with the bundled model, as a visitor does it."""
     one = tab(real.url).open()
     page = one.page
