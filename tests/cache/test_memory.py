@@ -14,6 +14,7 @@ import transformers.models.llama.modeling_llama as llama
 import transformers.models.mistral.modeling_mistral as mistral
 from observed import generate
 from oracle import share
+from pairwise import pairwise
 from random_models import (
     ARCHITECTURES,
     HEAD_DIM,
@@ -85,9 +86,7 @@ def free_slots(policy: Any, n_image: int, n_text: int, limit: int) -> int:
     return limit
 
 
-@pytest.mark.parametrize("batch", BATCHES)
-@pytest.mark.parametrize("policy", POLICIES)
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pairwise(architecture=ARCHITECTURES, policy=POLICIES, batch=BATCHES)
 def test_after_prefill_the_storages_add_up_to_what_is_stored(architecture, policy, batch, model, processor):
     inputs = encode(processor, BATCHES[batch])
     cache = avl.make_cache(model, inputs, POLICIES[policy], max_new_tokens=LIMIT)
@@ -153,9 +152,7 @@ class Prefilling:
             hook.remove()
 
 
-@pytest.mark.parametrize("batch", BATCHES)
-@pytest.mark.parametrize("policy", ["avl", "h2o", "streaming"])
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pairwise(architecture=ARCHITECTURES, policy=["avl", "h2o", "streaming"], batch=BATCHES)
 def test_during_prefill_at_most_one_layer_is_full(architecture, policy, batch, model, processor):
     """When a layer starts, all before it have been cut down: their storages are final, and no full key or value is alive anywhere."""
     inputs = encode(processor, BATCHES[batch])
