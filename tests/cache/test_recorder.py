@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import policy_cases
 import pytest
 from random_models import build_model, picture, shared_processor
 
@@ -11,7 +12,7 @@ from avl.evaluation import figures as analysis
 from avl.evaluation.figures import ppci, top_share
 from avl.trace import End, Scores, Start, Step, Trace, unpack_scores
 
-POLICIES = [avl.Full(), avl.AVL(S=45, C=30, K=3, P=70, T=60), avl.H2O(), avl.FastV(layer=2, keep=50), avl.StreamingLLM()]
+POLICIES = policy_cases.POLICIES
 
 
 @pytest.fixture(scope="module")

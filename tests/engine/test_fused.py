@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 
+import policy_cases
 import pytest
 import torch
 from pairwise import pairwise
@@ -15,7 +16,7 @@ from avl.engine.fused import FusedLayers, merge, why_not
 from avl.models.loading import load
 
 STEPS = 8
-POLICIES = (avl.Full(), avl.AVL(S=45, C=30, K=3, P=80, T=50), avl.H2O(keep=50), avl.FastV(), avl.StreamingLLM(keep=40))
+POLICIES = tuple(policy_cases.POLICIES)
 REQUESTS = {"one": [request(1)], "alike": [request(1), request(2)], "ragged": [request(1), request(2, before=6, after=9)]}
 
 

@@ -3,6 +3,7 @@ tokens as ``avl.stream``."""
 
 from __future__ import annotations
 
+import policy_cases
 import pytest
 import torch
 from observed import generate
@@ -14,12 +15,9 @@ from avl import trace
 
 LIMIT = 14
 POLICIES = {
-    "full": avl.Full(),
+    **{policy.name: policy for policy in policy_cases.POLICIES},
     "avl": avl.AVL(S=45, C=30, K=3, P=90, T=60),
     "avl-after": avl.AVL(S=40, C=20, K=2, P=None, T=30, update="after"),
-    "h2o": avl.H2O(),
-    "fastv": avl.FastV(),
-    "streaming": avl.StreamingLLM(),
 }
 QUESTION = "what is on the sign ?"
 
