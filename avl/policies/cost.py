@@ -75,9 +75,9 @@ def _cost(layer: _Layer, prompt: int, n_text: int, t: int, update: bool) -> Cost
     # a new token is stored and read before another one is evicted, so a step reads one token more than the window
     held = start + t if budget.window is None else min(start + t, budget.window + 1)
     kept = held if budget.window is None else min(held, budget.window)
-    whole = layer.core is None or update
-    scored = (held if layer.accumulates else 0) + (budget.image if update and layer.core is not None else 0)
-    return Cost(budget.image + kept, held + (budget.image if whole or layer.core is None else layer.core), scored)
+    image = budget.image if layer.core is None or update else layer.core
+    ranked = budget.image if layer.core is not None and update else 0
+    return Cost(budget.image + kept, held + image, ranked + (held if layer.accumulates else 0))
 
 
 def layer_cost(policy: Policy, shape: PromptShape, layer: int, t: int) -> Cost:

@@ -23,7 +23,7 @@ def words():
     return build_tokenizer()
 
 
-def test_a_name_matches_what_it_says():
+def test_named_finds_the_items_that_each_name_describes():
     text = "how many stars is the red star left of the blue thing or a cup in the top right and at the top"
     found = topics.named(text.split(), [RED, BLUE, SIGN])
     said = {text.split()[at]: matches for at, matches in list(found.items())[:4]}

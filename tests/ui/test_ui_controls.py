@@ -51,7 +51,7 @@ def test_several_pictures_keep_their_order(picture: Path, tmp_path: Path) -> Non
         ({"policy": "Full", "S": "ignored"}, avl.Full()),
     ],
 )
-def test_policies(arm: dict[str, Any], policy: Any) -> None:
+def test_an_arms_settings_become_its_policy(arm: dict[str, Any], policy: Any) -> None:
     assert controls.policy(arm) == policy
 
 
@@ -176,13 +176,13 @@ def test_presets_are_rows_of_table_3_and_agree_with_the_library() -> None:
             assert {letter: getattr(policy, letter) for letter in "SCKPT"} in rows_of
 
 
-def test_what_the_player_gets_to_draw_on_is_small(tmp_path: Path) -> None:
+def test_the_picture_sent_to_the_player_stays_below_1500_kb(tmp_path: Path) -> None:
     uri = pictures.data_uri(Image.effect_noise((3000, 2000), 60).convert("RGB"))
     assert uri.startswith("data:image/webp;base64,")
     assert len(uri) < 1_500_000
 
 
-def test_equal_budget() -> None:
+def test_at_stored_fits_the_parameters_to_a_stored_share() -> None:
     facts = about()
     fitted = controls.at_stored({"policy": "H2O", "keep": 90, "recent": 75}, 0.48, facts)
     assert fitted == {"keep": 48, "recent": 75}

@@ -17,6 +17,8 @@ from avl.cache.cache import AdaptiveCache
 from avl.engine import scheduler as engine
 from avl.ui.queue import Request, ThreadTransport, batches
 
+pytestmark = pytest.mark.slow
+
 CYCLES = 60
 
 

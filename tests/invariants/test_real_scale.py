@@ -1,0 +1,105 @@
+"""The geometry of LLaVA-1.6-13B: 40 layers, heads of 128, 2928 image tokens, two rows; thin layers, so that a CPU runs it.
+
+The toy models hide what depends on size: budgets that round, windows longer than a tile, layers that differ.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import policy_cases
+import pytest
+import torch
+from transformers import CLIPVisionConfig, LlamaConfig, LlavaNextConfig, LlavaNextForConditionalGeneration
+
+import avl
+from avl.engine.decoder import Decoder
+from avl.models import random_weights
+from avl.policies import PromptShape
+from avl.policies.cost import allocated_tokens, layer_cost, step_cost
+
+LAYERS, HEADS, KV_HEADS, SIZE, SIDE = 40, 2, 1, 128, 336
+STEPS, LIMIT = 40, 256
+
+POLICIES = [
+    avl.Full(),
+    avl.PRESETS["llava-1.6-13b"],
+    avl.AVL(S=45, C=30, K=3, P=90, T=60, update="after"),
+    avl.H2O(),
+    avl.SnapKV(),
+    avl.PyramidKV(),
+    avl.FastV(),
+    avl.StreamingLLM(),
+]
+
+
+@functools.cache
+def model():
+    """Real sizes in everything that a cache sees; one layer of vision, a narrow MLP and a small vocabulary."""
+    vision = CLIPVisionConfig(
+        hidden_size=32, intermediate_size=32, projection_dim=32, num_hidden_layers=2, num_attention_heads=2, image_size=SIDE, patch_size=14
+    )
+    text = LlamaConfig(
+        vocab_size=512, hidden_size=HEADS * SIZE, intermediate_size=64, num_hidden_layers=LAYERS, num_attention_heads=HEADS,
+        num_key_value_heads=KV_HEADS, head_dim=SIZE, max_position_embeddings=4096,
+    )  # fmt: skip
+    tiles = [[rows * SIDE, columns * SIDE] for rows, columns in ((1, 2), (2, 1), (2, 2), (3, 1), (1, 3))]
+    config = LlavaNextConfig(
+        vision_config=vision, text_config=text, image_token_index=500, vision_feature_layer=-2,
+        vision_feature_select_strategy="default", image_grid_pinpoints=tiles,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    made = LlavaNextForConditionalGeneration(config).requires_grad_(False).eval()
+    made.generation_config.eos_token_id = None
+    return avl.attach(made)
+
+
+@functools.cache
+def inputs(rows: int):
+    return random_weights.inputs(model(), batch=rows)
+
+
+def test_every_policy_is_tried():
+    assert {policy.name for policy in POLICIES} == set(policy_cases.ROWS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("policy", POLICIES, ids=lambda policy: policy.label)
+@torch.inference_mode()
+def test_counts_and_bytes_follow_the_cost_model(policy):
+    """Per layer and step, two rows; allocated memory too. 256 new tokens are planned for, 40 are run."""
+    prompt = inputs(2)
+    cache = avl.make_cache(model(), prompt, policy, max_new_tokens=LIMIT)
+    shape = PromptShape(2928, random_weights.SYSTEM_TOKENS + random_weights.QUESTION_TOKENS, LIMIT, LAYERS)
+    assert (cache.rows[0].n_image, cache.rows[0].n_text) == (shape.n_image, shape.n_text)
+    decoder = Decoder(model(), cache)
+    tokens = decoder.prefill(prompt).argmax(-1)
+    token_bytes = 2 * KV_HEADS * SIZE * 4
+    assert cache.allocated_bytes == 2 * allocated_tokens(policy, shape) * token_bytes
+    full = 2 * step_cost(avl.Full(), shape, 0).stored * token_bytes
+    # evicting layer by layer, prefill holds one layer whole beside what the others keep
+    assert cache.peak_bytes <= cache.allocated_bytes + 2 * shape.length * token_bytes
+    assert policy == avl.Full() or cache.stored_bytes < 0.97 * full
+    for t in range(STEPS):
+        if t:
+            logits = decoder.step(tokens)
+            assert logits.isfinite().all()
+            tokens = logits.argmax(-1)
+        for layer in range(LAYERS):
+            cost = layer_cost(policy, shape, layer, t)
+            assert (cache.stored_tokens[layer], cache.read_tokens[layer]) == (2 * cost.stored, 2 * cost.read), (layer, t)
+
+
+@pytest.mark.slow
+@torch.inference_mode()
+def test_full_attention_gives_transformers_own_logits():
+    """One row, the prompt and 8 steps, float32: the cache that keeps everything changes nothing."""
+    prompt = inputs(1)
+    stock = model().generate(**prompt, max_new_tokens=9, do_sample=False, output_logits=True, return_dict_in_generate=True)
+    cache = avl.make_cache(model(), prompt, avl.Full(), max_new_tokens=9)
+    ours = model().generate(
+        **prompt, past_key_values=cache, max_new_tokens=9, do_sample=False, output_logits=True, return_dict_in_generate=True
+    )
+    assert ours.sequences.tolist() == stock.sequences.tolist()
+    for mine, theirs in zip(ours.logits, stock.logits, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=2e-5 * float(theirs.abs().max()))
