@@ -22,6 +22,16 @@ def style(place: int) -> dict[str, Any]:
     return {"color": PALETTE[place % len(PALETTE)], "marker": MARKERS[place % len(MARKERS)], "markersize": 7, "linewidth": 2.2}
 
 
+def require_matplotlib() -> None:
+    """Raise OSError with what to do where matplotlib is not installed: asked before anything long is measured that is to be drawn."""
+    try:
+        import matplotlib  # noqa: F401
+    except ModuleNotFoundError as error:
+        if error.name != "matplotlib":
+            raise
+        raise OSError("drawing needs matplotlib, which is not installed: pip install 'matplotlib>=3.10'") from None
+
+
 @contextmanager
 def figure(width: float, height: float, columns: int = 1) -> Iterator[tuple[Any, list[Any]]]:
     """Give a figure of ``width x height`` inches at 100 dpi and its panels side by side; nothing global is changed.
@@ -29,16 +39,13 @@ def figure(width: float, height: float, columns: int = 1) -> Iterator[tuple[Any,
     Raises:
         OSError: matplotlib is not installed.
     """
-    try:
-        import matplotlib
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-        from matplotlib.font_manager import fontManager
-        from matplotlib.layout_engine import ConstrainedLayoutEngine
-    except ModuleNotFoundError as error:
-        if error.name != "matplotlib":
-            raise
-        raise OSError("drawing needs matplotlib, which is not installed: pip install 'matplotlib>=3.10'") from None
+    require_matplotlib()
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.font_manager import fontManager
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
     known = {font.name for font in fontManager.ttflist if Path(font.fname) == FONT}
     if not known:
         fontManager.addfont(FONT)

@@ -78,7 +78,10 @@ def bench(
     import torch
 
     from avl.bench import benchmark, report
+    from avl.charts import require_matplotlib
 
+    if plots:
+        require_matplotlib()
     if threads:
         torch.set_num_threads(threads)
     if random_weights is None:

@@ -86,9 +86,11 @@ def sweep(
     out: Annotated[Path, typer.Option(metavar="DIR", help="where sweep.json and sweep.png are written")] = Path("assets/bench"),
 ) -> None:
     """Score A-VL over S and draw the curve; one JSON line last."""
+    from avl.charts import require_matplotlib
     from avl.evaluation import sweep as sweeping
     from avl.evaluation.tasks import held_out
 
+    require_matplotlib()
     names = OTHERS if others is None else chosen(others)
     if not set(names) <= set(OTHERS):
         raise ValueError(f"--others names what A-VL is compared with: {', '.join(OTHERS)}")

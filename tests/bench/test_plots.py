@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -140,3 +141,14 @@ def test_readme_shows_the_committed_results():
         pytest.skip("no result of python -m avl bench is committed under assets/bench")
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert readme == report.render(readme, results), "run: python -m avl bench --render README.md assets/bench/bench-*.json"
+
+
+def test_without_matplotlib_nothing_is_measured_before_it_is_missed(monkeypatch, capsys, tmp_path):
+    from avl import cli
+
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert cli.main(["bench", "--device", "cpu", "--plots", str(tmp_path)]) == 1
+    assert cli.main(["sweep", "--device", "cpu", "--out", str(tmp_path)]) == 1
+    out, error = capsys.readouterr()
+    assert out == ""
+    assert error.count("drawing needs matplotlib, which is not installed") == 2
