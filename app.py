@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import sys
 import threading
-from collections.abc import Iterator
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio is imported
 
 import avl
 from avl import telemetry, trace
-from avl.engine import scheduler as engine
+from avl.engine import scheduler
+from avl.engine.request import GenerationRequest
 from avl.models.loading import CHECKPOINTS
 from avl.tiny.data import scenes
 from avl.ui import gallery, page
-from avl.ui.queue import Request
 from avl.ui.settings import About
 
 try:
@@ -56,26 +56,10 @@ def main(argv: list[str] | None = None) -> int:
         print(f"app.py: {error}", file=sys.stderr)
         return 1
 
-    def race(request: Request, stop: threading.Event) -> Iterator[trace.Event]:
-        return engine.race(
-            model,
-            processor,
-            list(request.images),
-            request.question,
-            request.policies,
-            max_new_tokens=request.max_new_tokens,
-            mode=request.mode,
-            batch=request.batch,
-            temperature=request.temperature,
-            top_p=request.top_p,
-            seed=request.seed,
-            stop=stop,
-            repeats=request.repeats,
-            scores=request.scores,
-        )
-
+    race = functools.partial(scheduler.run, model, processor)
     bundled = flags.model == "tiny"
-    warm = Request((scenes.draw(0).image,), "Describe the picture.", (avl.Full(), avl.AVL(S=45, C=30, K=3, P=90, T=60)), max_new_tokens=6)
+    policies = (avl.Full(), avl.AVL(S=45, C=30, K=3, P=90, T=60))
+    warm = GenerationRequest((scenes.draw(0).image,), "Describe the picture.", policies, max_new_tokens=6)
     start = next(event for event in list(race(warm, threading.Event())) if isinstance(event, trace.Start))
     hardware = start.machine.get("gpu") or start.machine.get("cpu")
     about = About(

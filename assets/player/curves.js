@@ -21,16 +21,17 @@ function buildCharts() {
   charts.latency.reset(latency);
   view.fullDrawn = -1;
   buildKeys($.memoryKeys, memory.filter((line) => line.name).map((line) => ({ ...line, text: line.name })));
-  buildKeys($.latencyKeys, latency.filter((line, index) => !line.markers || hasUpdates(Math.floor(index / 2))).map((line) => ({ ...line, text: line.name })));
+  buildKeys($.latencyKeys, latencyLines());
   put($.memoryNote, `${unit.name}, all layers${run.start.batch > 1 ? `, ${run.start.batch} rows` : ""}`);
   put($.latencyNote, "ms per decode step");
   charts.device.lines = [];
   setDevice();
 }
 
-function hasUpdates(index) {
-  const policy = view.run.arms[index].spec.policy;
-  return policy.name === "AVL" && policy.C !== null && policy.C !== undefined;
+// update steps have a key once there is one
+function latencyLines() {
+  const lines = charts.latency.lines.filter((line, index) => !line.markers || view.run.arms[Math.floor(index / 2)].update.some(Boolean));
+  return lines.map((line) => ({ ...line, text: line.name }));
 }
 
 function buildKeys(node, lines) {
@@ -62,7 +63,7 @@ function flushSoon() {
     const cost = performance.now() - began;
     measures.flushMs.push(cost);
     view.flushAfter = performance.now() + Math.max(60, 5 * cost);
-  }, Math.max(0, (view.flushAfter || 0) - performance.now()));
+  }, Math.max(0, view.flushAfter - performance.now()));
 }
 
 function flushPoints() {
@@ -76,8 +77,10 @@ function flushPoints() {
     if (from >= 0) view.fullDrawn = full[0][full[0].length - 1];
     charts.memory.add(data.memory);
     charts.latency.add(data.latency);
+    const lines = latencyLines();
+    if (lines.length !== $.latencyKeys.childElementCount) buildKeys($.latencyKeys, lines);
   }
-  if (view.pendingReadings && view.pendingReadings.length) {
+  if (view.pendingReadings.length) {
     setDevice();
     const data = charts.device.lines.map(() => [[], []]);
     for (const event of view.pendingReadings) spreadReading(data, event);
@@ -86,7 +89,7 @@ function flushPoints() {
   }
 }
 
-function readingPoint(event) { (view.pendingReadings ||= []).push(event); }
+function readingPoint(event) { view.pendingReadings.push(event); }
 
 const READINGS = [
   { key: "device_bytes", name: "device above start (pynvml)", colour: "--avl-a" },
@@ -120,9 +123,12 @@ function spreadReading(data, event) {
   });
 }
 
+// a chart called x has its numbers in the element xTable, if there is one
 for (const [name, source] of [...Object.entries(charts), ...Object.entries(heats)]) {
-  $[`${name}Table`].addEventListener("toggle", () => {
-    const box = $[`${name}Table`].querySelector("div"), filled = source.shown || (source.lines && source.lines.length);
-    box.replaceChildren($[`${name}Table`].open && filled ? tableElement(source.table()) : "");
+  const table = $[`${name}Table`];
+  if (!table) continue;
+  table.addEventListener("toggle", () => {
+    const filled = source.shown || (source.lines && source.lines.length);
+    table.querySelector("div").replaceChildren(table.open && filled ? tableElement(source.table()) : "");
   });
 }

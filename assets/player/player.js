@@ -8,7 +8,10 @@ const view = {
   run: null, id: null, state: "idle", recorded: false,
   follow: true, playing: false, compared: "core", clock: null, ts: [0, 0],
   focus: 0, layer: 0, mode: "sets", grid: 0, patch: -1,
-  received: 0, picture: null, pending: [],
+  touchedLayer: false, wantedStep: null, // what a visitor or a link chose
+  received: 0, fetching: false, place: 0, // of the stream; place in the queue
+  pending: [], pendingReadings: [], fullDrawn: -1, flushTimer: 0, flushAfter: 0, // points that the charts do not have yet
+  thumbKey: "", analysisKey: "", recordedKey: "", // what was drawn last
 };
 const cards = [];
 const overlay = new Overlay($.overlay);

@@ -38,9 +38,10 @@ class Cost:
 
 @dataclass(frozen=True)
 class _Layer:
-    """What a policy's verbs say of one layer."""
+    """What a policy's verbs say of one layer; ``present`` and ``start`` count prompt tokens: in prefill, and in the window after it."""
 
     present: int
+    start: int
     budget: KVBudget
     core: int | None
     accumulates: bool
@@ -48,11 +49,12 @@ class _Layer:
 
 @functools.lru_cache(maxsize=512)
 def _layers(policy: Policy, shape: PromptShape) -> tuple[_Layer, ...]:
-    found = []
+    prompt, found = window_tokens(policy, shape), []
     for layer in range(shape.n_layers):
-        observation = policy.observe(layer, shape)
+        budget, observation = policy.store(layer, shape), policy.observe(layer, shape)
         accumulates = observation is not None and observation.decode
-        found.append(_Layer(policy.present(layer, shape), policy.store(layer, shape), policy.select(layer, shape), accumulates))
+        present = policy.present(layer, shape) + shape.n_text
+        found.append(_Layer(present, budget.start(prompt), budget, policy.select(layer, shape), accumulates))
     return tuple(found)
 
 
@@ -67,29 +69,33 @@ def window_tokens(policy: Policy, shape: PromptShape) -> int:
     return shape.n_text if policy.pins_image else shape.length
 
 
-def _cost(layer: _Layer, prompt: int, n_text: int, t: int, update: bool) -> Cost:
-    budget = layer.budget
-    start = budget.start(prompt)
+def _counts(layer: _Layer, t: int, update: bool) -> tuple[int, int, int]:
+    """Tokens stored, read and scored. Plain numbers: a prediction adds up thousands of them."""
+    budget, window, core = layer.budget, layer.budget.window, layer.core
     if t == 0:
-        return Cost(budget.image + start, layer.present + n_text, 0)
-    # a new token is stored and attended to before the weakest one leaves: one more than the window is read
-    held = start + t if budget.window is None else min(start + t, budget.window + 1)
-    kept = held if budget.window is None else min(held, budget.window)
-    whole = layer.core is None or update
-    scored = (held if layer.accumulates else 0) + (budget.image if update and layer.core is not None else 0)
-    return Cost(budget.image + kept, held + (budget.image if whole or layer.core is None else layer.core), scored)
+        return budget.image + layer.start, layer.present, 0
+    held = kept = layer.start + t
+    if window is not None:
+        # a new token is stored and attended to before the weakest one leaves: one more than the window is read
+        held, kept = min(held, window + 1), min(kept, window)
+    whole = core is None or update
+    scored = (held if layer.accumulates else 0) + (budget.image if update and core is not None else 0)
+    return budget.image + kept, held + (budget.image if whole or core is None else core), scored
 
 
 def layer_cost(policy: Policy, shape: PromptShape, layer: int, t: int) -> Cost:
     """Return the tokens of one layer at step ``t``."""
-    return _cost(_layers(policy, shape)[layer], window_tokens(policy, shape), shape.n_text, t, policy.is_update(t))
+    return Cost(*_counts(_layers(policy, shape)[layer], t, policy.is_update(t)))
 
 
 def step_cost(policy: Policy, shape: PromptShape, t: int) -> Cost:
     """Return the tokens of all layers at step ``t``."""
-    prompt, update = window_tokens(policy, shape), policy.is_update(t)
-    parts = (_cost(layer, prompt, shape.n_text, t, update).times(count) for layer, count in _kinds(policy, shape))
-    return sum(parts, Cost(0, 0, 0))
+    update = policy.is_update(t)
+    stored = read = scored = 0
+    for layer, count in _kinds(policy, shape):
+        one = _counts(layer, t, update)
+        stored, read, scored = stored + count * one[0], read + count * one[1], scored + count * one[2]
+    return Cost(stored, read, scored)
 
 
 def mean_cost(policy: Policy, shape: PromptShape, steps: Iterable[int] | None = None) -> Cost:
@@ -116,3 +122,8 @@ def allocated_tokens(policy: Policy, shape: PromptShape) -> int:
     """Return the slots of all layers, the window's free ones included: what a row's cache takes in memory."""
     prompt = window_tokens(policy, shape)
     return sum(count * (layer.budget.image + layer.budget.capacity(prompt, shape.max_new_tokens)) for layer, count in _kinds(policy, shape))
+
+
+def pruned_from(policy: Policy, shape: PromptShape) -> int | None:
+    """Return the first layer whose prompt lacks image tokens; None where every layer sees all of them."""
+    return next((layer for layer in range(shape.n_layers) if policy.present(layer, shape) < shape.n_image), None)
