@@ -1,4 +1,4 @@
-"""Readings: device memory and power by pynvml, torch's allocator, process memory, what machine this is."""
+"""Telemetry: device memory and power (pynvml), torch's allocator, process memory, and a description of the machine."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _nvml_state: dict[str | int, Any] = {}
 
 
 def _nvml(device: torch.device) -> tuple[Any, Any] | str:
-    """(module, handle) of pynvml for a CUDA device, or the reason why there is none."""
+    """Return pynvml's (module, handle) for a CUDA device, or the reason why there is none."""
     if device.type != "cuda":
         return "n/a (no NVIDIA GPU)"
     with _nvml_lock:
@@ -27,7 +27,7 @@ def _nvml(device: torch.device) -> tuple[Any, Any] | str:
 
                 pynvml.nvmlInit()
                 _nvml_state["module"] = pynvml
-            except Exception as error:  # no driver, no permission, no library: each is a reading that does not exist, never a crash
+            except Exception as error:  # without driver, permission or library there are no readings; never crash
                 _nvml_state["module"] = f"n/a ({type(error).__name__})"
         module = _nvml_state["module"]
         if isinstance(module, str):
@@ -35,7 +35,7 @@ def _nvml(device: torch.device) -> tuple[Any, Any] | str:
         number = device.index if device.index is not None else torch.cuda.current_device()
         if number not in _nvml_state:
             try:
-                # CUDA may renumber devices (CUDA_VISIBLE_DEVICES, also by UUID); the UUID is the same on both sides
+                # CUDA may renumber devices (CUDA_VISIBLE_DEVICES); the UUID is the same for CUDA and NVML
                 uuid = torch.cuda.get_device_properties(number).uuid
                 _nvml_state[number] = module.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}".encode())
             except Exception:
@@ -48,7 +48,7 @@ def _nvml(device: torch.device) -> tuple[Any, Any] | str:
 
 
 def device_used_bytes(device: torch.device) -> int | None:
-    """Memory in use on the whole device, all processes, by pynvml; None where there is no reading."""
+    """Return the memory in use on the whole device, by all processes (pynvml); None if unavailable."""
     nvml = _nvml(device)
     if isinstance(nvml, str):
         return None
@@ -59,7 +59,7 @@ def device_used_bytes(device: torch.device) -> int | None:
 
 
 def device_power_watts(device: torch.device) -> float | None:
-    """Power draw of the device by pynvml; None where there is no reading."""
+    """Return the power draw of the device (pynvml); None if unavailable."""
     nvml = _nvml(device)
     if isinstance(nvml, str):
         return None
@@ -70,11 +70,11 @@ def device_power_watts(device: torch.device) -> float | None:
 
 
 def idle(device: torch.device) -> dict[str, Any]:
-    """Readings between runs, for the page's header; None for what this machine cannot tell.
+    """Return readings between runs, for the page's header; None for values that are unavailable.
 
     Returns:
         ``used_bytes`` and ``total_bytes`` of the device (pynvml, all processes), ``power_watts``, ``rss_bytes`` of this process, and
-        ``free_bytes``: what a cache could still take, on the GPU or in main memory.
+        ``free_bytes``: memory available to a cache, on the GPU or in main memory.
     """
     nvml = _nvml(device)
     total = None
@@ -84,7 +84,7 @@ def idle(device: torch.device) -> dict[str, Any]:
         except Exception:
             total = None
     if device.type == "cuda":
-        # what torch's allocator holds and does not use is free to us, whatever the driver says
+        # the driver counts memory that torch's allocator has reserved but does not use; it is free for us
         free, spare = torch.cuda.mem_get_info(device)[0], torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         free += spare
     else:
@@ -99,14 +99,14 @@ def idle(device: torch.device) -> dict[str, Any]:
 
 
 def settle(device: torch.device) -> None:
-    """Give cached blocks back to the device, so that what pynvml reads next is what is really held."""
+    """Return torch's cached blocks to the device, so that pynvml next reads only the memory in use."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.empty_cache()
 
 
 class Meter:
-    """Memory readings of a run, relative to the level when the meter was made."""
+    """Memory readings of a run, relative to the level at the meter's creation."""
 
     def __init__(self, device: torch.device) -> None:
         settle(device)
@@ -115,7 +115,7 @@ class Meter:
         self._process = psutil.Process()
 
     def read(self) -> dict[str, Any]:
-        """Return what can be read now, as the fields of a ``Reading`` event; None for what this machine cannot tell."""
+        """Return current readings as the fields of a ``Reading`` event; None for values that are unavailable."""
         used = device_used_bytes(self._device)
         nvml = _nvml(self._device)
         return {
@@ -138,7 +138,7 @@ def _cpu_name() -> str:
 
 
 def package_version(name: str) -> str | None:
-    """Installed version of a distribution, None where it is absent."""
+    """Return the installed version of a distribution, None if it is not installed."""
     try:
         return version(name)
     except PackageNotFoundError:
@@ -146,7 +146,7 @@ def package_version(name: str) -> str | None:
 
 
 def machine_card() -> dict[str, Any]:
-    """What this runs on, for traces, reports and benchmarks: hardware and versions, nothing that names the machine itself."""
+    """Return hardware and versions for traces, reports and benchmarks, without anything that identifies the machine."""
     card: dict[str, Any] = {
         "cpu": _cpu_name(),
         "cores": os.cpu_count(),

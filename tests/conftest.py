@@ -6,10 +6,19 @@ import sys
 from pathlib import Path
 
 import pytest
+import triton_here  # noqa: F401  (decides how Triton runs before any test module imports it)
 
 ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
+
+
+def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
+    """Accept pytest-xdist's options of pyproject.toml where it is missing or off: the tests then run one after another."""
+    if not pluginmanager.hasplugin("xdist"):
+        group = parser.getgroup("xdist")
+        group.addoption("--numprocesses", help="without pytest-xdist: not used")
+        group.addoption("--dist", help="without pytest-xdist: not used")
 
 
 @pytest.fixture(autouse=True, scope="session")

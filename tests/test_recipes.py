@@ -113,3 +113,14 @@ def test_add_a_model_family(tmp_path):
     assert run(tmp_path, "-c", textwrap.dedent(source)).strip() == "[true, true, true, true]"
     run(tmp_path, "-m", "ruff", "check", "avl")
     run(tmp_path, "-m", "mypy")
+
+
+@pytest.mark.slow
+def test_add_a_kernel(tmp_path, monkeypatch):
+    """In Triton's interpreter it gives what its equation gives, and it keeps the rules of the folder."""
+    walk("Add a kernel", tmp_path)
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    out = run(tmp_path, "-m", "pytest", "-q", "-n", "0", "tests/kernels/test_gate.py", "tests/kernels/test_kernel_files.py")
+    assert int(re.search(r"(\d+) passed", out)[1]) > 9
+    run(tmp_path, "-m", "ruff", "check", "kernels", "avl", "tests/kernels/test_gate.py")
+    run(tmp_path, "-m", "mypy")

@@ -116,9 +116,9 @@ def chart() -> Image.Image:
         y = 400 - level * 3.1
         draw.line((70, y, 610, y), fill="#d5dae0", width=1)
         draw.text((60, y), str(level), font=small, fill="#555", anchor="rm")
-    for index, (month, value, colour) in enumerate(values):
+    for index, (month, value, color) in enumerate(values):
         x = 92 + index * 88
-        draw.rectangle((x, 400 - value * 3.1, x + 56, 400), fill=colour)
+        draw.rectangle((x, 400 - value * 3.1, x + 56, 400), fill=color)
         draw.text((x + 28, 400 - value * 3.1 - 14), str(value), font=small, fill="#222", anchor="mm")
         draw.text((x + 28, 422), month, font=small, fill="#222", anchor="mm")
     return picture

@@ -1,0 +1,5 @@
+"""Attention: the only folder that hooks transformers.
+
+``attachment`` (attach and detach), ``hooks`` and ``interface`` (how transformers calls us), ``prefill``, ``exact`` and ``scores`` (the
+prompt), ``decode`` (one query per row).
+"""

@@ -1,4 +1,4 @@
-"""Attach adaptive attention to a model and take it off again. The model carries the state: a copy of an attached model is attached."""
+"""Attach adaptive attention to a model and detach it. The state is in the model, so a copy of an attached model is attached."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from avl.models.merging import separate
 
 
 def attach(model: Any) -> Any:
-    """Make an unmodified LLaVA ready for caches made by ``avl.make_cache``; idempotent, returns the model.
+    """Prepare an unmodified LLaVA for caches made by ``avl.make_cache``, and return it; idempotent.
 
-    The text model's attention gets another name, and the model, its text model and its layers get forward hooks; no class or function is
-    replaced. Without one of our caches the model computes exactly what it computed before.
+    Renames the text model's attention implementation and adds forward hooks to the model, its text model and its layers; replaces no class
+    or function. Without one of our caches the model computes exactly what it did before.
 
     Raises:
-        TypeError: the model's class is not supported; lists what is.
+        TypeError: the model's class is not supported; lists the supported ones.
     """
     describe(model)
     config = model.config.text_config
-    # under our name already: a model unpickled into a fresh process, where nothing is registered
+    # the config may have our name already: that of a model unpickled in a new process, where nothing is registered
     set_attention_name(config, register(attention_name(config).removeprefix(PREFIX)))
     hooks.add(model)
     return model
 
 
 def detach(model: Any) -> Any:
-    """Restore the model exactly as it was before :func:`attach`; does nothing for a model that is not attached. Returns the model.
+    """Restore the model to its state before :func:`attach`, and return it; does nothing if it is not attached.
 
-    Weights that our decode loop merged on a GPU (avl/models/merging.py) get memory of their own again, with the same values.
+    Weights that the decode loop merged on a GPU (avl/models/merging.py) are separated again, with the same values.
     """
     describe(model)
     if is_attached(model):
@@ -43,5 +43,5 @@ def detach(model: Any) -> Any:
 
 
 def is_attached(model: Any) -> bool:
-    """Return whether :func:`attach` is in force."""
+    """Return whether the model is attached."""
     return attention_name(model.config.text_config).startswith(PREFIX)

@@ -12,15 +12,15 @@ from avl.kernels import core_attention
 
 
 def attend_step(layer: AdaptiveLayer, query: torch.Tensor, scale: float) -> torch.Tensor:
-    """Attend to what the policy reads: all stored text and core, or all that is stored (paper, Fig. 6).
+    """Attend to the tokens that the policy reads: core and stored text, or everything stored (paper, Fig. 6).
 
     Args:
-        layer: holds the step's own key and value already.
+        layer: the stored tokens, including the step's own.
         query: ``[B, H, 1, D]`` after RoPE.
-        scale: of the logits.
+        scale: factor of the logits.
 
     Returns:
-        ``[B, 1, H, D]``.
+        The output ``[B, 1, H, D]``.
     """
     cache = layer.owner
     recorded = cache.recorder is not None
@@ -38,12 +38,12 @@ def attend_step(layer: AdaptiveLayer, query: torch.Tensor, scale: float) -> torc
 
 
 def _attend(view: StepView, query: torch.Tensor, scale: float) -> torch.Tensor:
-    """Attention ``[b, H, 1, D]`` over a view; scores go where the view says."""
+    """Return attention ``[b, H, 1, D]`` over a view, and write scores to the view's tensors."""
     keys, values = view.keys, view.values
     if view.plain:
         return scaled_dot_product_attention(query, keys, values, scale=scale, enable_gqa=query.shape[1] != keys.shape[1])
     wanted = view.image_scores
-    # sums need the scores of the last columns too, else those of the image tokens will do
+    # sums also need the scores of the last columns; otherwise those of the image tokens suffice
     columns = False if wanted is None else True if view.sums is not None else (0, wanted.shape[-1])
     out, scores = core_attention(
         query, keys, values, view.index, view.length,
@@ -55,7 +55,7 @@ def _attend(view: StepView, query: torch.Tensor, scale: float) -> torch.Tensor:
 
 
 def _record(layer: AdaptiveLayer, kv: LayerKV, view: StepView, query: torch.Tensor, scale: float) -> torch.Tensor:
-    """As :func:`_attend`, and the recorder gets every score of row 0."""
+    """Attend as :func:`_attend` does, and pass all scores of row 0 to the recorder."""
     cache = layer.owner
     out, scores = core_attention(
         query, view.keys, view.values, view.index, view.length,

@@ -1,8 +1,8 @@
-"""Exact attention over a prompt: torch's own kernels, and the log-sum-exp of every query where they give it.
+"""Exact attention over a prompt by torch's kernels, with the log-sum-exp of every query where they return it.
 
-Flash attention computes each query's log-sum-exp anyway; torch's public function drops it. With it the weights of a few keys cost a product
-with those keys alone (``accumulated_columns``). The operators that return it have private names, which torch may change:
-whether they give what they should is tried once per device, dtype and head size, and where they do not, the public function serves.
+Flash attention computes each query's log-sum-exp anyway, but torch's public function drops it. With it, the weights of a few keys cost only
+a product with those keys (``accumulated_columns``). The operators that return it have private names, which torch may change: their results
+are checked once per device, dtype and head size, and where they are wrong or missing, the public function is used.
 """
 
 from __future__ import annotations
@@ -19,16 +19,24 @@ from avl._compat import attend_with_lse, sdpa_backend
 def attend_exactly(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, scale: float, with_lse: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Causal attention ``[B, H, L, D]``, and the natural log-sum-exp of every query's logits, float32 ``[B, H, L]``, or None.
+    """Compute causal attention, and the log-sum-exp of every query's logits if asked for.
 
     Args:
-        query: ``[B, H, L, D]``; key, value: ``[B, G, L, D]``, after RoPE. mask: bool ``[B, 1, L, L]``, None for plain causality.
-        with_lse: whether the log-sum-exp is wanted; with a mask, or where no kernel gives it, there is none.
+        query: ``[B, H, L, D]`` after RoPE.
+        key: ``[B, G, L, D]`` after RoPE.
+        value: ``[B, G, L, D]``.
+        mask: bool ``[B, 1, L, L]``, None for plain causal attention.
+        scale: factor of the logits.
+        with_lse: whether the log-sum-exp is wanted.
+
+    Returns:
+        The output ``[B, H, L, D]``, and the natural log-sum-exp, float32 ``[B, H, L]``; None if it is not wanted, with a mask, or if no
+        kernel returns it.
     """
     times = query.shape[1] // key.shape[1]
     if mask is not None:
         if times > 1:
-            # with a mask, no memory-efficient backend takes grouped heads: SDPA would build the [L, L] matrix of all heads
+            # with a mask, no memory-efficient backend supports grouped heads: SDPA would build the [L, L] matrix of all heads
             key, value = key.repeat_interleave(times, dim=1), value.repeat_interleave(times, dim=1)
         return scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale), None
     causal = query.shape[2] > 1
@@ -42,14 +50,14 @@ def attend_exactly(
 def _attend_with_lse(
     backend: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """That backend's kernel, with all that it returns."""
+    """Run one backend's kernel and return its output and log-sum-exp."""
     out, lse = attend_with_lse(backend, SDPBackend.CUDNN_ATTENTION.value, query, key, value, scale)
     return out, lse.reshape(query.shape[:3])
 
 
 @functools.cache
 def lse_backend(device: torch.device, dtype: torch.dtype, head_size: int, times: int) -> int | None:
-    """The backend behind torch's attention that gives a right log-sum-exp here, None if none does; tried once, on random states."""
+    """Return the SDPA backend that returns a correct log-sum-exp here, None if there is none; tested once, on random states."""
     make = torch.Generator().manual_seed(0)
     length, scale = 200, head_size**-0.5
     with torch.inference_mode():

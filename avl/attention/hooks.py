@@ -1,8 +1,8 @@
-"""Forward hooks by which transformers' own layer loop and our cache meet: ``model.generate`` and our engine run the same prompt.
+"""Forward hooks that connect transformers' layer loop to our cache, so that ``model.generate`` and our engine run the same prompt.
 
-The text model's hooks announce a pass to the cache and complete it. Each decoder layer's hook passes the layer's part of the cache on to
-the attention function, and in prefill shortens the sequence where P (and FastV) prune: the loop hands every layer the full-length mask
-and rotary embeddings, and the hook hands it those of the tokens that are still there.
+The text model's hooks begin and end a pass of the cache. Each decoder layer's hook passes that layer's part of the cache on to the
+attention function, and in prefill it shortens the sequence where P (and FastV) prune: the loop gives every layer the full-length mask and
+rotary embeddings, and the hook replaces them by those of the remaining tokens.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from avl.models.families import language_model
 
 
 def add(model: Any) -> None:
-    """Put the hooks on a model, its text model and its layers; idempotent."""
+    """Add the hooks to a model, its text model and its layers; idempotent."""
     text_model = language_model(model)
     if begin_pass in hooks_of(text_model)[0]:
         return
@@ -29,17 +29,17 @@ def add(model: Any) -> None:
 
 
 def remove(model: Any) -> None:
-    """Take them off again."""
+    """Remove the hooks."""
     text_model = language_model(model)
     for module in (model, text_model, *text_model.layers):
         remove_hooks(module, (refuse_used, begin_pass, end_pass, before_layer))
 
 
 def refuse_used(model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Forward pre-hook of the whole model: a cache that holds a prompt takes no other, also where generate has cut off what it holds.
+    """Refuse a second prompt for a used cache, even if generate cut off the part that it takes for cached; the model's pre-hook.
 
     Raises:
-        ValueError: the cache is used up.
+        ValueError: the cache holds a prompt already.
     """
     cache = kwargs.get("past_key_values")
     if isinstance(cache, AdaptiveCache) and cache.tables:
@@ -49,10 +49,10 @@ def refuse_used(model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str,
 
 
 def begin_pass(text_model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Forward pre-hook of the text model; does nothing without one of our caches.
+    """Begin the cache's pass; the text model's pre-hook. Does nothing without one of our caches.
 
     Raises:
-        ValueError: a pass that the cache was not made for (see ``AdaptiveCache.begin_pass``).
+        ValueError: the cache was not made for this pass (see ``AdaptiveCache.begin_pass``).
     """
     cache = kwargs.get("past_key_values")
     if not isinstance(cache, AdaptiveCache):
@@ -66,21 +66,19 @@ def begin_pass(text_model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[
 
 
 def end_pass(text_model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-    """Forward hook of the text model: completes what :func:`begin_pass` began."""
+    """Complete the pass that :func:`begin_pass` began; the text model's hook."""
     cache = kwargs.get("past_key_values")
     if isinstance(cache, AdaptiveCache):
         cache.end_pass()
 
 
-def before_layer(
-    layer: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-    """Forward pre-hook of every decoder layer; does nothing without one of our caches."""
+def before_layer(layer: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    """Pass the cache's layer on, and prune the sequence in prefill; the pre-hook of every decoder layer. Does nothing without our cache."""
     cache = kwargs.get("past_key_values")
     if not isinstance(cache, AdaptiveCache):
         return None
     number: int = layer.self_attn.layer_idx  # type: ignore[assignment,union-attr]
-    # decoder layers hand what they do not know on to the attention function
+    # decoder layers pass unknown keyword arguments on to the attention function
     kwargs = {**kwargs, "avl_layer": cache.layers[number]}
     if cache.tables:
         return args, kwargs
@@ -99,14 +97,14 @@ def before_layer(
     kwargs["position_embeddings"] = tuple(_pick(states, prefill.survivors) for states in kwargs["position_embeddings"])
     if kwargs.get("position_ids") is not None:
         kwargs["position_ids"] = _pick(kwargs["position_ids"], prefill.survivors)
-    kwargs["attention_mask"] = None  # ours is made from the cache's rows
+    kwargs["attention_mask"] = None  # our attention makes its own from the cache's rows
     if args:
         return (hidden, *args[1:]), kwargs
     return args, {**kwargs, "hidden_states": hidden}
 
 
 def _pick(states: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
-    """Columns ``[B, L']`` of ``states [B or 1, L, ...]``."""
+    """Return columns ``[B, L']`` of ``states [B or 1, L, ...]``."""
     states = states.expand(columns.shape[0], *states.shape[1:])
     columns = columns.to(states.device)
     return states.gather(1, columns.view(*columns.shape, *[1] * (states.dim() - 2)).expand(*columns.shape, *states.shape[2:]))

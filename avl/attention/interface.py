@@ -1,4 +1,4 @@
-"""The attention function registered with transformers: the model's own without our cache, adaptive attention with it."""
+"""The attention function registered with transformers: adaptive attention with our cache, the model's own attention without."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PREFIX = "avl_"
 
 
 def register(before: str) -> str:
-    """Make adaptive attention known to transformers on top of the implementation ``before``; return its name. Idempotent."""
+    """Register adaptive attention on top of the implementation ``before`` with transformers, and return its name. Idempotent."""
     name = PREFIX + before
     if not is_registered(name):
         attend: Any = partial(_dispatch, before)
@@ -42,7 +42,7 @@ def _dispatch(
     avl_layer: AdaptiveLayer | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Attend as the implementation ``before`` does, or, given our cache's layer by avl/attention/hooks.py, adaptively."""
+    """Attend adaptively if avl/attention/hooks.py passed our cache's layer, else as the implementation ``before`` does."""
     if avl_layer is None:
         return _original(before, module)(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
@@ -54,6 +54,6 @@ def _dispatch(
 
 
 def _original(before: str, module: torch.nn.Module) -> Callable[..., tuple[torch.Tensor, torch.Tensor | None]]:
-    # "eager" is no entry of the interface: every modeling file has its own
+    # "eager" is not registered in the interface: every modeling file has its own
     eager: Any = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
     return AttentionInterface().get_interface(before, eager)

@@ -1,4 +1,4 @@
-"""Attention of the prompt: exact, with the scores beside it that the policy asks for."""
+"""Attention of the prompt: exact, plus the scores that the policy needs."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ from avl.cache.layer import AdaptiveLayer
 
 
 def attend_prompt(layer: AdaptiveLayer, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:
-    """Attend exactly over the whole prompt by SDPA; beside it compute the scores the policy asks for; then keep what the layer stores.
+    """Attend exactly over the whole prompt by SDPA, compute the scores that the policy needs, and store the tokens that it keeps.
 
     Args:
-        layer: takes what is kept.
+        layer: where tokens are stored.
         query: ``[B, H, L, D]`` after RoPE.
-        key, value: ``[B, G, L, D]``, after RoPE.
-        scale: of the logits.
+        key: ``[B, G, L, D]`` after RoPE.
+        value: ``[B, G, L, D]``.
+        scale: factor of the logits.
 
     Returns:
-        ``[B, L, H, D]``.
+        The output ``[B, L, H, D]``.
     """
     cache, prefill = layer.owner, layer.owner.prefill
     windows = [bucket.windows[layer.number] for bucket in cache.buckets]
@@ -62,7 +63,7 @@ def attend_prompt(layer: AdaptiveLayer, query: torch.Tensor, key: torch.Tensor, 
 
 
 def _ranks_image(cache: AdaptiveCache, layer: int) -> bool:
-    """Whether anything is decided by this layer's scores of the image tokens; scoring what nobody asks for would cost time for nothing."""
+    """Return whether this layer's scores of the image tokens decide anything; if not, computing them would waste time."""
     policy = cache.policy
     for bucket in cache.buckets:
         held = policy.present(layer, bucket.shape)

@@ -1,4 +1,4 @@
-"""From queries and keys to scores: attention averaged over the query heads (Eq. 1), without ever building the [L, L] matrix.
+"""Scores from queries and keys: attention averaged over the query heads (Eq. 1), without building the [L, L] matrix.
 
 Shapes: B rows, H query heads, G key-value heads, L keys, D head size.
 """
@@ -12,10 +12,10 @@ _CHUNK_ELEMENTS = 1 << 22  # logits of one query chunk: 16 MiB of float32
 
 
 def _weights(query: torch.Tensor, key: torch.Tensor, scale: float, visible: torch.Tensor | None) -> torch.Tensor:
-    """Attention weights ``[B, G, H / G, Q, L]`` in float32 (float64 stays) of queries ``[B, H, Q, D]`` over keys ``[B, G, L, D]``."""
+    """Return the attention weights ``[B, G, H / G, Q, L]``, float32 or float64, of queries ``[B, H, Q, D]`` over keys ``[B, G, L, D]``."""
     b, h, q, d = query.shape
     g = key.shape[1]
-    dtype = torch.promote_types(query.dtype, torch.float32)  # low-precision logits tie: the ranking would depend on position
+    dtype = torch.promote_types(query.dtype, torch.float32)  # low-precision logits tie, and ties are ranked by position
     grouped = (query.to(dtype) * scale).reshape(b, g, h // g * q, d)
     logits = (grouped @ key.to(dtype).transpose(2, 3)).view(b, g, h // g, q, key.shape[2])
     if visible is not None:
@@ -25,11 +25,13 @@ def _weights(query: torch.Tensor, key: torch.Tensor, scale: float, visible: torc
 
 @torch.no_grad()
 def last_query_scores(query: torch.Tensor, key: torch.Tensor, scale: float, valid: torch.Tensor | None = None) -> torch.Tensor:
-    """Scores ``[B, L]`` of the last prompt token over every key, heads averaged (Eq. 1).
+    """Return the scores ``[B, L]`` that every key gets from the last prompt token, averaged over heads (Eq. 1).
 
     Args:
-        query: ``[B, H, Q, D]`` after RoPE; the last of the Q scores. key: ``[B, G, L, D]``. scale: of the logits.
-        valid: bool ``[B, L]``, False for padding, which gets 0.
+        query: ``[B, H, Q, D]`` after RoPE, of which the last query is used.
+        key: ``[B, G, L, D]`` after RoPE.
+        scale: factor of the logits.
+        valid: bool ``[B, L]``, False for padding, whose score is 0.
     """
     visible = None if valid is None else valid[:, None, None, None, :]
     return _weights(query[:, :, -1:], key, scale, visible).mean(dim=(1, 2)).squeeze(1)
@@ -42,14 +44,14 @@ def accumulated_scores(
     """Return ``A[g, j] = sum over queries i >= j of score_i(j)`` for every prompt position j, averaged over the query heads of a KV head.
 
     Args:
-        query: ``[B, H, L, D]``.
-        key: ``[B, G, L, D]``.
-        scale: of the logits.
-        valid: bool ``[B, L]``, False for padding, which neither asks nor is scored.
-        queries: only the last so many queries are added up (SnapKV), None for all (H2O).
+        query: ``[B, H, L, D]`` after RoPE.
+        key: ``[B, G, L, D]`` after RoPE.
+        scale: factor of the logits.
+        valid: bool ``[B, L]``, False for padding, which neither gives nor gets scores.
+        queries: number of last queries to sum over (SnapKV), None for all (H2O).
 
     Returns:
-        ``[B, G, L]``. Queries are taken in chunks, so memory grows with L, not L squared.
+        ``[B, G, L]``. Queries are processed in chunks, so memory grows with L, not L squared.
     """
     b, h, length, _ = query.shape
     g = key.shape[1]
@@ -62,7 +64,7 @@ def accumulated_scores(
         stop = min(start + chunk, length)
         visible = positions[:stop] <= positions[start:stop, None]
         if valid is not None:
-            # a padded query sees itself, so that its row stays finite; it is dropped from the sum below
+            # a padded query sees itself, so that its weights stay finite; the sum below leaves it out
             own = positions[:stop] == positions[start:stop, None]
             visible = (visible & valid[:, None, :stop] | own)[:, None, None]
         weights = _weights(query[:, :, start:stop], key[:, :, :stop], scale, visible).mean(dim=2)
@@ -82,26 +84,30 @@ def accumulated_columns(
     mask: torch.Tensor | None = None,
     valid: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """:func:`accumulated_scores` of a few keys, averaged over all heads (paper, Adaptive Text Attention).
+    """Return :func:`accumulated_scores` of a few keys, averaged over all heads (paper, Adaptive Text Attention).
 
-    A product with those keys where the log-sum-exp is known. Where it is not, it takes one more pass of torch's attention, whose values are
-    unit vectors: value ``j`` has its one where key ``j`` is a column that is asked for, so that the weights come out, rounded to the
-    dtype of ``query`` (their sums are not).
+    If the log-sum-exp is known, this is a product with those keys. If not, it is another pass of torch's attention whose values are unit
+    vectors: the value of the i-th key in ``columns`` is the i-th unit vector, so that the output holds the weights, rounded to the dtype of
+    ``query`` (their sums are not).
 
     Args:
-        query: ``[B, H, L, D]``. key: ``[B, G, L, D]``. columns: ``[B, W]``, distinct keys of each row.
-        lse: ``[B, H, L]`` of every query under plain causality, or None. mask: bool ``[B, 1, L, L]`` as SDPA takes it, None for plain
-            causality. valid: bool ``[B, L]``, as there.
+        query: ``[B, H, L, D]`` after RoPE.
+        key: ``[B, G, L, D]`` after RoPE.
+        columns: ``[B, W]``, distinct keys of each row.
+        scale: factor of the logits.
+        lse: ``[B, H, L]`` of every query under plain causal attention, or None.
+        mask: bool ``[B, 1, L, L]`` for SDPA, None for plain causal attention.
+        valid: bool ``[B, L]``, False for padding, whose queries are left out.
 
     Returns:
-        ``[B, W]``.
+        The scores ``[B, W]``.
     """
     if lse is not None:
         return _columns_by_lse(query, key, columns, scale, lse)
     b, g, length, d = key.shape
     times = query.shape[1] // g
     if mask is not None and times > 1:
-        key = key.repeat_interleave(times, dim=1)  # as in avl/exact.py: no backend takes grouped heads and a mask
+        key = key.repeat_interleave(times, dim=1)  # no backend supports grouped heads with a mask, see avl/attention/exact.py
     rows = torch.arange(b, device=key.device)[:, None]
     sums = []
     for some in columns.split(d, dim=1):
@@ -117,9 +123,7 @@ def accumulated_columns(
     return torch.cat(sums, dim=1)
 
 
-def _columns_by_lse(
-    query: torch.Tensor, key: torch.Tensor, columns: torch.Tensor, scale: float, lse: torch.Tensor
-) -> torch.Tensor:
+def _columns_by_lse(query: torch.Tensor, key: torch.Tensor, columns: torch.Tensor, scale: float, lse: torch.Tensor) -> torch.Tensor:
     b, h, length, d = query.shape
     g = key.shape[1]
     dtype = torch.promote_types(query.dtype, torch.float32)

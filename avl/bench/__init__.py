@@ -1,0 +1,1 @@
+"""The benchmark: ``benchmark`` (the command), ``measure`` (one cell), ``roofline`` (lower bounds) and ``plots`` (text and figures)."""

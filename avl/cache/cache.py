@@ -1,7 +1,7 @@
-"""The KV cache of one generation: its layers, the passes they take together, and what they add up to in tokens and bytes.
+"""The KV cache of one generation: its layers, the forward passes through them, and their totals in tokens and bytes.
 
-A forward pass is announced and completed explicitly. The prompt: ``begin_prompt``, layers, ``end_prompt``. A step: ``begin_step`` (counts
-on the host), ``enter`` (the token takes its slots, on the device), layers, ``evict`` (on the device), ``end_step`` (counts on the host).
+Every forward pass begins and ends explicitly. The prompt: ``begin_prompt``, the layers, ``end_prompt``. A step: ``begin_step`` (counts on
+the host), ``enter`` (gives the token its slots, on the device), the layers, ``evict`` (on the device), ``end_step`` (counts on the host).
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ class AdaptiveCache(Cache):
     Attributes:
         t: decode steps begun.
         seen: tokens of all completed passes, padding included.
-        update_step: the last step was an update step.
-        in_pass: a forward pass has begun and is not complete.
-        buckets: rows laid out alike.
-        tables: the slot tables of all layers; empty before the prompt is done.
-        pruned: row -> image tokens that left the hidden states in prefill.
-        static: all that a step changes lies in tensors that stay where they are (see ``StaticSlotTable``); set before the prompt.
-        peak_bytes: most bytes of keys and values held at any time, the one layer that prefill holds whole included.
+        update_step: whether the last step was an update step.
+        in_pass: whether a forward pass has begun and is not complete.
+        buckets: groups of rows with the same layout.
+        tables: the slot tables of all layers; empty until the prompt is done.
+        pruned: row -> image tokens removed from the hidden states in prefill.
+        static: whether a step changes nothing but tensors at fixed addresses (see ``StaticSlotTable``); set before the prompt.
+        peak_bytes: most bytes of keys and values held at any time, including the one layer whose full KV prefill holds.
     """
 
     layers: list[AdaptiveLayer]  # type: ignore[assignment]
@@ -71,33 +71,33 @@ class AdaptiveCache(Cache):
 
     @property
     def prefill(self) -> PrefillState:
-        """State of the prompt's pass; it lives until the last layer has run."""
+        """State of the prompt's pass; dropped after the last layer."""
         if self._prefill is None:
             self._prefill = PrefillState(self.rows, [bucket.rows for bucket in self.buckets], self.policy.pins_image)
         return self._prefill
 
     def record(self) -> Recorder:
-        """Keep every pass's attention of row 0 from now on; the passes take longer for it."""
-        assert not self.static, "what is recorded has another shape at every step"
+        """Record the attention of row 0 in every pass from now on, and return the recorder; passes become slower."""
+        assert not self.static, "recorded tensors have another shape at every step"
         self.recorder = Recorder(self.rows[0], len(self.layers))
         return self.recorder
 
     def rows_of(self, states: torch.Tensor, bucket: RowBucket) -> torch.Tensor:
-        """Return the rows of ``states [B, ...]`` that belong to ``bucket``; no copy where that is all of them."""
+        """Return the rows of ``states [B, ...]`` that belong to ``bucket``; without a copy if those are all rows."""
         return states if len(self.buckets) == 1 else states[list(bucket.rows)]
 
     def begin_pass(self, text_model: Any, batch: int, length: int, total: int | None) -> None:
-        """Begin a forward pass that transformers runs: the prompt, or a step.
+        """Begin a forward pass driven by transformers: the prompt, or a step.
 
         Args:
             text_model: the text decoder that runs.
-            batch: rows.
-            length: tokens per row.
-            total: tokens per row of this pass and all before, where the caller says so.
+            batch: number of rows.
+            length: tokens per row in this pass.
+            total: tokens per row in this pass and all before, or None if the caller does not know.
 
         Raises:
-            ValueError: another model, another batch, a prompt other than the one the cache was made for, a cache used twice, or more
-                steps than it has room for.
+            ValueError: the model, the batch or the prompt is not the one this cache was made for, the cache was used before, or it has no
+                room for another step.
         """
         model = self.model()
         if model is None or language_model(model) is not text_model:
@@ -119,10 +119,10 @@ class AdaptiveCache(Cache):
         self.begin_prompt()
 
     def end_pass(self) -> None:
-        """Complete what :meth:`begin_pass` began.
+        """Complete the pass that :meth:`begin_pass` began.
 
         Raises:
-            RuntimeError: the layers ran another attention than ours, so the result is wrong.
+            RuntimeError: some layer ran an attention other than ours, so the result is wrong.
         """
         if self.attended != len(self.layers):
             raise RuntimeError(NOT_ATTACHED)
@@ -133,11 +133,11 @@ class AdaptiveCache(Cache):
         self.end_step()
 
     def begin_prompt(self) -> None:
-        """Announce the prompt's pass."""
+        """Begin the prompt's pass."""
         self._begin()
 
     def end_prompt(self) -> None:
-        """Complete the prompt's pass: from now on slots have tables."""
+        """Complete the prompt's pass and make the slot tables."""
         self._open_tables()
         self._note_pruned()
         self._prefill = None
@@ -145,7 +145,7 @@ class AdaptiveCache(Cache):
         self.in_pass = False
 
     def begin_step(self) -> None:
-        """Announce a step and count its token.
+        """Begin a step and count its token.
 
         Raises:
             ValueError: there is no room for another token.
@@ -159,7 +159,7 @@ class AdaptiveCache(Cache):
             table.begin_step(self.update_step)
 
     def end_step(self) -> None:
-        """Complete a step and count what it evicted."""
+        """Complete a step and count the tokens it evicted."""
         for table in self.tables:
             table.end_step()
         self.seen += 1
@@ -171,13 +171,13 @@ class AdaptiveCache(Cache):
             table.enter()
 
     def evict(self) -> None:
-        """Choose new cores after an update step, and evict what is over a window's size."""
+        """Re-select the core after an update step, and evict the token that exceeds a window's size."""
         for table in self.tables:
             table.evict(self.update_step)
 
     @contextlib.contextmanager
     def rehearsal(self, update: bool) -> Iterator[None]:
-        """Let steps of one kind run without counting them, to capture one; the caller puts back what they change on the device."""
+        """Let steps of one kind run uncounted, so that one can be captured; the caller restores the device tensors they change."""
         before = self.update_step
         self.update_step, self.in_pass = update, True
         try:
@@ -191,7 +191,7 @@ class AdaptiveCache(Cache):
         self.in_pass, self.attended = True, 0
 
     def note_prompt(self, layer: AdaptiveLayer) -> None:
-        """Count what ``layer`` keeps of the prompt, while its whole keys and values are still there."""
+        """Count the tokens that ``layer`` keeps of the prompt, while its full keys and values are still in memory."""
         assert layer.flat is not None
         storage, prefill = layer.flat[0], self.prefill
         self._token_bytes = 2 * storage.shape[1] * storage.shape[2] * storage.element_size()
@@ -214,19 +214,19 @@ class AdaptiveCache(Cache):
                     self.tables.append(SlotTable(bucket, kvs, core))
 
     def chunk(self, first: int, last: int) -> AdaptiveCache:
-        """Return a cache for rows ``first`` to ``last - 1`` alone, whose prompt runs by itself; :meth:`merge` takes it back."""
+        """Return a cache for rows ``first`` to ``last - 1``, so that their prompt can run separately; :meth:`merge` takes it back."""
         chunk = AdaptiveCache(self.model(), self.rows[first:last], self.policy, self.max_new_tokens, len(self.layers))
         if first == 0:
             chunk.recorder = self.recorder
         return chunk
 
     def merge(self, chunks: list[AdaptiveCache]) -> None:
-        """Take over what the prompts of all rows left, layer by layer: only one layer is ever held twice.
+        """Take over the keys and values of all chunks, layer by layer, so that only one layer is ever held twice.
 
         Args:
-            chunks: from :meth:`chunk`, in order, each with its prompt done. They are empty afterwards.
+            chunks: from :meth:`chunk`, in row order, each with its prompt done. They are empty afterwards.
         """
-        assert len(self.buckets) == 1, "rows laid out alike follow one another in memory"
+        assert len(self.buckets) == 1, "chunks hold consecutive rows of one layout"
         held, first = 0, 0
         for chunk in chunks:
             self.peak_bytes = max(self.peak_bytes, held + chunk.peak_bytes)
@@ -250,7 +250,7 @@ class AdaptiveCache(Cache):
 
     @property
     def stored_tokens(self) -> list[int]:
-        """Per layer: tokens held now, all rows added up (a token is the key and value of all heads)."""
+        """Tokens stored now per layer, summed over rows (one token: the keys and values of all heads)."""
         pairs = ((bucket, place) for place, bucket in enumerate(self.buckets))
         counts = [0] * len(self.layers)
         for bucket, place in pairs:
@@ -261,35 +261,35 @@ class AdaptiveCache(Cache):
 
     @property
     def read_tokens(self) -> list[int]:
-        """Per layer: tokens that the last step's attention read, all rows added up; after prefill, those its last query could read."""
+        """Tokens read by the last step's attention per layer, summed over rows; after prefill, those visible to its last query."""
         if self.t == 0:
             return list(self._read)
         return [sum(kv.table.bucket.b * kv.table.read for kv in layer.kvs if kv.table) for layer in self.layers]
 
     @property
     def stored_bytes(self) -> int:
-        """Bytes of keys and values held now, all layers and rows; free slots are not counted (see ``allocated_bytes``)."""
+        """Bytes of keys and values stored now, all layers and rows; excludes free slots (see ``allocated_bytes``)."""
         return sum(self.stored_tokens) * self._token_bytes
 
     @property
     def read_bytes(self) -> int:
-        """Bytes of keys and values that the last step's attention read, all layers and rows."""
+        """Bytes of keys and values read by the last step's attention, all layers and rows."""
         return sum(self.read_tokens) * self._token_bytes
 
     @property
     def allocated_bytes(self) -> int:
-        """Bytes of the storages behind the cache: ``stored_bytes`` and the windows' free slots."""
+        """Bytes allocated for keys and values: ``stored_bytes`` plus the windows' free slots."""
         return sum(flat.untyped_storage().nbytes() for layer in self.layers for flat in layer.flat or ())
 
     def image_sets(self, row: int = 0) -> inspect.ImageSets:
-        """Return, per layer, the image tokens (0 to N - 1) of one row that are stored, and those that a core step reads, both ascending.
+        """Return, per layer, the image tokens (0 to N - 1) of one row that are stored and those that a core step reads, both ascending.
 
-        Policies that choose per key-value head give the union over the heads. Waits for the device.
+        For policies that choose per key-value head, returns the union over the heads. Waits for the device.
         """
         return inspect.ImageSetsLater(self, row).get()
 
     def text_positions(self, layer: int, row: int = 0) -> list[int]:
-        """Return the positions, from the row's first real token, of the text tokens that ``layer`` stores, ascending."""
+        """Return the positions of the text tokens that ``layer`` stores, ascending, counted from the row's first real token."""
         return inspect.text_positions(self, layer, row)
 
 
@@ -300,12 +300,12 @@ def make_cache(model: Any, inputs: Any, policy: Policy, max_new_tokens: int = 64
         model: an attached LLaVA (see ``avl.attach``).
         inputs: the processor's output (``input_ids``, ``attention_mask``).
         policy: what to store and read.
-        max_new_tokens: most tokens that will be generated; sizes the window (T) and the memory.
+        max_new_tokens: most tokens to generate; determines the size of the text window (T) and of the memory.
 
     Raises:
-        TypeError: the model is of an unsupported class.
-        ValueError: the policy does not fit the model, a row has no image or is padded on the right, the prompt does not fit into the
-            model's context, or max_new_tokens is not a positive number.
+        TypeError: the model's class is not supported.
+        ValueError: the policy does not fit the model, a row has no image or is padded on the right, prompt and answer exceed the model's
+            context, or max_new_tokens is not a positive number.
     """
     check_policy(policy)
     check_whole("max_new_tokens", max_new_tokens, 1)

@@ -10,10 +10,10 @@ from avl.cache.slots import LayerKV, RowBucket, SlotTable
 
 
 class ContiguousSlotTable(SlotTable):
-    """A table that keeps the core where one slice reads it: image tokens change places when the core is chosen anew.
+    """A table whose core always fills the last image slots: tokens swap places whenever the core is re-selected.
 
-    For one row on a CPU, where no operation attends to scattered slots without copying them first, at every step. Moving a few tokens every
-    K steps costs less.
+    For a single row on a CPU, where attention over scattered slots would first copy them, at every step. Moving a few tokens every K steps
+    is cheaper.
     """
 
     contiguous = True
@@ -23,7 +23,7 @@ class ContiguousSlotTable(SlotTable):
         self.image_idx = torch.stack([kv.image_idx for kv in kvs])
         for place, kv in enumerate(kvs):
             kv.image_idx = self.image_idx[place]
-        # not the layers' own objects: they hold their table, and a cycle would keep the memory until the garbage collector happens to run
+        # not the LayerKV objects: they refer to this table, and a reference cycle would keep the memory until the garbage collector runs
         self._held = [(_by_slot(kv.keys[0]), _by_slot(kv.values[0]), kv.image_idx[0].numpy()) for kv in kvs]
         assert self.index is not None
         chosen = torch.zeros(self.image_idx.shape, dtype=torch.bool).scatter_(-1, self.index[..., :core], True)
@@ -31,17 +31,17 @@ class ContiguousSlotTable(SlotTable):
         self.index[..., :core] = torch.arange(self.image - core, self.image)
 
     def choose_core(self) -> None:
-        """As :meth:`SlotTable.choose_core`; slots are in no order, so ties are decided by what they hold."""
+        """Re-select the core as :meth:`SlotTable.choose_core` does; slots are unordered here, so ties are broken by token index."""
         assert self.image_scores is not None
         assert self.core is not None
         self._gather_up(among_best(self.image_scores, self.core, self.image_idx))
 
     def _gather_up(self, chosen: np.ndarray) -> None:
-        """Swap the tokens in slots ``chosen [n, 1, image]`` with those in the last image slots."""
+        """Swap the tokens of slots ``chosen [n, 1, image]`` (bool) with those in the last image slots."""
         assert self.core is not None
         first = self.image - self.core
         come, go = chosen[:, 0, :first], ~chosen[:, 0, first:]
-        ends = come.sum(axis=-1).cumsum()  # as many come as go in every layer
+        ends = come.sum(axis=-1).cumsum()  # in every layer, as many tokens come as go
         come, go = np.nonzero(come)[1], np.nonzero(go)[1] + first
         to, source = np.stack([go, come]), np.stack([come, go])
         start = 0
@@ -52,6 +52,6 @@ class ContiguousSlotTable(SlotTable):
 
 
 def _by_slot(stored: torch.Tensor) -> np.ndarray:
-    """Return one row's keys or values in place, one numpy item per slot: numpy has no bfloat16, and moves whole items fastest."""
+    """Return a numpy view of one row's keys or values with one item per slot: numpy has no bfloat16, and moves whole items fastest."""
     rows = stored.flatten(1).view(torch.uint8).numpy()
     return rows.view(f"V{rows.shape[1]}")[:, 0]

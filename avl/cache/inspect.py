@@ -1,4 +1,4 @@
-"""Which tokens a cache holds and reads, for the page, the recorder and tests; a step needs none of it."""
+"""Queries about which tokens a cache stores and reads, for the page, the recorder and tests; decoding does not need them."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     from avl.cache.slots import LayerKV
 
 ImageSets = list[tuple[list[int], list[int]]]
-"""Per layer: image tokens stored, and those that a core step reads."""
+"""Per layer: image tokens stored, and image tokens that a core step reads."""
 
 
 def _find(cache: AdaptiveCache, row: int) -> tuple[int, int]:
-    """Which bucket holds ``row``, and its place there."""
+    """Return the number of the bucket that holds ``row``, and the row's index in it."""
     for number, bucket in enumerate(cache.buckets):
         if row in bucket.rows:
             return number, bucket.rows.index(row)
@@ -25,7 +25,7 @@ def _find(cache: AdaptiveCache, row: int) -> tuple[int, int]:
 
 
 class ImageSetsLater:
-    """The image tokens of one row that every layer stores and reads, as they are now; :meth:`get` waits for the device."""
+    """A snapshot of the image tokens of one row that every layer stores and reads; only :meth:`get` waits for the device."""
 
     def __init__(self, cache: AdaptiveCache, row: int) -> None:
         place, self._place = _find(cache, row)
@@ -42,13 +42,13 @@ class ImageSetsLater:
         self._copied = copied
         self._stored: list[Readback] = []
         if self._pins_image:
-            # which image tokens a layer stores does not change after the prompt; only a contiguous table moves them about
+            # the stored image tokens are fixed after the prompt; only a contiguous table reorders them
             if row not in cache.stored_images or any(table.contiguous for table in tables):
                 cache.stored_images[row] = [Readback(kv.image_idx[self._place]) for kv in self._kvs]
             self._stored = cache.stored_images[row]
 
     def get(self) -> ImageSets:
-        """Return the sets, ascending; per layer (stored, read at core steps)."""
+        """Return (stored, read at core steps) per layer, both ascending."""
         if not self._pins_image:
             image = {position: number for number, position in enumerate(self._bucket.row.image)}
             sets = []
@@ -67,7 +67,7 @@ class ImageSetsLater:
 
 
 def text_positions(cache: AdaptiveCache, layer: int, row: int) -> list[int]:
-    """Return the positions, from the row's first real token, of the text tokens that ``layer`` stores; ascending. Waits for the device."""
+    """Return the positions of the text tokens that ``layer`` stores, ascending, from the row's first real token. Waits for the device."""
     place, number = _find(cache, row)
     bucket, kv = cache.buckets[place], cache.layers[layer].kvs[place]
     known = bucket.row.text if cache.policy.pins_image else tuple(range(bucket.row.length))
@@ -77,7 +77,7 @@ def text_positions(cache: AdaptiveCache, layer: int, row: int) -> list[int]:
 
 
 def positions_read(cache: AdaptiveCache, kv: LayerKV, update: bool) -> torch.Tensor:
-    """Return the positions of row 0's tokens that a step reads, in the order they are read: ``[n]``, or ``[G, n]`` per key-value head."""
+    """Return the positions of row 0's tokens that a step reads, in reading order: ``[n]``, or ``[G, n]`` per key-value head."""
     bucket = cache.buckets[0]
     row, device = bucket.row, kv.token_idx.device
     token_idx = kv.token_idx[0, :, : kv.count]

@@ -1,14 +1,15 @@
-"""What one decoder layer stores: slots, positions, and what of the prompt goes into them.
+"""The keys and values that one decoder layer stores.
 
 Layout. One flat storage ``[slots, G, D]`` for keys and one for values, token-major, so that one slot index serves all heads. Rows of a
-batch that are laid out alike (same padding, length and image positions) form a bucket and sit there as ``[b, slots, G, D]``; a ragged
-batch has several buckets and wastes nothing. Within a row: pinned image slots, then the window (text, or everything for policies that
-ignore modalities) with the free slots last. Keys are stored after RoPE, so order in memory means nothing and an evicted token's slot is
-simply overwritten by the next one.
+batch with the same layout (padding, length and image positions) form a bucket, stored as ``[b, slots, G, D]``; a ragged batch has several
+buckets and wastes no memory. Within a row: pinned image slots, then the window (text, or everything for policies that ignore modalities),
+its free slots last. Keys are stored after RoPE, so their order in memory does not matter, and a new token simply overwrites the slot of an
+evicted one.
 
-Keys and values are moved here, by the fused step's kernel (``append_rope``) and, to keep a core contiguous, in avl/cache/contiguous.py.
+Keys and values are moved by this file, by the fused step's kernel (``append_rope``) and, to keep a core contiguous, by
+avl/cache/contiguous.py.
 
-Shapes: B rows, b rows of a bucket, G key-value heads, D head size, M image tokens a layer holds.
+Shapes: B rows, b rows of a bucket, H query heads, G key-value heads, D head size, M image tokens in a layer's hidden states.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ NOT_ATTACHED = "this cache needs adaptive attention, but the model does not run 
 
 
 class AdaptiveLayer(CacheLayerMixin):
-    """The keys and values of one decoder layer. Read by our attention function alone (avl/attention/interface.py)."""
+    """The keys and values of one decoder layer; only our attention function (avl/attention/interface.py) reads them."""
 
     is_sliding = False
 
@@ -40,7 +41,7 @@ class AdaptiveLayer(CacheLayerMixin):
         self.kvs: list[LayerKV] = []
         self.flat: tuple[torch.Tensor, torch.Tensor] | None = None
         super().__init__()  # type: ignore[no-untyped-call]
-        # weak: a cycle would keep a canceled generation's memory until the garbage collector happens to run
+        # weak: a reference cycle would keep a canceled generation's memory until the garbage collector runs
         self._owner = weakref.ref(owner)
         self.number = number
 
@@ -53,12 +54,12 @@ class AdaptiveLayer(CacheLayerMixin):
 
     @property
     def keys(self) -> torch.Tensor | None:
-        """Stored keys: ``[B, G, slots, D]`` where all rows are laid out alike, else flat ``[slots, G, D]``; free slots included."""
+        """Stored keys, free slots included: ``[B, G, slots, D]`` if all rows have the same layout, else flat ``[slots, G, D]``."""
         return self._view(0)
 
     @keys.setter
     def keys(self, value: torch.Tensor | None) -> None:
-        """Set by transformers' base class, to None alone."""
+        """Ignore the None that transformers' base class sets."""
 
     @property
     def values(self) -> torch.Tensor | None:
@@ -67,7 +68,7 @@ class AdaptiveLayer(CacheLayerMixin):
 
     @values.setter
     def values(self, value: torch.Tensor | None) -> None:
-        """Set by transformers' base class, to None alone."""
+        """Ignore the None that transformers' base class sets."""
 
     def _view(self, which: int) -> torch.Tensor | None:
         if self.flat is None:
@@ -75,13 +76,13 @@ class AdaptiveLayer(CacheLayerMixin):
         return self.flat[which].view(self.kvs[0].keys.shape).transpose(1, 2) if len(self.kvs) == 1 else self.flat[which]
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        """Do nothing: storage is allocated in :meth:`commit_prompt`, once scores are known."""
+        """Do nothing: :meth:`commit_prompt` allocates the storage, once scores are known."""
 
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        """Take keys and values ``[B, G, T, D]`` of new tokens and return them as they are; our attention reads the stored ones itself.
+        """Return new keys and values ``[B, G, T, D]`` unchanged, after storing those of a step; our attention reads the stored ones itself.
 
         Raises:
-            RuntimeError: the model is not attached, so its own attention would see the new tokens alone.
+            RuntimeError: the model is not attached, so its own attention would see only the new tokens.
         """
         owner = self.owner
         if not owner.in_pass:
@@ -93,15 +94,16 @@ class AdaptiveLayer(CacheLayerMixin):
         return key_states, value_states
 
     def append_rope(self, ops: Any, qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-        """Rotate a step's queries and keys, put the new token into its slot, and return the queries; in one launch per bucket.
+        """Rotate a step's queries and keys and store the new token in its slot, in one launch per bucket.
 
         Args:
             ops: from ``avl.kernels.layer_ops``.
             qkv: ``[B, (H + 2 G) D]``, before RoPE.
-            cos, sin: ``[B, D]``, as ``rotate_and_store`` takes them.
+            cos: ``[B, D]`` cosines, as ``rotate_and_store`` takes them.
+            sin: ``[B, D]`` sines, likewise.
 
         Returns:
-            ``[B, H, 1, D]`` after RoPE.
+            Queries ``[B, H, 1, D]`` after RoPE.
         """
         if len(self.kvs) == 1:
             return _append(ops, self.kvs[0], qkv, cos, sin)[:, :, None]
@@ -121,12 +123,13 @@ class AdaptiveLayer(CacheLayerMixin):
         image_scores: list[torch.Tensor] | None,
         window_scores: list[torch.Tensor | None],
     ) -> None:
-        """Keep what the policy stores of the prompt; the rest is gone with ``key`` and ``value`` before the next layer runs.
+        """Copy the prompt tokens that the policy stores; the rest is freed with ``key`` and ``value`` before the next layer runs.
 
         Args:
-            key, value: ``[B, G, L, D]`` of the prompt, after RoPE.
-            image_scores: per bucket, ``[b, M]``, the last query's; None where nothing ranks image tokens.
-            window_scores: per bucket, ``[b, 1 or G, n]`` over the window's prompt tokens, None where nothing ranks them.
+            key: ``[B, G, L, D]`` of the prompt, after RoPE.
+            value: ``[B, G, L, D]``.
+            image_scores: per bucket, ``[b, M]`` scores by the last query; None if image tokens are not ranked.
+            window_scores: per bucket, ``[b, 1 or G, n]`` scores of the window's prompt tokens; None if they are not ranked.
         """
         owner, device = self.owner, key.device
         sources: list[torch.Tensor] = []
@@ -138,7 +141,7 @@ class AdaptiveLayer(CacheLayerMixin):
             chosen, sums = _window(window, bucket.b, window_scores[number], device)
             kept = columns.window[:, None].expand(-1, chosen.shape[1], -1).gather(2, chosen)
             free = window.capacity - window.start
-            # a free slot copies some token; it is written before it is ever read
+            # a free slot holds a copy of some token until it is written; it is never read before
             source = torch.cat([image[:, None].expand(-1, kept.shape[1], -1), pad(kept, (0, free))], dim=2)
             sources.append(source.transpose(1, 2))  # [b, slots, 1 or G]
             made.append((image_idx, pad(chosen, (0, free), value=FREE), sums, index))
@@ -154,7 +157,7 @@ class AdaptiveLayer(CacheLayerMixin):
         owner.note_prompt(self)
 
     def merge(self, others: list[AdaptiveLayer]) -> None:
-        """Hold what layers of other caches hold of one bucket's rows, behind one another; they hold nothing afterwards."""
+        """Take over the rows that the same layer of other caches holds, one after another; those layers are empty afterwards."""
         kvs = [other.kvs[0] for other in others]
         shape = (sum(kv.keys.shape[0] for kv in kvs), *kvs[0].keys.shape[1:])
         flats = [other.flat for other in others if other.flat is not None]
@@ -179,7 +182,17 @@ class AdaptiveLayer(CacheLayerMixin):
     def _image(
         self, bucket: RowBucket, columns: PromptColumns, scores: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        """Secondary and core (paper, Fig. 6): source columns and image tokens ``[b, image]``, slots of a core step ``[b, core + C]``."""
+        """Choose secondary and core tokens of the image (paper, Fig. 6).
+
+        Args:
+            bucket: the rows.
+            columns: where their tokens are in the hidden states.
+            scores: ``[b, M]`` by the last query, None if image tokens are not ranked.
+
+        Returns:
+            Columns ``[b, image]`` to store, the image tokens ``[b, image]`` they hold, and the slots ``[b, core + C]`` that a core step
+            reads, None if every step reads all.
+        """
         policy = self.owner.policy
         if not policy.pins_image:
             return columns.image[:, :0], columns.image_idx[:, :0], None
@@ -197,7 +210,10 @@ class AdaptiveLayer(CacheLayerMixin):
         return image, image_idx, torch.cat([best(scores, core), window], dim=1)
 
     def _gather(self, states: torch.Tensor, sources: list[torch.Tensor]) -> torch.Tensor:
-        """One storage ``[slots, G, D]`` of exactly the columns asked for: a view would keep the whole prompt's states alive."""
+        """Copy columns ``sources`` (per bucket, ``[b, slots, 1 or G]``) of ``states [B, G, L, D]`` to one new storage ``[slots, G, D]``.
+
+        A copy, because a view would keep the states of the whole prompt in memory.
+        """
         tokens = states.detach().transpose(1, 2)  # [B, L, G, D]
         head = torch.arange(tokens.shape[2], device=tokens.device)
         pieces = []
@@ -208,7 +224,7 @@ class AdaptiveLayer(CacheLayerMixin):
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
     def get_seq_length(self) -> int:
-        """Tokens seen, padding included, from which transformers derives positions; not tokens stored."""
+        """Return the tokens seen (not stored), padding included; transformers derives positions from it."""
         return self.owner.seen
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
@@ -229,7 +245,7 @@ class AdaptiveLayer(CacheLayerMixin):
 
 
 def _write(stored: torch.Tensor, new: torch.Tensor, kv: LayerKV) -> None:
-    """Put the new token's key or value ``[b, G, D]`` into the slot that is free or was freed."""
+    """Write the new token's key or value ``[b, G, D]`` to the next free slot."""
     assert kv.table is not None
     slot = kv.table.slot
     if isinstance(slot, int):
@@ -241,7 +257,7 @@ def _write(stored: torch.Tensor, new: torch.Tensor, kv: LayerKV) -> None:
 
 
 def _append(ops: Any, kv: LayerKV, qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Queries ``[b, H, D]`` of one bucket's rows after RoPE; their key and value are stored."""
+    """Store the new token of one bucket's rows and return their queries ``[b, H, D]`` after RoPE."""
     assert kv.table is not None
     slot = kv.table.slot
     query: torch.Tensor = ops.rotate_and_store(
@@ -250,10 +266,18 @@ def _append(ops: Any, kv: LayerKV, qkv: torch.Tensor, cos: torch.Tensor, sin: to
     return query
 
 
-def _window(
-    window: WindowPlan, b: int, scores: torch.Tensor | None, device: torch.device
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Which of the window's prompt tokens stay ``[b, 1 or G, start]``, and their sums padded to the capacity where steps accumulate."""
+def _window(window: WindowPlan, b: int, scores: torch.Tensor | None, device: torch.device) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Choose the window's prompt tokens that stay.
+
+    Args:
+        window: the layer's plan.
+        b: number of rows.
+        scores: ``[b, 1 or G, n]``, None if age alone decides.
+        device: of the result.
+
+    Returns:
+        The tokens ``[b, 1 or G, start]``, and their scores padded to the window's capacity, None if decode steps accumulate none.
+    """
     n, stay, observation = window.prompt, window.start, window.observation
     if stay == n:
         chosen = torch.arange(n, device=device).expand(b, 1 if scores is None else scores.shape[1], n)

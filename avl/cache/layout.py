@@ -1,4 +1,4 @@
-"""Where each modality stands in a prompt: the system, image and instruction spans of every row of a batch."""
+"""Prompt layout: padding, image positions, and the system, image and instruction spans of every row of a batch."""
 
 from __future__ import annotations
 
@@ -10,9 +10,12 @@ import torch
 
 @dataclass(frozen=True)
 class Row:
-    """One prompt of a batch.
+    """The layout of one prompt of a batch.
 
-    ``pad``: left padding tokens. ``length``: real tokens. ``image``: positions of the image tokens, counted from the first real token.
+    Attributes:
+        pad: left padding tokens.
+        length: real tokens.
+        image: positions of the image tokens, counted from the first real token.
     """
 
     pad: int
@@ -21,12 +24,12 @@ class Row:
 
     @property
     def n_image(self) -> int:
-        """N of the paper: image tokens of this row, all its images together."""
+        """Image tokens of this row, all its images together (N in the paper)."""
         return len(self.image)
 
     @property
     def n_text(self) -> int:
-        """Prompt tokens that hold no image feature: system prompt, instruction, separators."""
+        """Prompt tokens other than image tokens: system prompt, instruction, separators."""
         return self.length - len(self.image)
 
     @property
@@ -37,7 +40,7 @@ class Row:
 
     @property
     def spans(self) -> tuple[tuple[str, int, int], ...]:
-        """Runs of one modality as (name, start, stop): "system" before the first image, "image", "instruction" after it (Fig. 2)."""
+        """Spans of one modality as (name, start, stop): "system" before the first image, "image", "instruction" after it (Fig. 2)."""
         image, start = set(self.image), 0
         spans: list[tuple[str, int, int]] = []
         for position in range(1, self.length + 1):
@@ -49,10 +52,10 @@ class Row:
 
 
 def find_rows(input_ids: torch.Tensor, attention_mask: torch.Tensor | None, image_token_id: int) -> tuple[Row, ...]:
-    """Read the rows of a batch off its token ids.
+    """Return the layout of every row of a batch.
 
     Args:
-        input_ids: ``[B, L]`` token ids, image placeholders already expanded to one id per image feature.
+        input_ids: ``[B, L]`` token ids, with every image placeholder expanded to one id per image feature.
         attention_mask: ``[B, L]``, 0 for left padding, or None for no padding.
         image_token_id: the id that stands for an image feature.
 

@@ -1,6 +1,6 @@
-"""The prompt while it runs through the layers: which columns of the hidden states are which tokens, who sees whom, who leaves.
+"""State of a prompt during prefill: which token each column of the hidden states holds, the attention mask, and pruning.
 
-Shapes: B rows, b rows of a group, L columns of the hidden states now, M image tokens they hold, n prompt tokens of the window.
+Shapes: B rows, b rows of a bucket, L current columns of the hidden states, M image tokens among them, n prompt tokens of the window.
 """
 
 from __future__ import annotations
@@ -15,9 +15,15 @@ from avl.cache.ranking import best
 
 @dataclass
 class PromptColumns:
-    """Columns of one group of rows: ``image [b, M]``, ``image_idx [b, M]`` (which of the N image tokens), ``window [b, n]``, all ascending.
+    """Where the tokens of one bucket's rows are in the hidden states.
 
-    ``pad``: left padding; ``length``: real columns of each row.
+    Attributes:
+        rows: the bucket's rows.
+        pad: columns of left padding.
+        length: real columns of each row.
+        image: ``[b, M]`` columns of the image tokens, ascending.
+        image_idx: ``[b, M]``, which of the N image tokens each of them holds, ascending.
+        window: ``[b, n]`` columns of the window's tokens, ascending.
     """
 
     rows: tuple[int, ...]
@@ -28,13 +34,13 @@ class PromptColumns:
     window: torch.Tensor
 
     def to(self, device: torch.device) -> None:
-        """Move the index tensors to the device where the next layer runs."""
+        """Move the index tensors to the device of the next layer."""
         if self.image.device != device:
             self.image, self.image_idx, self.window = self.image.to(device), self.image_idx.to(device), self.window.to(device)
 
 
 class PrefillState:
-    """State of one prompt pass, shared by all layers; a layer's last-query scores stay here until the next layer asked for a pruning."""
+    """State of one prefill, shared by all layers. Keeps the last query's scores of one layer for the pruning before the next."""
 
     def __init__(self, rows: tuple[Row, ...], buckets: list[tuple[int, ...]], pins_image: bool) -> None:
         self.columns = []
@@ -46,18 +52,18 @@ class PrefillState:
             self.columns.append(PromptColumns(numbers, row.pad, row.length, image + row.pad, image_idx, window_columns + row.pad))
         self.length = rows[0].pad + rows[0].length
         self._first_pad = rows[0].pad
-        self.survivors: torch.Tensor | None = None  # [B, L] columns of the first layer that are still here, None for all
-        self.scores: list[torch.Tensor] | None = None  # per group [b, M]: the last layer's scores of the image tokens
+        self.survivors: torch.Tensor | None = None  # [B, L] columns of the first layer that remain, None for all
+        self.scores: list[torch.Tensor] | None = None  # per bucket [b, M]: the last layer's scores of the image tokens
         self._mask: torch.Tensor | None = None
         self._valid: torch.Tensor | None = None
 
     @property
     def padded(self) -> bool:
-        """Some row is shorter than the tensors."""
+        """Whether some row is shorter than the tensors."""
         return any(columns.length < self.length for columns in self.columns)
 
     def valid(self, device: torch.device) -> torch.Tensor | None:
-        """bool ``[B, L]``, False for padding; None where there is none."""
+        """Return a bool mask ``[B, L]``, False for padding; None without padding."""
         if not self.padded:
             return None
         if self._valid is None or self._valid.device != device:
@@ -67,7 +73,7 @@ class PrefillState:
         return self._valid
 
     def mask(self, device: torch.device) -> torch.Tensor | None:
-        """bool ``[B, 1, L, L]`` for SDPA, True where a query sees a key; None where plain causality says it all."""
+        """Return a bool mask ``[B, 1, L, L]`` for SDPA, True where a query sees a key; None where plain causal attention suffices."""
         valid = self.valid(device)
         if valid is None:
             return None
@@ -79,30 +85,31 @@ class PrefillState:
         return self._mask
 
     def real_tokens(self) -> int:
-        """Tokens in the hidden states now, all rows, padding left out."""
+        """Return the number of tokens in the hidden states now, summed over rows, without padding."""
         return sum(len(columns.rows) * columns.length for columns in self.columns)
 
     def positions(self, device: torch.device) -> torch.Tensor:
-        """Positions ``[n]`` of row 0's tokens that are still in the hidden states, counted from its first real token."""
+        """Return the positions ``[n]`` of row 0's tokens that remain in the hidden states, counted from its first real token."""
         here = self.columns[0]
         if self.survivors is None:
             return torch.arange(here.length, device=device)
         return (self.survivors[0, here.pad :] - self._first_pad).to(device)
 
     def prune(self, keep: list[int]) -> torch.Tensor | None:
-        """Let image tokens leave: per group, the ``keep`` best of the last layer's scores stay.
+        """Drop image tokens, keeping those with the best scores of the last layer; this object then describes the shortened hidden states.
+
+        Args:
+            keep: per bucket, how many image tokens stay.
 
         Returns:
-            ``[B, L']`` columns of the present hidden states that stay, left-padded with copies of each row's last column; None where
-            nothing leaves. From then on all columns of this object count in the shortened hidden states.
+            ``[B, L']`` columns of the current hidden states to keep, left-padded with copies of each row's last column; None if nothing is
+            dropped.
         """
         assert self.scores is not None
         if all(count >= columns.image.shape[1] for count, columns in zip(keep, self.columns, strict=True)):
             return None
         device = self.scores[0].device
-        lengths = [
-            columns.length - max(0, columns.image.shape[1] - count) for count, columns in zip(keep, self.columns, strict=True)
-        ]
+        lengths = [columns.length - max(0, columns.image.shape[1] - count) for count, columns in zip(keep, self.columns, strict=True)]
         length = max(lengths)
         total = sum(len(columns.rows) for columns in self.columns)
         survivors = torch.empty(total, length, dtype=torch.int64, device=device)
@@ -113,7 +120,7 @@ class PrefillState:
             chosen = best(scores, min(count, held))
             image = columns.image.gather(1, chosen)
             stays.scatter_(1, columns.image - columns.pad, False).scatter_(1, image - columns.pad, True)
-            # a stable sort of a flag lists the flagged columns in ascending order without waiting for the device
+            # a stable sort of the flags lists the kept columns in ascending order without waiting for the device
             old = torch.sort(~stays, dim=1, stable=True).indices[:, :new_length] + columns.pad
             pad = length - new_length
             place = torch.empty(b, self.length, dtype=torch.int64, device=device)

@@ -1,4 +1,4 @@
-"""Small tensors on their way from a device to the host, while the device goes on with its work."""
+"""Asynchronous copies of small tensors from a device to the host."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import torch
 
 
 class Readback:
-    """A copy of ``tensor`` as it is now, read when somebody asks for it; what is queued behind it is not waited for.
+    """A copy of ``tensor`` in its current state; reading it does not wait for work queued later.
 
-    On a GPU the copy goes to pinned memory and an event marks its end; on a CPU it is made at once.
+    On a GPU the copy goes to pinned memory and an event marks its end; on a CPU it is immediate.
     """
 
     def __init__(self, tensor: torch.Tensor) -> None:
@@ -22,7 +22,7 @@ class Readback:
             self._copy = tensor.clone()
 
     def get(self) -> torch.Tensor:
-        """The copy, on the host; waits for it alone."""
+        """Return the copy on the host; waits for nothing but the copy."""
         if self._event is not None:
             self._event.synchronize()
         return self._copy

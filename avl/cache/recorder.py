@@ -1,8 +1,8 @@
-"""Keeps the attention of one row, layer by layer, for analysis: scores over its image tokens and the share of each modality.
+"""Recording of one row's attention, layer by layer, for analysis: scores over its image tokens and the share of each modality.
 
-Off unless asked for: a recorded step asks every layer for all its scores, which its time includes.
+Off by default: a recorded step computes all scores in every layer, which makes it slower.
 
-Shapes: N image tokens, n entries read, G key-value heads.
+Shapes: N image tokens, n tokens read, G key-value heads.
 """
 
 from __future__ import annotations
@@ -26,24 +26,27 @@ class LayerAttention:
 
 
 class Recorder:
-    """Attention of one row's last query, one entry per layer; every pass overwrites the one before."""
+    """Attention of one row's last query in every layer; each pass overwrites the previous one."""
 
     def __init__(self, row: Row, n_layers: int) -> None:
         self._row = row
         first_image = row.image[0]
-        self._image = {position: ordinal for ordinal, position in enumerate(row.image)}
+        self._image = {position: number for number, position in enumerate(row.image)}
         self._kinds = [1 if position in self._image else 0 if position < first_image else 2 for position in range(row.length)]
         self._raw: list[tuple[torch.Tensor, torch.Tensor] | None] = [None] * n_layers
 
     def note(self, layer: int, scores: torch.Tensor, positions: torch.Tensor) -> None:
-        """Remember ``scores [n]`` (or ``[G, n]``) over entries at ``positions`` of the same shape, counted from the row's first token.
+        """Note the scores of one layer. Copies nothing to the host: :meth:`layers` does, outside of a step's time.
 
-        Copies nothing to the host: that waits until someone asks, outside of a step's time.
+        Args:
+            layer: the layer's number.
+            scores: ``[n]`` or ``[G, n]``, attention on the tokens read.
+            positions: of those tokens, in the same shape, counted from the row's first real token.
         """
         self._raw[layer] = (scores.detach().clone(), positions.clone())
 
     def layers(self) -> list[LayerAttention]:
-        """The last pass, per layer. Waits for the device."""
+        """Return the attention of the last pass per layer. Waits for the device."""
         result = []
         for raw in self._raw:
             assert raw is not None, "every layer was noted"
@@ -56,6 +59,6 @@ class Recorder:
                 shares[kind] += weight
                 if kind == 1:
                     image[self._image[int(position)]] += weight
-            system, picture, instruction, generated = shares.tolist()
-            result.append(LayerAttention(image, (system, picture, instruction, generated)))
+            system, on_image, instruction, generated = shares.tolist()
+            result.append(LayerAttention(image, (system, on_image, instruction, generated)))
         return result

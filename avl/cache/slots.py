@@ -19,16 +19,16 @@ from avl.policies.cost import window_tokens
 
 @dataclass(frozen=True)
 class WindowPlan:
-    """The evictable window of one layer, for rows laid out alike.
+    """The evictable window of one layer, for rows with the same layout.
 
     Attributes:
-        prompt: prompt tokens that belong to it.
-        start: tokens stored after prefill.
-        size: most tokens that stay stored, None for unlimited.
-        recent: newest tokens that are never evicted.
-        sinks: oldest tokens that are never evicted.
-        capacity: slots.
-        observation: which scores rank its tokens, None for age alone.
+        prompt: number of prompt tokens that belong to it.
+        start: number of tokens stored after prefill.
+        size: most tokens stored between steps, None for unlimited.
+        recent: number of newest tokens that are never evicted.
+        sinks: number of oldest tokens that are never evicted.
+        capacity: number of slots.
+        observation: which scores rank its tokens, None to rank by age.
     """
 
     prompt: int
@@ -41,7 +41,7 @@ class WindowPlan:
 
     @classmethod
     def of(cls, policy: Policy, layer: int, shape: PromptShape) -> WindowPlan:
-        """Return what ``policy`` plans for ``layer``."""
+        """Return the window that ``policy`` plans for ``layer``."""
         budget, tokens = policy.store(layer, shape), window_tokens(policy, shape)
         return cls(
             prompt=tokens,
@@ -55,18 +55,25 @@ class WindowPlan:
 
     @property
     def accumulates(self) -> bool:
-        """Whether decode steps add up scores per token."""
+        """Whether decode steps accumulate scores per token."""
         return self.observation is not None and self.observation.decode
 
     @property
     def ranked(self) -> bool:
-        """Whether scores of the prompt are needed: to choose what stays, or as the start of the sums."""
+        """Whether the prompt's scores are needed: to choose the tokens that stay, or as initial sums."""
         return self.observation is not None and (self.observation.decode or self.start < self.prompt)
 
 
 @dataclass(frozen=True)
 class RowBucket:
-    """Rows of the batch that are laid out alike, their sizes, and the window of each layer."""
+    """Rows of the batch with the same layout.
+
+    Attributes:
+        rows: their numbers in the batch.
+        row: their layout.
+        shape: their sizes.
+        windows: the window of each layer.
+    """
 
     rows: tuple[int, ...]
     row: Row
@@ -75,7 +82,7 @@ class RowBucket:
 
     @classmethod
     def of(cls, rows: list[int], row: Row, policy: Policy, max_new_tokens: int, n_layers: int) -> RowBucket:
-        """Return the bucket of ``rows``, each laid out as ``row``."""
+        """Return the bucket of ``rows``, which all have the layout ``row``."""
         shape = PromptShape(row.n_image, row.n_text, max_new_tokens, n_layers)
         return cls(tuple(rows), row, shape, tuple(WindowPlan.of(policy, layer, shape) for layer in range(n_layers)))
 
@@ -87,15 +94,16 @@ class RowBucket:
 
 @dataclass(frozen=True)
 class StepView:
-    """What one layer's attention reads at a step, and where its scores go.
+    """The keys and values that one layer's attention reads at a step, and the tensors that take its scores.
 
     Attributes:
-        keys, values: ``[b, G, columns, D]``, views of the layer's storage.
+        keys: ``[b, G, columns, D]``, a view of the layer's storage.
+        values: ``[b, G, columns, D]``, likewise.
         index: ``[b, columns]`` slots to read, None for all of ``keys``.
-        length: ``[b]`` columns that count, None for all.
-        sums: ``[b, W]`` or ``[b, G, W]``, the window's sums, which the scores of the last W columns are added to; None for nothing.
-        image_scores: ``[b, image]`` takes the scores of the image tokens, which come first; None: nothing is ranked.
-        per_head: scores are means per key-value head, not over all heads.
+        length: ``[b]`` number of valid columns, None if all are.
+        sums: ``[b, W]`` or ``[b, G, W]``, to which the scores of the last W columns are added; None if the window accumulates none.
+        image_scores: ``[b, image]``, overwritten with the scores of the image tokens (the first columns); None if no ranking needs them.
+        per_head: whether scores are means per key-value head rather than over all heads.
     """
 
     keys: torch.Tensor
@@ -108,22 +116,24 @@ class StepView:
 
     @property
     def plain(self) -> bool:
-        """Whether it is ordinary attention over all columns that asks for no scores."""
+        """Whether this is ordinary attention over all columns, without scores."""
         return self.index is None and self.length is None and self.sums is None and self.image_scores is None
 
 
 @dataclass
 class LayerKV:
-    """What one layer stores of one bucket.
+    """The tokens that one layer stores of one bucket.
 
     Attributes:
-        keys, values: ``[b, slots, G, D]``, views of the layer's storage; image slots first, then the window's.
-        image_idx: ``[b, image]``, which image token a slot holds.
-        token_idx: ``[b, 1 or G, C]``, which of the window's tokens (0, 1, … by position) each window slot holds.
-        sums: like ``token_idx``, accumulated scores; None where nothing accumulates.
-        index: ``[b, core + C]``, slots that a core step reads, core first; None where all are read.
+        keys: ``[b, slots, G, D]``, a view of the layer's storage; image slots first, then the window's.
+        values: ``[b, slots, G, D]``, likewise.
+        image_idx: ``[b, image]``, the image token in each image slot.
+        token_idx: ``[b, 1 or G, C]``, the token of the window (0, 1, … by position) in each window slot.
+        sums: shaped like ``token_idx``, accumulated scores; None if nothing accumulates.
+        index: ``[b, core + C]``, slots that a core step reads, core first; None if every step reads all.
         window: the layer's plan.
-        table, place: the table that keeps the books, and the layer's place in it.
+        table: the slot table that the layer belongs to, None before the prompt is done.
+        place: the layer's index in that table.
     """
 
     keys: torch.Tensor
@@ -139,20 +149,20 @@ class LayerKV:
 
     @property
     def image(self) -> int:
-        """Pinned image tokens of each row."""
+        """Number of pinned image tokens per row."""
         return self.image_idx.shape[1]
 
     @property
     def count(self) -> int:
-        """Window tokens stored now."""
+        """Number of window tokens stored now."""
         return self.window.start if self.table is None else self.table.count
 
     def core_slots(self) -> torch.Tensor | None:
-        """Return the slots ``[b, core]`` of the core, None where every step reads all."""
+        """Return the slots ``[b, core]`` of the core, None if every step reads all."""
         return None if self.index is None else self.index[:, : self.index.shape[1] - self.window.capacity]
 
     def view(self, update: bool) -> StepView:
-        """Return what a step reads: all that is stored where it is an ``update`` step or nothing is selected, else core and window."""
+        """Return the view for a step: everything stored at an ``update`` step or without a core, else core and window."""
         table = self.table
         assert table is not None, "slots have a table once the prompt is done"
         core = None if self.index is None or update else self.index.shape[1] - self.window.capacity
@@ -184,14 +194,17 @@ class LayerKV:
 
 
 class SlotTable:
-    """Slots of layers alike in device, shape and plan: one tensor for all of them, so that a step costs few operations, not some per layer.
+    """The slots of layers with the same device, shape and plan, in one tensor for all of them, so that a step needs few operations.
 
     Attributes:
-        slot: where the next token goes: one number while slots are free, then the slots ``[n, b, 1 or G]`` that were freed last.
-        image: image tokens stored. core: those read at core steps, None for all.
+        slot: where the next token goes: one number while slots are free, then the slots ``[n, b, 1 or G]`` freed last.
+        image: number of image tokens stored.
+        core: number of image tokens read at core steps, None for all.
         image_scores: ``[n, b, image]`` of the last update step.
-        count: window tokens stored. entered: new tokens so far. read: tokens per row that the last step read.
-        contiguous: the core lies in the last image slots, next to the window.
+        count: number of window tokens stored.
+        entered: number of new tokens so far.
+        read: tokens per row that the last step read.
+        contiguous: whether the core fills the last image slots, next to the window.
     """
 
     slot: int | torch.Tensor
@@ -217,22 +230,22 @@ class SlotTable:
             kv.index = None if self.index is None else self.index[place]
 
     def begin_step(self, update: bool) -> None:
-        """Count the token that enters and what the step reads."""
+        """Count the token that enters and the tokens that the step reads."""
         self.count += 1
         self.entered += 1
         self.read = (self.image if self.core is None or update else self.core) + self.count
 
     def end_step(self) -> None:
-        """Count the token that left."""
+        """Count the token that was evicted, if any."""
         if self.window.size is not None:
             self.count = min(self.count, self.window.size)
 
     def extent(self, image: int) -> tuple[int, torch.Tensor | None]:
-        """Return how many columns a step reads of which ``image`` are the image's, and how many of them count per row, None for all."""
+        """Return the columns that a step reads, ``image`` of them image tokens, and how many are valid per row ``[b]``, None for all."""
         return image + self.count, None
 
     def enter(self) -> None:
-        """Give the step's token its slot in every layer; nothing is accumulated for it yet."""
+        """Give the step's token its slot in every layer, with nothing accumulated for it."""
         newest = self.window.prompt + self.entered - 1
         if isinstance(self.slot, int):
             self.token_idx[..., self.slot] = newest
@@ -243,7 +256,7 @@ class SlotTable:
             self.sums.scatter_(-1, slot, 0.0)
 
     def evict(self, update: bool) -> None:
-        """After a step: choose a new core from an ``update`` step's scores; a window over its size loses its weakest token."""
+        """Re-select the core after an ``update`` step, and evict the weakest token of a window that exceeds its size."""
         if update:
             self.choose_core()
         window = self.window
@@ -253,26 +266,26 @@ class SlotTable:
         candidates = self.token_idx < window.prompt + self.entered - window.recent
         if window.sinks:
             candidates &= self.token_idx >= window.sinks
-        # where nothing is accumulated, age alone decides: the oldest goes
+        # without accumulated scores, the oldest token is evicted
         scores = self.token_idx.to(torch.float64) if self.sums is None else self.sums
         slot: torch.Tensor = weakest(scores, self.token_idx, candidates)
         self.token_idx.scatter_(-1, slot.unsqueeze(-1), FREE)
         self.slot = slot
 
     def choose_core(self) -> None:
-        """Read the best image tokens by the last update step's scores from the next step on (paper, Fig. 6)."""
+        """Make the best image tokens by the last update step's scores the core from the next step on (paper, Fig. 6)."""
         if self.core is not None and self.image_scores is not None and self.index is not None:
             self.index[..., : self.core] = best(self.image_scores, self.core)
 
 
 class StaticSlotTable(SlotTable):
-    """A table whose whole state is tensors at fixed addresses, so that one captured step can be replayed again and again.
+    """A table whose whole state is in tensors at fixed addresses, so that a captured step can be replayed.
 
-    Nothing in a step depends on a number of the host.
+    Nothing in a step depends on a host-side number.
 
     Attributes:
-        new: ``[n, b, 1 or G]``, new tokens so far, on the device.
-        lengths: image tokens read -> ``[b]``, tokens that a step reads of which that many are the image's.
+        new: ``[n, b, 1 or G]``, number of new tokens so far, on the device.
+        lengths: number of image tokens read -> ``[b]``, number of all tokens that such a step reads.
     """
 
     slot: torch.Tensor
@@ -288,20 +301,20 @@ class StaticSlotTable(SlotTable):
         self._window = Window(window.prompt, window.start, window.size, window.recent, window.sinks)
 
     def state(self) -> list[torch.Tensor]:
-        """Return every tensor that a step changes, keys and values apart."""
+        """Return every tensor that a step changes, except keys and values."""
         kept = (self.token_idx, self.sums, self.index, self.image_scores, self.slot, self.new, *self.lengths.values())
         return [tensor for tensor in kept if tensor is not None]
 
     def extent(self, image: int) -> tuple[int, torch.Tensor | None]:
-        """Return all columns there are; the length says how many count."""
+        """Return the number of all columns, and the tensor of lengths ``[b]`` that says how many are valid."""
         return image + self.window.capacity, self.lengths[image]
 
     def enter(self) -> None:
-        """As :meth:`SlotTable.enter`; the token's number is counted on the device."""
+        """Give the step's token its slot in every layer; the device counts the tokens."""
         self._ops.enter_window(self._window, self.token_idx, self.sums, self.slot, self.new, tuple(self.lengths.items()))
 
     def evict(self, update: bool) -> None:
-        """As :meth:`SlotTable.evict`."""
+        """Re-select the core and evict as :meth:`SlotTable.evict` does, with the count on the device."""
         if update:
             self.choose_core()
         self._ops.leave_window(self._window, self.token_idx, self.sums, self.slot, self.new)

@@ -1,0 +1,1 @@
+"""The command line: ``main`` (one line per command), ``compare``, ``record`` and ``doctor``."""

@@ -1,11 +1,11 @@
 """Decode steps as CUDA graphs: a step is captured once per kind (core step, update step) and replayed for every token.
 
-A step of a 7B model launches some thousand kernels, most of them shorter than their launch. A graph launches all of them at once. It
-needs that nothing depends on a number of the host: see ``StaticSlotTable`` in avl/cache/slots.py. One row layout and one GPU; everything
-else, and every CPU, decodes eagerly with the same tokens. On a CPU the same steps run uncaptured, as in the tests.
+A step of a 7B model launches about a thousand kernels, most of them shorter than their launch; a graph launches them all at once. This
+requires that no kernel argument depends on a host-side number: see ``StaticSlotTable`` in avl/cache/slots.py. Graphs need one row layout
+and one GPU; everything else, and every CPU, decodes eagerly with the same tokens. The tests run the same steps uncaptured on a CPU.
 
-Kernels are warmed up, and a captured step is checked against the eager one, once per model and shape. Capturing itself, which runs nothing
-on the device, is done for every answer: a captured step reads that answer's own buffers, which are given back with it.
+Kernels are warmed up, and a captured step is checked against the eager one, once per model and shape. Capturing, which runs nothing on the
+device, is repeated for every answer, because a captured step reads that answer's own buffers, which are freed with it.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from avl.cache.cache import AdaptiveCache
 from avl.engine.decoder import Decoder
 from avl.engine.timing import Clock
 
-WARMUPS = 2  # of each kind of step before it is captured: libraries and Triton set themselves up in a first call
+WARMUPS = 2  # runs of each kind of step before its capture: libraries and Triton initialize themselves in a first call
 
 _warm: weakref.WeakKeyDictionary[Any, set[tuple[Any, ...]]] = weakref.WeakKeyDictionary()
 """Model -> shapes of steps that were warmed up and checked."""
 
 
 def can_capture(model: Any, cache: AdaptiveCache) -> str | None:
-    """Why the steps of this cache cannot be captured, or None if they can."""
+    """Return why the steps of this cache cannot be captured, or None if they can."""
     if len(cache.buckets) > 1:
         return "the rows of the batch are laid out differently"
     if len({parameter.device for parameter in model.parameters()}) > 1:
@@ -37,19 +37,20 @@ def can_capture(model: Any, cache: AdaptiveCache) -> str | None:
 
 
 def make_decoder(model: Any, cache: AdaptiveCache) -> Decoder:
-    """The faster decoder where it can run: a :class:`GraphDecoder`, else an eager one."""
+    """Return a :class:`GraphDecoder` if its steps can be captured, else an eager decoder."""
     return Decoder(model, cache) if can_capture(model, cache) else GraphDecoder(model, cache)
 
 
 class GraphDecoder(Decoder):
-    """A Decoder whose steps are replayed.
+    """A Decoder that replays captured steps.
 
     Attributes:
-        prepare_ms: what :meth:`prepare` took. warmed: whether that was the first time for this model and shape.
-        problem: why steps run one launch at a time after all, None if they do not.
+        prepare_ms: milliseconds that :meth:`prepare` took.
+        warmed: whether it had to warm up a new model or shape.
+        problem: why steps run eagerly, None if they are replayed.
 
     Raises:
-        ValueError: the rows are laid out differently.
+        ValueError: the rows differ in layout.
     """
 
     def __init__(self, model: Any, cache: AdaptiveCache) -> None:
@@ -65,7 +66,7 @@ class GraphDecoder(Decoder):
         cache.static = True
 
     def step(self, tokens: torch.Tensor) -> torch.Tensor:
-        """As :meth:`Decoder.step`; the logits are overwritten by the next step of the same kind."""
+        """Run a step as :meth:`Decoder.step` does; the next step of the same kind overwrites the logits."""
         cache = self._cache
         assert self._positions is not None, "the prompt comes first"
         self.prepare()
@@ -80,10 +81,10 @@ class GraphDecoder(Decoder):
         return logits
 
     def prepare(self) -> None:
-        """Capture a step of each kind that this answer takes; done once, after the prompt.
+        """Capture one step of each kind that this answer needs; runs once, after the prompt.
 
-        The first captured step of its shape is played once and compared with the eager one before it is trusted. Where capturing fails or
-        the two differ, ``problem`` says so, and steps run eagerly.
+        The first captured step of a shape is replayed once and compared with the eager one. If capturing fails or the two differ,
+        ``problem`` gives the reason, and steps run eagerly.
         """
         if self._graphs or self.problem is not None:
             return
@@ -93,7 +94,7 @@ class GraphDecoder(Decoder):
         before = [tensor.clone() for tensor in state]
         try:
             self._capture(state, before)
-        except RuntimeError as error:  # out of memory is one too
+        except RuntimeError as error:  # includes out of memory
             self._graphs, self._logits = {}, {}
             self.problem = str(error).strip().partition("\n")[0] or type(error).__name__
         finally:
@@ -101,7 +102,15 @@ class GraphDecoder(Decoder):
         self.prepare_ms = clock.stop()
 
     def _capture(self, state: list[torch.Tensor], before: list[torch.Tensor]) -> None:
-        """Capture and try each kind of step from the ``state`` that was ``before``."""
+        """Capture and check each kind of step.
+
+        Args:
+            state: the tensors that a step changes.
+            before: copies of them, restored after every trial.
+
+        Raises:
+            RuntimeError: a replayed step differs from the eager one, or capturing failed.
+        """
         cache = self._cache
         pool = torch.cuda.graph_pool_handle()
         stream = torch.cuda.Stream(self._tokens.device)
@@ -110,7 +119,7 @@ class GraphDecoder(Decoder):
             with cache.rehearsal(kind):
                 eager = self._warm_up(kind, stream, state, before)
                 graphs[kind] = torch.cuda.CUDAGraph()
-                # other threads (a page's) may use the device meanwhile
+                # other threads, such as the page's, may use the device meanwhile
                 with torch.cuda.graph(graphs[kind], pool=pool, capture_error_mode="thread_local"):
                     self._logits[kind] = self._forward()
             if eager is None:
@@ -123,10 +132,8 @@ class GraphDecoder(Decoder):
             _warm[self._text].add(self._shape(kind))
         self._graphs = graphs
 
-    def _warm_up(
-        self, kind: bool, stream: torch.cuda.Stream, state: list[torch.Tensor], before: list[torch.Tensor]
-    ) -> torch.Tensor | None:
-        """Run steps of a shape that was never captured on ``stream`` and return their logits; None where it was."""
+    def _warm_up(self, kind: bool, stream: torch.cuda.Stream, state: list[torch.Tensor], before: list[torch.Tensor]) -> torch.Tensor | None:
+        """Run steps on ``stream`` and return their logits; do nothing and return None for a shape that was captured before."""
         if self._shape(kind) in _warm.setdefault(self._text, set()):
             return None
         device, eager = self._tokens.device, None
@@ -140,13 +147,13 @@ class GraphDecoder(Decoder):
         return eager
 
     def _shape(self, kind: bool) -> tuple[Any, ...]:
-        """What decides which kernels a step runs: everything but addresses and values."""
+        """Return everything that determines which kernels a step runs: all but addresses and values."""
         kvs = [layer.kvs[0] for layer in self._cache.layers]
         stored = [(kv.keys.shape, kv.keys.dtype, kv.image) for kv in kvs]
         return (kind, self._cache.policy, *stored, *((tensor.shape, tensor.dtype) for tensor in self._state()))
 
     def _forward(self) -> torch.Tensor:
-        """The device's part of a step, from ``_tokens`` to logits ``[B, V]``; positions move on in place."""
+        """Run the device's part of a step, from ``_tokens`` to logits ``[B, V]``; advances the positions in place."""
         positions = self._positions
         assert positions is not None
         logits = self._run(self._tokens, positions)
@@ -154,7 +161,7 @@ class GraphDecoder(Decoder):
         return logits
 
     def _state(self) -> list[torch.Tensor]:
-        """All that a step changes. The new token's keys and values go to a slot that is free, so they need not be put back."""
+        """Return all tensors that a step changes. Keys and values need no restoring: the new token's go to a free slot."""
         assert self._positions is not None
         return [self._positions, *(tensor for table in self._cache.tables for tensor in table.state())]  # type: ignore[attr-defined]
 

@@ -12,23 +12,23 @@ from avl.engine.fused import FusedLayers, UnfusableError
 from avl.models.families import describe, language_model
 
 PROMPT_TOKENS = 1 << 15
-"""Prompt tokens that go through the layers at once. So many keep a large GPU busy; more would cost memory for hidden states alone, of
-which the MLP of a 7B model takes 66 kB a token, and a smaller batch would fit."""
+"""Prompt tokens that pass through the layers together. This many keep a large GPU busy; more would only cost memory for activations (the
+MLP of a 7B model takes 66 kB per token), so that a smaller batch would fit."""
 
 
 def rows_at_once(length: int) -> int:
-    """Rows of a batch whose prompts of ``length`` tokens run together."""
+    """Return how many rows with prompts of ``length`` tokens run together."""
     return max(1, PROMPT_TOKENS // length)
 
 
 class Decoder:
     """Runs the prompt and then one token at a time through an attached model, with one cache.
 
-    The loop over the layers is ours: transformers' own forward builds a mask and collects outputs at every step, which costs a small model
-    more than its attention.
+    The loop over the layers is our own: transformers' forward builds a mask and collects outputs at every step, which takes longer than the
+    attention of a small model.
 
     Attributes:
-        unfused: why a step runs the layers' own modules, None where it runs avl/fused.py.
+        unfused: why steps run the layers' own modules, None if they run avl/engine/fused.py.
     """
 
     def __init__(self, model: Any, cache: AdaptiveCache) -> None:
@@ -40,13 +40,13 @@ class Decoder:
         except UnfusableError as error:
             self.unfused = error.reason
         facts = describe(model)
-        lse_backend(model.device, model.dtype, facts.head_dim, facts.heads // facts.kv_heads)  # now, and not on the prompt's clock
+        lse_backend(model.device, model.dtype, facts.head_dim, facts.heads // facts.kv_heads)  # tried now, outside of the prompt's time
         self._text = language_model(model)
         self._cache = cache
         self._positions: torch.Tensor | None = None
 
     def prefill(self, inputs: dict[str, Any]) -> torch.Tensor:
-        """Run the prompt and return logits ``[B, V]`` of its last token; a large batch of rows laid out alike runs in chunks."""
+        """Run the prompt and return logits ``[B, V]`` of its last token; a large batch of rows with one layout runs in chunks."""
         cache = self._cache
         rows = cache.batch_size
         some = rows_at_once(cache.rows[0].pad + cache.rows[0].length)
@@ -56,7 +56,7 @@ class Decoder:
             found, chunks = [], []
             for first in range(0, rows, some):
                 last = min(rows, first + some)
-                # every row has as many pictures, and pixel values come picture by picture
+                # every row has the same number of images, and pixel values are ordered by image
                 part = {k: v[first * len(v) // rows : last * len(v) // rows] for k, v in inputs.items()}
                 chunks.append(cache.chunk(first, last))
                 found.append(self._run_prompt(part, chunks[-1]))
@@ -69,12 +69,12 @@ class Decoder:
     def _run_prompt(self, inputs: dict[str, Any], cache: AdaptiveCache) -> torch.Tensor:
         mask = inputs.get("attention_mask")
         if mask is not None and any(row.pad for row in cache.rows):
-            # transformers' forward counts padding as positions; its generate, like us, does not
+            # transformers' forward gives positions to padding; its generate, like this engine, does not
             inputs = {**inputs, "position_ids": (mask.cumsum(dim=-1) - 1).clamp(min=0)}
         return self._model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
 
     def step(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Feed one token per row ``[B]``; logits ``[B, V]`` of the next."""
+        """Feed one token per row ``[B]`` and return logits ``[B, V]`` of the next."""
         assert self._positions is not None, "the prompt comes first"
         self._cache.begin_step()
         logits = self._run(tokens, self._positions)
@@ -83,7 +83,7 @@ class Decoder:
         return logits
 
     def _run(self, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        """Do the device's part of a step: logits ``[B, V]`` from one token per row ``[B]`` at positions ``[B, 1]``."""
+        """Run the device's part of a step: return logits ``[B, V]`` for one token per row ``[B]`` at positions ``[B, 1]``."""
         self._cache.enter()
         logits = self._through_layers(tokens, positions)
         self._cache.evict()

@@ -1,11 +1,12 @@
-"""A decode step's layers with little between the products: ten launches a layer, where the model's own modules take some fifty.
+"""Fused decoder layers for decode steps: 10 kernel launches per layer instead of about 50.
 
-A step of one token is bound by the weights it reads; every launch beside that is time the paper's sums do not have. So queries, keys and
-values are one product, gate and up another, and what lies between products is one kernel each (kernels/triton_layer.py; on a CPU few torch
-calls). Both arms of a comparison run it. The prompt, ``model.generate`` and models whose layers hold anything unusual run the modules.
+A step of one token is bound by reading the weights; launches come on top and are not in the paper's cost analysis. So queries, keys and
+values come from one projection, gate and up from another, and a single kernel runs between two projections (kernels/layer/triton.py; a few
+torch calls on a CPU). All policies of a comparison run this code. The prompt, ``model.generate`` and models with unusual layers run the
+model's own modules.
 
-On a GPU those products are merged: one launch reads the weights of all. That takes no memory, since the modules' own parameters become
-views of the merged weights, until ``avl.detach`` separates them again. A CPU gains little by it, and parameters stay as they are.
+On a GPU the weights of such projections are merged, so that one launch reads them all. This takes no extra memory: the modules' parameters
+become views of the merged weights, until ``avl.detach`` separates them again. A CPU gains little, so its parameters are left alone.
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ from avl.models.families import TEXT_FAMILIES, describe, language_model
 from avl.models.merging import merge, mergeable
 
 _ROTARY = ("default", "linear", "llama3")
-"""Rotary embeddings that are a function of the position alone."""
+"""Rotary embeddings that depend on nothing but the position."""
 
 
 def _known(prefix: str) -> dict[str, str]:
-    """Modules of a decoder layer, and the names of the classes whose computation is known, for a text family's class prefix."""
+    """Return module -> class for the modules of a decoder layer that can be fused, given the text family's class prefix."""
     return {
         "self_attn": f"{prefix}Attention",
         "mlp": f"{prefix}MLP",
@@ -38,7 +39,7 @@ def _known(prefix: str) -> dict[str, str]:
 
 
 def why_not(model: Any) -> str | None:
-    """Why steps of this model run through its modules, or None if they can be fused."""
+    """Return why the steps of this model cannot be fused, or None if they can."""
     text = language_model(model)
     if text.training or torch.is_grad_enabled():
         return "it is in training mode, or gradients are on"
@@ -49,7 +50,7 @@ def why_not(model: Any) -> str | None:
     prefix = TEXT_FAMILIES[text.config.model_type].prefix
     parts: list[tuple[str, Any, str, int]] = [("the final norm", text.norm, f"{prefix}RMSNorm", 0)]
     for number, layer in enumerate(text.layers):
-        # the layer's own pre-hook is ours, see avl/attention/hooks.py
+        # one pre-hook per layer is ours, see avl/attention/hooks.py
         parts.append((f"layer {number}", layer, f"{prefix}DecoderLayer", 1))
         parts += [(f"{name} of layer {number}", layer.get_submodule(name), known, 0) for name, known in _known(prefix).items()]
     for name, module, known, hooks in parts:
@@ -66,7 +67,7 @@ def why_not(model: Any) -> str | None:
 
 
 class UnfusableError(ValueError):
-    """The steps of a model cannot be fused; ``reason``: why."""
+    """The steps of a model cannot be fused, for the given ``reason``."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(f"the steps of this model cannot be fused, {reason}: run its modules")
@@ -74,10 +75,10 @@ class UnfusableError(ValueError):
 
 
 class FusedLayers:
-    """The layers of one model for the steps of one cache.
+    """The fused layers of one model, for the steps of one cache.
 
     Raises:
-        UnfusableError: a ValueError; the model cannot be fused (see :func:`why_not`).
+        UnfusableError: the model cannot be fused (see :func:`why_not`); a ValueError.
     """
 
     def __init__(self, model: Any, cache: AdaptiveCache, impl: Impl = "auto", merged: bool | None = None) -> None:
@@ -92,29 +93,29 @@ class FusedLayers:
         size = describe(model).head_dim
         weight = text.embed_tokens.weight
         self._ops = layer_ops(weight.device, impl, dtype=weight.dtype, head_size=size)
-        # RoPE of every position that can come, computed once: cosines, and sines with the minus of the first half's partner
+        # RoPE of every possible position, computed once: cosines, and sines whose first half carries the minus sign of the rotation
         positions = torch.arange(max(row.length for row in cache.rows) + cache.max_new_tokens, device=weight.device)
         cos, sin = text.rotary_emb(weight[:1], position_ids=positions[None])
         sin = torch.cat([-sin[..., : size // 2], sin[..., size // 2 :]], dim=-1)
         self._cos_sin = torch.stack([cos[0], sin[0]], dim=1)  # [positions, 2, D]
 
     def __call__(self, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        """Final hidden states ``[B, N]``, normed, from one token per row ``[B]`` at positions ``[B, 1]``."""
+        """Return normalized final hidden states ``[B, hidden]`` for one token per row ``[B]`` at positions ``[B, 1]``."""
         text, cache, ops = self._text, self._cache, self._ops
         residual = text.embed_tokens(tokens)
         cos, sin = self._cos_sin.index_select(0, positions[:, 0]).unbind(1)
         delta = None
         for weights, held in zip(self._weights, cache.layers, strict=True):
             hidden = ops.add_rms_norm(residual, delta, weights.first_norm, weights.first_eps)
-            query = held.append_rope(ops, _product(hidden, weights.qkv), cos, sin)
+            query = held.append_rope(ops, _project(hidden, weights.qkv), cos, sin)
             out = attend_step(held, query, weights.scale).flatten(1)
             hidden = ops.add_rms_norm(residual, linear(out, weights.out), weights.second_norm, weights.second_eps)
-            delta = linear(ops.silu_product(_product(hidden, weights.gate_up)), weights.down)
+            delta = linear(ops.silu_product(_project(hidden, weights.gate_up)), weights.down)
         return ops.add_rms_norm(residual, delta, text.norm.weight, text.norm.variance_epsilon)
 
 
 class _Weights(NamedTuple):
-    """What a step reads of one layer, looked up once. ``qkv``, ``gate_up``: the matrices, or the one that they are merged to."""
+    """The weights of one layer, looked up once. ``qkv`` and ``gate_up`` hold separate matrices, or one merged matrix."""
 
     first_norm: torch.Tensor
     first_eps: float
@@ -129,9 +130,7 @@ class _Weights(NamedTuple):
 
 def _weights(layer: Any, merged: bool) -> _Weights:
     attention, mlp, first, second = layer.self_attn, layer.mlp, layer.input_layernorm, layer.post_attention_layernorm
-    qkv, gate_up = (
-        (merge(products),) if merged else tuple(product.weight for product in products) for products in mergeable(layer)
-    )
+    qkv, gate_up = ((merge(linears),) if merged else tuple(one.weight for one in linears) for linears in mergeable(layer))
     return _Weights(
         first_norm=first.weight,
         first_eps=first.variance_epsilon,
@@ -145,7 +144,7 @@ def _weights(layer: Any, merged: bool) -> _Weights:
     )
 
 
-def _product(hidden: torch.Tensor, weights: tuple[torch.Tensor, ...]) -> torch.Tensor:
-    """``hidden [B, N]`` times every matrix, side by side."""
+def _project(hidden: torch.Tensor, weights: tuple[torch.Tensor, ...]) -> torch.Tensor:
+    """Return ``hidden [B, hidden]`` times every matrix, concatenated along the last dimension."""
     parts = [linear(hidden, weight) for weight in weights]
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)

@@ -1,4 +1,4 @@
-"""What one run is asked to do, checked once: the page, the API, the command line and the library all build this."""
+"""The request for one generation or race, validated once: the page, the API, the command line and the library all build it."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ class GenerationRequest:
     """One question about one or several images, under one or several policies.
 
     Attributes:
-        images: PIL images, upright and RGB; a path, bytes or an array is opened, one image alone is taken for a list of one.
+        images: PIL images, upright and RGB; paths, bytes and arrays are opened, and a single image counts as a list of one.
         question: a plain question, or a whole prompt with image placeholders.
         policies: what to store and read, one run each.
         max_new_tokens: most tokens of each answer.
-        mode: "race": the run with less accumulated compute time steps next, so that the faster one is ahead exactly as it would be alone;
-            "isolated": one run after the other, each one's cache freed before the next begins, so that memory readings belong to one.
-        batch: number of copies of the request that run at once; events are of row 0.
-        temperature: 0 for greedy.
-        top_p: nucleus of the sampling, in (0, 1].
-        seed: of the sampling, None for a new one.
-        repeats: number of runs; the first is reported in full, each further one by a Repeat event per policy, for the spread of times.
+        mode: "race": the run with less accumulated compute time steps next, so that whichever leads would also lead if run alone;
+            "isolated": one run after the other, each cache freed before the next run begins, so that memory readings belong to one run.
+        batch: number of copies of the request that run at once; events describe row 0.
+        temperature: of the sampling, 0 for greedy.
+        top_p: probability mass of the nucleus to sample from, in (0, 1].
+        seed: of the sampling, None for a random one.
+        repeats: number of times to run; the first is reported in full, later ones as one Repeat event per policy, to show timing variance.
         scores: replay the answers afterwards and record the attention of every pass (Scores events); timings are unaffected.
 
     Raises:
-        ValueError: a value is out of range, there is no policy, no image or no question; one sentence.
+        ValueError: a value is out of range, or a policy or image is missing or invalid; in one sentence.
     """
 
     images: tuple[Image.Image, ...]

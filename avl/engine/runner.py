@@ -28,7 +28,7 @@ _SETS_EVERY = 4  # steps between two Sets of a policy whose stored image tokens 
 
 @dataclass(frozen=True)
 class Job:
-    """What all runs of a request share: the model and its inputs. ``eos``: token ids that end a row."""
+    """The model and inputs that all runs of a request share. ``eos``: token ids that end a row."""
 
     model: Any
     processor: Any
@@ -42,7 +42,7 @@ class Job:
 
 
 class _Text:
-    """Token ids to text, piece by piece; a piece may be empty while a character is incomplete."""
+    """Incremental detokenizer; a piece of text may be empty while a character is incomplete."""
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
@@ -50,7 +50,7 @@ class _Text:
         self._text = ""
 
     def add(self, token: int) -> str:
-        """The piece that ``token`` adds."""
+        """Return the piece of text that ``token`` adds."""
         self.ids.append(token)
         text = self._tokenizer.decode(self.ids, skip_special_tokens=True)
         if text.endswith("\ufffd") or not text.startswith(self._text):
@@ -59,22 +59,22 @@ class _Text:
         return piece
 
     def finish(self) -> str:
-        """The whole answer."""
+        """Return the whole answer."""
         return self._tokenizer.decode(self.ids, skip_special_tokens=True).strip()
 
 
 def steps_ahead(request: GenerationRequest, devices: set[torch.device]) -> int:
-    """Steps that are queued before the first of them is told.
+    """Return how many steps are queued beyond the one that is reported next.
 
-    With one step ahead a GPU never waits for the host to read a token, look for the end of the sequence or tell the page. A sampled token
-    is chosen on the host, so nothing can be queued behind it; and what runs on several devices is timed by waiting.
+    With one step ahead, a GPU never waits while the host reads a token, checks for the end of the sequence or yields events. A sampled
+    token is chosen on the host, so no step can be queued behind it; and work on several devices is timed by waiting for it.
     """
     return 1 if request.temperature == 0 and [device.type for device in devices] == ["cuda"] else 0
 
 
 @dataclass
 class _Queued:
-    """A step that is queued and not told yet: what the host knows of it, and what the device will have to say."""
+    """A step that is queued but not yet reported: counts known on the host, and results that the device still computes."""
 
     span: Span
     tokens: torch.Tensor
@@ -88,14 +88,17 @@ class _Queued:
 
 
 class Runner:
-    """One request under one policy: its cache, its clock and how far it is.
+    """One run: a request under one policy, with its cache, its clock and its progress.
 
     Attributes:
-        number: of the policy in the request.
-        times: milliseconds of the steps that were told; one more may be queued.
-        fed: the tokens ``[B]`` of every pass so far.
-        reason: why the run ended, None while it goes on.
+        number: index of the policy in the request.
+        policy: what to store and read.
+        job: the model and inputs.
+        times: milliseconds of every reported step; one more may be queued.
+        fed: the tokens ``[B]`` that every pass so far has chosen.
+        reason: why the run ended, None while it continues.
         ttft_ms: time to first token.
+        tokens: the newest tokens ``[B]``, None before prefill.
     """
 
     def __init__(self, number: int, policy: Policy, job: Job, meter: Meter) -> None:
@@ -142,7 +145,7 @@ class Runner:
         return len(self.times)
 
     def prefill(self) -> Iterator[Event]:
-        """The prompt and token 0."""
+        """Run the prompt, choose token 0, and yield their events."""
         self._clock.start()
         self.tokens = tokens = self._choose(self.decoder.prefill(self.job.inputs))
         self.ttft_ms = self._clock.stop()
@@ -158,13 +161,13 @@ class Runner:
             stored_bytes=cache.stored_bytes,
             peak_bytes=cache.peak_bytes,
         )
-        yield from self._tell_sets(self._sets())
+        yield from self._report_sets(self._sets())
         yield Reading(self.number, self.clock_ms, **self._meter.read())
         yield from self._prepare()
         yield from self._end()
 
     def _prepare(self) -> Iterator[Event]:
-        """Say what steps pay for, and capture them where they are replayed: once per answer, on no clock."""
+        """Warn about what slows steps down, and capture them as CUDA graphs if possible; once per answer, outside of all timings."""
         if self.decoder.unfused is not None and self.reason is None:
             yield Warning(f"decode steps run the model's own modules, which takes longer: {self.decoder.unfused}", self.number)
         if not isinstance(self.decoder, GraphDecoder) or self.reason is not None:
@@ -178,15 +181,15 @@ class Runner:
             yield Warning(f"CUDA graphs cannot be used here, so every step pays its launches: {self.decoder.problem}", self.number)
 
     def step(self) -> Iterator[Event]:
-        """Queue the next step, and tell the oldest one that is queued, unless it is the first of those that run ahead."""
+        """Queue the next step, and report the oldest queued one unless fewer steps are queued than may run ahead."""
         if self.t + len(self._queued) + 1 < self.job.request.max_new_tokens:
             self._queue()
             if len(self._queued) <= self._ahead:
                 return
-        yield from self._tell(self._queued.popleft())
+        yield from self._report(self._queued.popleft())
 
     def _queue(self) -> None:
-        """Feed the last token, choose the next; on a GPU nothing waits for it."""
+        """Feed the last token and choose the next; does not wait for a GPU."""
         assert self.tokens is not None
         span = Span(*self._devices)
         self.tokens = tokens = self._choose(self.decoder.step(self.tokens))
@@ -197,8 +200,8 @@ class Runner:
             _Queued(span, tokens, Readback(tokens), cache.update_step, stored, read, cache.stored_bytes, cache.read_bytes, self._sets())
         )
 
-    def _tell(self, step: _Queued) -> Iterator[Event]:
-        """The events of a step, once the device is done with it."""
+    def _report(self, step: _Queued) -> Iterator[Event]:
+        """Wait for a step and yield its events."""
         self.times.append(step.span.ms())
         ids = step.ids.get().tolist()
         piece = self._take(step.tokens, ids)
@@ -217,13 +220,13 @@ class Runner:
             read_bytes=step.read_bytes,
             update=step.update,
         )
-        yield from self._tell_sets(step.sets)
+        yield from self._report_sets(step.sets)
         if self.t % _READ_EVERY == 0:
             yield Reading(self.number, self.clock_ms, **self._meter.read())
         yield from self._end()
 
     def stop(self) -> Iterator[Event]:
-        """End before the answer is complete."""
+        """End the run before its answer is complete."""
         self.reason = "stopped"
         self._queued.clear()
         yield from self._end()
@@ -233,7 +236,7 @@ class Runner:
         return next_tokens(logits, request.temperature, request.top_p, self._generator)
 
     def _take(self, tokens: torch.Tensor, ids: list[int]) -> str:
-        """Note the new tokens, whose ``ids`` are on the host; the piece of text they add to row 0."""
+        """Note the new tokens ``[B]``, whose ``ids`` are on the host; return the piece of text they add to row 0."""
         self.fed.append(tokens)
         over = bool(self._finished_rows[0])
         for row, token in enumerate(ids):
@@ -247,14 +250,14 @@ class Runner:
         return piece
 
     def _sets(self) -> ImageSetsLater | None:
-        """What row 0 stores and reads of its image after the step that was queued last, where that may have changed."""
+        """Return the image tokens that row 0 stores and reads after the last queued step, None if they cannot have changed."""
         cache, t = self.cache, self.cache.t
         if t == 0 or (cache.update_step if self.policy.pins_image else t % _SETS_EVERY == 0):
             return ImageSetsLater(cache, 0)
         return None
 
-    def _tell_sets(self, later: ImageSetsLater | None) -> Iterator[Event]:
-        """The sets, if they are not those told before."""
+    def _report_sets(self, later: ImageSetsLater | None) -> Iterator[Event]:
+        """Yield the sets unless they are the ones reported before."""
         if later is None:
             return
         cache, policy = self.cache, self.policy
@@ -292,19 +295,19 @@ class Runner:
         )
 
     def close(self) -> None:
-        """Give the cache's memory back; tokens and times stay."""
+        """Free the cache's memory; tokens and times stay."""
         self._cache = self._decoder = None
 
     def again(self, number: int) -> Repeat:
-        """Return what this run took, as the ``number``-th time that the same was run."""
+        """Return the times and tokens of this run as those of repeat ``number``."""
         middle = statistics.median(self.times) if self.times else None
         return Repeat(self.number, number, self.ttft_ms, middle, self.clock_ms, self.reason or "stopped", tuple(self._text.ids))
 
 
 def attention(runner: Runner) -> Iterator[Scores]:
-    """The attention of every pass of a finished run, pass by pass: the same tokens are fed once more to a cache that records.
+    """Replay the tokens of a finished run and yield the attention of every pass.
 
-    Recording asks every layer for all its scores. A second pass over the answer keeps that out of the times of the first.
+    Recording computes all scores in every layer; replaying the answer keeps that out of the run's own timings.
     """
     job = runner.job
     cache = job.make_cache(runner.policy)

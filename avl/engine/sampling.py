@@ -1,4 +1,4 @@
-"""The choice of the next token."""
+"""Choice of the next token."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import torch
 
 
 def next_tokens(logits: torch.Tensor, temperature: float, top_p: float, generator: torch.Generator | None) -> torch.Tensor:
-    """Return a token per row ``[B]`` from logits ``[B, V]``: the largest at temperature 0, else one of the top-p set."""
+    """Return a token per row ``[B]`` from logits ``[B, V]``: the likeliest at temperature 0, else one sampled from the top-p nucleus."""
     if temperature == 0:
         return logits.argmax(dim=-1)
-    # sampled on CPU in float64: one seed gives one answer on every device
+    # on the CPU in float64, so that a seed gives the same answer on every device
     probabilities = (logits.double().cpu() / temperature).softmax(dim=-1)
     ordered, order = probabilities.sort(dim=-1, descending=True, stable=True)
     ordered = ordered.masked_fill(ordered.cumsum(dim=-1) - ordered >= top_p, 0.0)

@@ -1,6 +1,6 @@
-"""stream() and race(): checks, the order of the arms, events. The one place where a request becomes a generation.
+"""stream() and race(): check a request, schedule the runs of its policies, and yield their events.
 
-Knows neither Gradio nor threads. Arms of a race never overlap on the device.
+Knows neither Gradio nor threads. The runs of a race never overlap on the device.
 """
 
 from __future__ import annotations
@@ -41,25 +41,25 @@ def stream(
     stop: threading.Event | None = None,
     scores: bool = False,
 ) -> Iterator[Event]:
-    """Answer one question under one policy and yield the events of avl/trace. The fast path; attaches the model if it is not.
+    """Answer one question under one policy and yield the events of avl/trace; attaches the model if needed.
 
     Args:
         model: from ``avl.load``.
         processor: from ``avl.load``.
-        image: a picture or a list of them (PIL, path, bytes, array).
+        image: an image or a list of images (PIL, path, bytes, array).
         question: a plain question, or a whole prompt with image placeholders.
         policy: what to store and read.
         max_new_tokens: most tokens of the answer.
-        temperature: 0 for greedy.
-        top_p: nucleus of the sampling, in (0, 1].
+        temperature: of the sampling, 0 for greedy.
+        top_p: probability mass of the nucleus to sample from, in (0, 1].
         seed: of the sampling.
-        batch: number of copies that run at once; events are of row 0.
-        stop: set it, and the run ends before the next step.
+        batch: number of copies that run at once; events describe row 0.
+        stop: when set, the run ends before its next step.
         scores: replay the answer afterwards and record the attention of every pass (Scores events); timings are unaffected.
 
     Raises:
-        ValueError: bad input, one sentence, before anything runs.
-        TypeError: an unsupported model.
+        ValueError: bad input; raised before anything runs, in one sentence.
+        TypeError: the model's class is not supported.
     """
     request = GenerationRequest(
         image, question, (policy,), max_new_tokens, batch=batch, temperature=temperature, top_p=top_p, seed=seed, scores=scores
@@ -77,20 +77,20 @@ def race(
     stop: threading.Event | None = None,
     **options: Any,
 ) -> Iterator[Event]:
-    """Answer one question under several policies, one run each, on a fair clock, and yield the events of avl/trace.
+    """Answer one question under several policies, one separately timed run each, and yield the events of avl/trace.
 
     Args:
         model: from ``avl.load``.
         processor: from ``avl.load``.
-        images: a picture or a list of them (PIL, path, bytes, array).
+        images: an image or a list of images (PIL, path, bytes, array).
         question: a plain question, or a whole prompt with image placeholders.
         policies: what to store and read, one run each.
-        stop: set it, and the run ends before the next step.
+        stop: when set, the runs end before their next step.
         options: the other fields of :class:`GenerationRequest`: max_new_tokens, mode, batch, temperature, …
 
     Raises:
-        ValueError: bad input, one sentence, before anything runs.
-        TypeError: an unsupported model.
+        ValueError: bad input; raised before anything runs, in one sentence.
+        TypeError: the model's class is not supported.
     """
     return run(model, processor, GenerationRequest(images, question, tuple(policies), **options), stop)
 
@@ -98,11 +98,18 @@ def race(
 def run(
     model: Any, processor: Any, request: GenerationRequest, stop: threading.Event | None = None, *, single: bool = False
 ) -> Iterator[Event]:
-    """Run a request and yield its events. Everything is checked now, not at the first ``next``.
+    """Run a request and yield its events. Checks everything immediately, not at the first ``next``.
+
+    Args:
+        model: from ``avl.load``.
+        processor: from ``avl.load``.
+        request: what to run.
+        stop: when set, the runs end before their next step.
+        single: whether the trace shows a single generation, not a race.
 
     Raises:
-        ValueError: the request does not fit the model; one sentence.
-        TypeError: an unsupported model.
+        ValueError: the request does not fit the model; in one sentence.
+        TypeError: the model's class is not supported.
     """
     facts = describe(model)
     attach(model)
@@ -110,7 +117,7 @@ def run(
     eos = model.generation_config.eos_token_id
     ends = frozenset(eos if isinstance(eos, list) else [] if eos is None else [eos])
     job = Job(model, processor, repeat(inputs, request.batch), request, ends)
-    # allocates nothing; raises before the run if anything does not fit
+    # allocates nothing, but raises before the run if anything does not fit
     caches = [job.make_cache(policy) for policy in request.policies]
     row = caches[0].rows[0]
     sizes = [image.size for image in request.images]
@@ -151,7 +158,7 @@ def run(
 
 
 def _arm(policy: Policy, implementation: str, shape: PromptShape) -> Arm:
-    """What a trace says of a policy before it runs."""
+    """Return what a trace says of a policy before it runs."""
     costs = [step_cost(policy, shape, t) for t in range(1, shape.max_new_tokens)]
     predicted = tuple((int(cost.stored), int(cost.read)) for cost in costs)
     return Arm(policy.label, policy.to_dict(), implementation, policy.title, pruned_from(policy, shape), predicted)
@@ -166,14 +173,14 @@ def _events(job: Job, start: Start, stop: threading.Event) -> Iterator[Event]:
     if start.batch > 1:
         yield Warning(f"the request runs {start.batch} times at once; text and sets are those of row 0, bytes those of all rows")
     request = job.request
-    arms = list(enumerate(request.policies))
+    numbered = list(enumerate(request.policies))
     try:
         finished: list[Runner] = []
-        for group in _groups(arms, start.mode):
-            finished += yield from _race(job, group, stop)
+        for policies in _interleaved(numbered, start.mode):
+            finished += yield from _race(job, policies, stop)
         for number in range(1, request.repeats):
-            for group in _groups(arms[::-1] if number % 2 else arms, start.mode):
-                yield from _race_again(job, group, stop, number)
+            for policies in _interleaved(numbered[::-1] if number % 2 else numbered, start.mode):
+                yield from _race_again(job, policies, stop, number)
         for runner in finished if request.scores else []:
             passes = attention(runner)
             while not stop.is_set() and (event := next(passes, None)) is not None:
@@ -182,18 +189,18 @@ def _events(job: Job, start: Start, stop: threading.Event) -> Iterator[Event]:
         yield Error("the device ran out of memory: lower the batch, S, or max new tokens, or use a smaller image")
 
 
-def _groups(arms: list[tuple[int, Policy]], mode: str) -> list[list[tuple[int, Policy]]]:
-    """The arms that step in turns: all at once in a race, each alone in isolated mode."""
-    return [[arm] for arm in arms] if mode == "isolated" else [arms]
+def _interleaved(policies: list[tuple[int, Policy]], mode: str) -> list[list[tuple[int, Policy]]]:
+    """Return the numbered policies in groups whose runs interleave: all of them in a race, each alone in isolated mode."""
+    return [[policy] for policy in policies] if mode == "isolated" else [policies]
 
 
-def _race(job: Job, arms: list[tuple[int, Policy]], stop: threading.Event) -> Generator[Event, None, list[Runner]]:
-    """Step the arms until all have ended; tells every event, and returns what is left of them: their tokens and times."""
+def _race(job: Job, policies: list[tuple[int, Policy]], stop: threading.Event) -> Generator[Event, None, list[Runner]]:
+    """Step one run per policy until all have ended; yield all events, and return the closed runs with their tokens and times."""
     meter = Meter(job.model.device)
-    runners = [Runner(number, policy, job, meter) for number, policy in arms]
+    runners = [Runner(number, policy, job, meter) for number, policy in policies]
     waiting = list(runners)
     while waiting:
-        # the arm that used less time is next: prompts in order first, then it is ahead exactly as it would be alone
+        # prompts first, in order; then the run with less accumulated time steps next, so that whichever leads here would also lead alone
         runner = min(waiting, key=lambda runner: (runner.tokens is not None, runner.clock_ms))
         if stop.is_set():
             yield from runner.stop()
@@ -208,9 +215,9 @@ def _race(job: Job, arms: list[tuple[int, Policy]], stop: threading.Event) -> Ge
     return runners
 
 
-def _race_again(job: Job, arms: list[tuple[int, Policy]], stop: threading.Event, number: int) -> Iterator[Event]:
-    """The same once more, told by one event per arm; nothing of it where the run is stopped."""
-    race = _race(job, arms, stop)
+def _race_again(job: Job, policies: list[tuple[int, Policy]], stop: threading.Event, number: int) -> Iterator[Event]:
+    """Repeat a race and yield one Repeat event per policy, none for runs that were stopped."""
+    race = _race(job, policies, stop)
     while True:
         try:
             next(race)

@@ -1,4 +1,4 @@
-"""Times of work on a device: CUDA events on a GPU, a monotonic clock elsewhere."""
+"""Timing of work on a device: CUDA events on a GPU, a monotonic clock elsewhere."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import torch
 
 
 class Span:
-    """Times one piece of work that nobody waits for: from the moment the span is made, behind what is queued before it. Milliseconds.
+    """Duration of queued work on the device, from its creation to :meth:`end`, measured without waiting for it.
 
-    CUDA events on one GPU, a monotonic clock elsewhere. Work that is spread over several GPUs is waited for: events of two devices cannot
-    be compared.
+    Uses CUDA events on one GPU, a monotonic clock elsewhere. Work on several GPUs is waited for, because events of two devices cannot be
+    compared.
     """
 
     def __init__(self, *devices: torch.device) -> None:
@@ -30,11 +30,11 @@ class Span:
         return time.perf_counter()
 
     def end(self) -> None:
-        """The work has been queued."""
+        """Mark the end: all of the work has been queued."""
         self._marks.append(self._mark())
 
     def ms(self) -> float:
-        """From beginning to end on the device; waits for the end alone."""
+        """Return the milliseconds from beginning to end on the device; waits only for the end."""
         first, last = self._marks
         if len(self._gpus) != 1:
             return (last - first) * 1000
@@ -43,33 +43,33 @@ class Span:
 
 
 class Clock:
-    """Times one piece of work that is waited for, as a :class:`Span` does."""
+    """Stopwatch for work on devices that waits until the work is done."""
 
     def __init__(self, *devices: torch.device) -> None:
         self._devices = devices
 
     def start(self) -> None:
-        """Begin; earlier work on the device is waited for, so that it is not counted."""
+        """Start, after waiting for earlier work, so that it does not count."""
         for device in self._devices:
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
         self._span = Span(*self._devices)
 
     def stop(self) -> float:
-        """Milliseconds since :meth:`start`, when the work is really done."""
+        """Wait until the work is done and return the milliseconds since :meth:`start`."""
         self._span.end()
         return self._span.ms()
 
 
 class Marks:
-    """Times between marks in milliseconds. On a GPU the marks are events in the stream: nothing waits until all steps are queued."""
+    """Milliseconds between marks. On a GPU the marks are events in the stream, so marking waits for nothing."""
 
     def __init__(self, device: torch.device) -> None:
         self._cuda = device.type == "cuda"
         self._marks: list[Any] = []
 
     def add(self) -> None:
-        """Mark this moment of the device's work."""
+        """Mark this point in the device's work."""
         if self._cuda:
             event = torch.cuda.Event(enable_timing=True)
             event.record()
@@ -78,7 +78,7 @@ class Marks:
             self._marks.append(time.perf_counter())
 
     def gaps(self) -> list[float]:
-        """Milliseconds from each mark to the next."""
+        """Return the milliseconds from each mark to the next."""
         if self._cuda:
             torch.cuda.synchronize()
             return [first.elapsed_time(second) for first, second in itertools.pairwise(self._marks)]

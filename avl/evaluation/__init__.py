@@ -1,0 +1,1 @@
+"""Answer quality: ``evaluate`` (the command), ``tasks`` (questions, scores), ``sweep`` (quality by memory), ``figures`` (the paper's)."""

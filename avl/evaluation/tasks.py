@@ -10,7 +10,7 @@ from PIL import Image
 
 from avl.tiny.data import scenes
 from avl.tiny.data.questions import NUMBERS, PHRASES
-from avl.tiny.data.scenes import COLOURS, SETTINGS, SHAPES, SIZES, Question
+from avl.tiny.data.scenes import COLORS, SETTINGS, SHAPES, SIZES, Question
 
 TASKS = ("qa", "read", "describe")
 SHARES = {"qa": 0.4, "read": 0.3, "describe": 0.3}
@@ -105,7 +105,7 @@ def anls(answer: str, right: str) -> float:
     return similarity if similarity >= 0.5 else 0.0
 
 
-_THING = re.compile(rf"\b(?:({'|'.join(SIZES)}) )?({'|'.join(COLOURS)}) ({'|'.join(SHAPES)})\b")
+_THING = re.compile(rf"\b(?:({'|'.join(SIZES)}) )?({'|'.join(COLORS)}) ({'|'.join(SHAPES)})\b")
 _PLACES = sorted(PHRASES.items(), key=lambda p: -len(p[1]))
 
 
@@ -121,8 +121,8 @@ def facts_of(text: str) -> set[str]:
         facts.add(f"{word if word.isdigit() else NUMBERS.index(word)} objects")
     things = list(_THING.finditer(text))
     for index, thing in enumerate(things):
-        size, colour, shape = thing.groups()
-        pair = f"{colour} {shape}"
+        size, color, shape = thing.groups()
+        pair = f"{color} {shape}"
         facts.add(pair)
         if size:
             facts.add(f"{pair} is {size}")

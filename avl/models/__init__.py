@@ -1,1 +1,1 @@
-"""Models: what is supported, how it is loaded, and how pictures and questions become its inputs."""
+"""Models: ``families`` (supported ones), ``loading``, ``images``, ``inputs``, ``merging`` weights, ``random_weights`` for benchmarks."""

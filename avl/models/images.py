@@ -1,4 +1,4 @@
-"""Pictures from anywhere: opened, checked, upright RGB; and as data URIs for traces and the page."""
+"""Input images: open and check them, turn them upright, and encode them as data URIs for traces and the page."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from typing import Any
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-MAX_PIXELS = 20_000_000  # largest picture that is opened: a small file can unpack to gigabytes
-SHOWN_SIDE = 1024  # longer side of a picture that is shown or kept with a trace, pixels; the model always gets the whole one
+MAX_PIXELS = 20_000_000  # largest image that is opened: a small file can decompress to gigabytes
+SHOWN_SIDE = 1024  # longer side, in pixels, of an image on the page or in a trace; the model gets the full size
 
 
 def open_image(source: Any) -> Image.Image:
-    """A picture as upright RGB.
+    """Return an image as upright RGB.
 
     Args:
         source: PIL image, path, bytes, or numpy array ``[height, width, 3]`` of uint8.
 
     Raises:
-        ValueError: nothing given, not a picture, without area, or larger than :data:`MAX_PIXELS`.
+        ValueError: nothing is given, it is no readable image, it is too narrow, or it has more than :data:`MAX_PIXELS` pixels.
     """
     if source is None:
         raise ValueError("there is no picture: upload one, or pick an example")
     if not isinstance(source, Image.Image):
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # checked below, with our own sentence
+                warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # checked below, with our own message
                 if isinstance(source, bytes):
                     source = Image.open(io.BytesIO(source))
                 elif isinstance(source, str | Path):
@@ -49,7 +49,7 @@ def open_image(source: Any) -> Image.Image:
     try:
         upright = ImageOps.exif_transpose(source)
         if "A" in upright.getbands() or "transparency" in upright.info:
-            # what shows through is white, as on a page; a bare conversion would make it black
+            # transparent pixels become white, as on a page; convert() alone would make them black
             clear = upright.convert("RGBA")
             upright = Image.alpha_composite(Image.new("RGBA", clear.size, "white"), clear)
         return upright.convert("RGB")
@@ -63,7 +63,7 @@ def _too_large(image: Image.Image | None = None) -> str:
 
 
 def data_uri(image: Image.Image, side: int = SHOWN_SIDE, quality: int = 90) -> str:
-    """The picture, no side longer than ``side`` pixels, as a data URI (WebP)."""
+    """Return the image, scaled to at most ``side`` pixels per side, as a data URI (WebP)."""
     small = image.convert("RGB")
     small.thumbnail((side, side))
     buffer = io.BytesIO()

@@ -1,4 +1,4 @@
-"""From a picture and a question to the model's inputs."""
+"""From images and a question to the model's inputs."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from PIL import Image
 
 
 def chat_prompt(processor: Any, question: str, n_images: int) -> str:
-    """The model's own chat template around a plain question; a text that holds image placeholders is taken as the whole prompt.
+    """Wrap a plain question in the model's chat template; return text with image placeholders as it is, as a whole prompt.
 
     Raises:
-        ValueError: an empty question, or placeholders that do not match the number of images.
+        ValueError: the question is empty, or its placeholders do not match the number of images.
     """
     if not question or not question.strip():
         raise ValueError("the question is empty: ask something about the image")
@@ -27,13 +27,17 @@ def chat_prompt(processor: Any, question: str, n_images: int) -> str:
     content = [{"type": "image"}] * n_images + [{"type": "text", "text": question.strip()}]
     if getattr(processor, "chat_template", None) or getattr(processor.tokenizer, "chat_template", None):
         return processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
-    # checkpoints without a template are of the LLaVA-1.5 family, whose model card gives this form
+    # checkpoints without a template belong to the LLaVA-1.5 family, whose model card gives this form
     images = f"{image_token}\n" * n_images
     return f"USER: {images}{question.strip()} ASSISTANT:"
 
 
 def prepare(model: Any, processor: Any, images: Sequence[Image.Image], question: str) -> tuple[dict[str, Any], str]:
-    """Model inputs of one request, on the model's device, and the prompt they come from. Raises ValueError as :func:`chat_prompt`."""
+    """Return the model inputs of one request, on the model's device, and their prompt.
+
+    Raises:
+        ValueError: there is no image, or :func:`chat_prompt` raises it.
+    """
     if not images:
         raise ValueError("there is no image: upload one, or pick an example")
     prompt = chat_prompt(processor, question, len(images))
@@ -45,5 +49,5 @@ def prepare(model: Any, processor: Any, images: Sequence[Image.Image], question:
 
 
 def repeat(inputs: dict[str, Any], batch: int) -> dict[str, Any]:
-    """The same request ``batch`` times: every tensor repeated along its first dimension."""
+    """Return inputs for ``batch`` copies of a request: every tensor repeated along its first dimension."""
     return {key: torch.cat([value] * batch) if batch > 1 else value for key, value in inputs.items()}

@@ -1,4 +1,4 @@
-"""From a name to a model and its processor."""
+"""Loading a model and its processor by name."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CHECKPOINTS: dict[str, str] = {
     "llava-1.6-13b": "llava-hf/llava-v1.6-vicuna-13b-hf",
     "llava-1.6-mistral-7b": "llava-hf/llava-v1.6-mistral-7b-hf",
 }
-"""Short names of the checkpoints that the paper and this project speak of; ``tiny`` is the bundled one."""
+"""Short name -> Hub id of the checkpoints used in the paper and in this project; ``tiny``, the bundled model, comes on top."""
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 DTYPES |= {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -34,21 +34,22 @@ def load(
     revision: str | None = None,
     device_map: str | dict[str, Any] | None = None,
 ) -> tuple[Any, Any]:
-    """Load a LLaVA and its processor, ready for inference; left padding is set.
+    """Load a LLaVA and its processor for inference, with left padding.
 
     Args:
-        name: "tiny" (bundled), a key of :data:`CHECKPOINTS`, any Hub id of a supported class, or a local folder.
-        device: "auto" (CUDA where there is one), "cuda", "cuda:1", "cpu", …; ignored with ``device_map``.
-        dtype: "auto" (bfloat16 on a GPU that has it, float16 on others, float32 on CPU), "fp32", "bf16", "fp16" or a torch dtype.
-        revision: branch, tag or commit of a Hub repository. device_map: as in accelerate, "auto" shards over the GPUs there are.
+        name: "tiny" (bundled), a key of :data:`CHECKPOINTS`, the Hub id of a model of a supported class, or a local folder.
+        device: "auto" (CUDA if available), "cuda", "cuda:1", "cpu", …; ignored with ``device_map``.
+        dtype: "auto" (bfloat16 on GPUs that support it, float16 on others, float32 on CPU), "fp32", "bf16", "fp16" or a torch dtype.
+        revision: branch, tag or commit of a Hub repository.
+        device_map: as in accelerate; "auto" shards over the available GPUs.
 
     Returns:
         (model, processor).
 
     Raises:
-        OSError: the files are missing, or cannot be fetched; says what to do.
-        TypeError: the checkpoint is of an unsupported class; lists what is supported.
-        ValueError: an unknown dtype or device.
+        OSError: files are missing or cannot be fetched; says what to do.
+        TypeError: the checkpoint's class is not supported; lists the supported ones.
+        ValueError: the dtype or the device is unknown.
     """
     import transformers
 
@@ -65,9 +66,7 @@ def load(
         raise OSError(f"{label} cannot be loaded ({_first_line(error)}): {advice}") from None
     text = getattr(getattr(config, "text_config", None), "model_type", None)
     if config.model_type not in FAMILIES or text not in TEXT_FAMILIES:
-        raise TypeError(
-            f"{label} is a {config.model_type!r} model with text model {text!r}; supported are {supported()}"
-        )
+        raise TypeError(f"{label} is a {config.model_type!r} model with text model {text!r}; supported are {supported()}")
     cls = getattr(transformers, FAMILIES[config.model_type].model_class)
     try:
         model = cls.from_pretrained(source, revision=revision, dtype=kind, device_map=device_map, use_safetensors=True)
@@ -128,7 +127,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _complete(processor: Any, config: Any) -> None:
-    """Set what old checkpoints leave out of their processor: without it an image placeholder is not expanded to its tokens."""
+    """Fill in processor settings that old checkpoints lack, without which image placeholders are not expanded to image tokens."""
     processor.tokenizer.padding_side = "left"
     if getattr(processor, "patch_size", None) is None:
         processor.patch_size = config.vision_config.patch_size
@@ -138,7 +137,7 @@ def _complete(processor: Any, config: Any) -> None:
 
 
 def model_name(model: Any) -> str:
-    """Name to show: "tiny" for the bundled model, a Hub id, or a folder's own name (never this machine's path)."""
+    """Return a name to show: "tiny" for the bundled model, a Hub id, or the folder's name (never its path)."""
     path = name_or_path(model.config)
     if path == str(TINY):
         return "tiny"

@@ -1,7 +1,7 @@
-"""Full-size models with random weights, and inputs to match: what a benchmark needs of a checkpoint, with nothing to download.
+"""Full-size models with random weights and matching inputs, for benchmarks without downloads.
 
-The sizes are those of the public ``config.json`` of the checkpoints in ``CHECKPOINTS``. A step's time depends on sizes, not on
-what the weights hold as long as they are not zeros. A random model never emits a meaningful end of sequence: runs have a fixed length.
+Sizes come from the public ``config.json`` of the checkpoints in ``CHECKPOINTS``. A step's time depends on sizes, not on the values of the
+weights, as long as they are not zeros. A random model emits no meaningful end of sequence, so runs have a fixed length.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from avl._compat import from_config
 from avl.models.families import FAMILIES, TEXT_FAMILIES, family_of
 
 SYSTEM_TOKENS, QUESTION_TOKENS = 35, 30
-"""Text of the benchmark's prompt: a system prompt like Vicuna's and a short question."""
+"""Text tokens of the benchmark's prompt: a system prompt as long as Vicuna's, and a short question."""
 
 _IMAGE_TOKEN_FROM_END = 64  # 32000 of 32064 in every checkpoint
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """What differs between the checkpoints. The head size is 128, the vocabulary 32064, in all of them.
+    """Sizes that differ between the checkpoints; all have a head size of 128 and a vocabulary of 32064.
 
-    ``family``, ``text``: model types of the whole and of its text decoder.
+    ``family`` and ``text`` are the model types of the whole model and of its text decoder.
     """
 
     family: str
@@ -51,10 +51,10 @@ ARCHITECTURES: dict[str, Architecture] = {
 
 
 def config(name: str, scale: float = 1.0) -> Any:
-    """The transformers config of checkpoint ``name``; ``scale`` below 1 shrinks every size, in the same proportions, for tests.
+    """Return the transformers config of checkpoint ``name``; ``scale`` below 1 shrinks all sizes proportionally, for tests.
 
     Raises:
-        ValueError: an unknown name, or a scale that is not above 0 and at most 1.
+        ValueError: the name is unknown, or the scale is not above 0 and at most 1.
     """
     import transformers
 
@@ -77,7 +77,7 @@ def config(name: str, scale: float = 1.0) -> Any:
         hidden_size=vision_heads * scaled(64, 16, 8),
         intermediate_size=scaled(4096, 32),
         projection_dim=768,
-        num_hidden_layers=scaled(24, 3),  # features come from the last layer but one; all of them run
+        num_hidden_layers=scaled(24, 3),  # features come from the second to last layer; all of them run
         num_attention_heads=vision_heads,
         image_size=side,
         patch_size=14,
@@ -109,25 +109,23 @@ def config(name: str, scale: float = 1.0) -> Any:
     return FAMILIES[facts.family].random_config(parts, side)
 
 
-def build(
-    name: str, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32, scale: float = 1.0, seed: int = 0
-) -> Any:
-    """A model of that architecture in evaluation mode, its weights drawn from a small normal distribution on ``device`` itself.
+def build(name: str, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32, scale: float = 1.0, seed: int = 0) -> Any:
+    """Return a model of that architecture in evaluation mode, with small normally distributed weights drawn on ``device`` itself.
 
     Raises:
-        ValueError: as :func:`config`.
+        ValueError: see :func:`config`.
     """
     import transformers
 
     sizes = config(name, scale)
     model_class = getattr(transformers, FAMILIES[ARCHITECTURES[name].family].model_class)
     torch.manual_seed(seed)
-    # transformers' own initialization, run where the tensors lie: buffers such as RoPE frequencies come out right without a list of them
+    # transformers' own initialization, run on the device: it also fills buffers such as RoPE frequencies
     with torch.device(device):
         model = from_config(model_class, sizes, dtype)
     with torch.no_grad():
         for parameter in model.parameters():
-            if parameter.dim() == 1:  # norms at 1 and biases at 0 would be friendlier than a real model's
+            if parameter.dim() == 1:  # norms of 1 and biases of 0 would be simpler than a real model's
                 parameter.add_(torch.randn_like(parameter), alpha=0.02)
     model.generation_config.eos_token_id = None
     model.generation_config.pad_token_id = 0
@@ -135,15 +133,18 @@ def build(
 
 
 def inputs(model: Any, batch: int = 1, picture: tuple[int, int] | None = None, n_text: int | None = None, seed: int = 0) -> dict[str, Any]:
-    """Prompts of one picture each, on the model's device: random pixels, random words, every row different.
+    """Return prompts with one image each, on the model's device: random pixels, random words, every row different.
 
     Args:
-        picture: (width, height); decides the number of image tokens in LLaVA-1.6. None: the size with the most of them, a square of 2 x 2
-            tiles (2928: 576 of the whole picture, 2304 of the tiles and 48 ends of rows).
-        n_text: text tokens of the prompt; the first :data:`SYSTEM_TOKENS` (or fewer) stand before the image.
+        model: whose inputs to make.
+        batch: number of rows.
+        picture: (width, height) of the images, which determines the number of image tokens in LLaVA-1.6. None for the size with the most: a
+            square of 2 x 2 tiles (2928: 576 of the whole image, 2304 of the tiles and 48 row ends).
+        n_text: text tokens of the prompt; the first :data:`SYSTEM_TOKENS` (or fewer) precede the image.
+        seed: of the random values.
 
     Raises:
-        ValueError: fewer than two text tokens, or a picture without an area.
+        ValueError: fewer than two text tokens, or an image without area.
     """
     n_text = SYSTEM_TOKENS + QUESTION_TOKENS if n_text is None else n_text
     if n_text < 2:

@@ -1,7 +1,7 @@
-"""What to keep: one policy, one file, one frozen dataclass. Pure Python.
+"""Policies: which tokens to keep and read. One file and one frozen dataclass each, in pure Python; ``cost`` predicts their token counts.
 
-``POLICIES`` is the only list of policies: command lines, the page, the API's documentation, error messages, the benchmark and the
-evaluation are built from it.
+``POLICIES`` is the only list of policies: command lines, the page, the API documentation, error messages, the benchmark and the evaluation
+are built from it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ POLICIES: dict[str, type[Policy]] = {
         StreamingLLM,
     )
 }
-"""Name -> class, in the order in which they are shown."""
+"""Name -> class, in display order."""
 
 __all__ = [
     "AVL",
@@ -54,7 +54,7 @@ __all__ = [
 
 
 def check_policy(policy: object) -> None:
-    """Raise ValueError unless ``policy`` is one."""
+    """Raise ValueError unless ``policy`` is a policy."""
     if not isinstance(policy, Policy):
         names = ", ".join(f"avl.{name}(...)" for name in POLICIES)
         raise ValueError(f"{policy!r} is not a policy: pass one of {names}")
@@ -66,10 +66,10 @@ def cli_name(policy: type[Policy]) -> str:
 
 
 def find_policy(name: str) -> type[Policy]:
-    """Return the policy of that name; case, hyphens and underscores do not matter, and the beginning of one name is enough.
+    """Return the policy with that name; case, hyphens and underscores are ignored, and an unambiguous prefix is enough.
 
     Raises:
-        ValueError: no policy, or more than one, has that name; lists what there is.
+        ValueError: no policy, or more than one, matches; lists all policies.
     """
     wanted = re.sub(r"[-_ ]", "", name).lower()
     names = {key.lower(): policy for key, policy in POLICIES.items()}
@@ -80,12 +80,12 @@ def find_policy(name: str) -> type[Policy]:
 
 
 def parse_policy(spec: str) -> Policy:
-    """Return the policy that ``name`` or ``name:PARAMETER=value,…`` says, for example ``avl:S=45,C=30``; ``off`` is None.
+    """Parse ``name`` or ``name:PARAMETER=value,…``, for example ``avl:S=45,C=30``, to a policy; ``off`` means None.
 
-    A parameter without a default takes the value that the page starts with.
+    A parameter without a default gets the initial value of the page's slider.
 
     Raises:
-        ValueError: an unknown policy or parameter, or a value out of range.
+        ValueError: the policy or a parameter is unknown, or a value is out of range.
     """
     name, _, rest = spec.partition(":")
     policy = find_policy(name)

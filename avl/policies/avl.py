@@ -8,25 +8,25 @@ from typing import ClassVar, Self
 from avl.policies.base import KVBudget, Observation, Policy, PromptShape, param, share
 
 PRUNED_BEFORE = 2
-"""P acts "after the second decoder layer": the scores of layer index 1 decide which image tokens enter layer index 2."""
+"""P prunes "after the second decoder layer": the scores of layer index 1 decide which image tokens enter layer index 2."""
 
 
 @dataclass(frozen=True)
 class AVL(Policy):
-    """Store S % of the image tokens, read the C % most critical at most steps, keep a window of the text.
+    """Store S % of the image tokens, read the most critical C % at most steps, and keep a window of the text.
 
     Based on Zhang et al., "A-VL: Adaptive Attention for Large Vision-Language Models", arXiv 2409.14846; Table 1 names the parameters.
 
     Args:
-        S: secondary tokens: share of the image tokens that a layer stores, in %, ranked by the last prompt token's attention.
-        C: core tokens: share of the image tokens that a core step reads, in %, at most S; None (or S) reads all secondary at every step.
-        K: every K steps all secondary tokens are read and the core is chosen anew.
-        P: share of the image tokens that stay in the prompt's hidden states after the second decoder layer, in %; None prunes nothing.
-        T: text window in % of the longest text (prompt text + max new tokens); None keeps all text.
-        update: "every": step t updates when t % K == 0 (the paper's text); "after": after every K core steps, t % (K + 1) == 0.
+        S: secondary tokens: % of the image tokens that a layer stores, ranked by the last prompt token's attention.
+        C: core tokens: % of the image tokens that a core step reads, at most S; None (or S) reads all secondary tokens at every step.
+        K: update interval: every K steps, all secondary tokens are read and the core is re-selected.
+        P: % of the image tokens that stay in the prompt's hidden states after the second decoder layer; None prunes none.
+        T: size of the text window in % of prompt text + max new tokens; None keeps all text.
+        update: "every": step t is an update step if t % K == 0 (the paper's text); "after": after K core steps each, t % (K + 1) == 0.
 
     Raises:
-        ValueError: a parameter is out of range; names the parameter, the value and the range.
+        ValueError: a parameter is out of range; names it, its value and the range.
     """
 
     S: float = param(label="secondary", help="the share of image tokens stored after prefill", start=45)

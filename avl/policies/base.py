@@ -2,13 +2,13 @@
 
 | verb | asked | answer |
 |---|---|---|
-| ``prune`` | between two layers of the prefill | image tokens that stay in the hidden states |
-| ``store`` | after a layer's prefill | what the layer keeps: pinned image tokens and an evictable window |
-| ``select`` | at a decode step | image tokens read: some, or all that are stored |
-| ``observe`` | after a layer's prefill, after a step | which scores rank the window, hence who leaves it |
+| ``prune`` | between two layers in prefill | image tokens that stay in the hidden states |
+| ``store`` | after a layer's prefill | tokens to store: pinned image tokens and an evictable window |
+| ``select`` | at a decode step | image tokens to read: some, or all that are stored |
+| ``observe`` | after a layer's prefill, after a step | which scores rank the window, and so which token is evicted |
 
-Counts, not indices: they are closed forms of the sizes, so memory, CUDA graphs and predictions know them before a run (cost.py). Turning
-scores into indices is the same for every policy (avl/cache/ranking.py), and so is moving keys and values (avl/cache/layer.py).
+Verbs return counts, not indices. Counts depend on nothing but sizes, so memory, CUDA graphs and the cost model (cost.py) know them before a
+run. Turning scores into indices (avl/cache/ranking.py) and moving keys and values (avl/cache/layer.py) is the same for all policies.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any, ClassVar, Literal, Self
 
 @dataclass(frozen=True)
 class PromptShape:
-    """Sizes of one row: image and text tokens of its prompt, most new tokens, decoder layers of the model."""
+    """Sizes of one row: image and text tokens of its prompt, max new tokens, and the model's decoder layers."""
 
     n_image: int
     n_text: int
@@ -36,11 +36,11 @@ class PromptShape:
 
 @dataclass(frozen=True)
 class KVBudget:
-    """What one layer keeps of one row, in tokens.
+    """The number of tokens that one layer keeps of one row.
 
     Attributes:
-        image: pinned image tokens, never evicted.
-        window: most evictable tokens stored at any time, None for unlimited.
+        image: pinned image tokens, which are never evicted.
+        window: most evictable tokens stored between steps, None for unlimited.
         recent: newest tokens of the window that are never evicted.
         sinks: oldest tokens of the window that are never evicted.
         prompt: most prompt tokens in the window after prefill, None for as many as ``window`` allows.
@@ -57,7 +57,7 @@ class KVBudget:
         return min(count for count in (tokens, self.window, self.prompt) if count is not None)
 
     def capacity(self, tokens: int, max_new_tokens: int) -> int:
-        """Return the window's slots. One more than ``window``: a new token is stored and attended to before the weakest one leaves."""
+        """Return the number of the window's slots: one more than ``window``: a new token is stored and read before another is evicted."""
         longest = self.start(tokens) + max_new_tokens
         return longest if self.window is None else min(self.window + 1, longest)
 
@@ -67,10 +67,10 @@ class Observation:
     """Which attention scores rank the tokens of the window.
 
     Attributes:
-        heads: "shared": mean over all query heads, one set per layer; "kv": mean per key-value head, one set for each.
-        queries: last prompt queries whose scores are added up, None for all of them.
+        heads: "shared": mean over all query heads, one set of tokens per layer; "kv": mean per key-value head, one set for each.
+        queries: number of last prompt queries whose scores are summed, None for all.
         pool: width of a max-pool over positions (stride 1), odd; 1 for none.
-        decode: decode steps add their scores, and the weakest token leaves a full window; False: the prompt decides alone.
+        decode: whether decode steps add their scores and a full window evicts its weakest token; if not, only the prompt's scores count.
     """
 
     heads: Literal["shared", "kv"]
@@ -81,16 +81,21 @@ class Observation:
 
 @dataclass(frozen=True)
 class Param:
-    """A parameter of a policy as sliders, command lines, API documentation and error messages need it.
+    """Description of a policy's parameter, for sliders, command lines, API documentation and error messages.
 
     Attributes:
-        name, default: of the dataclass field; ``required`` where it has no default.
-        label: two or three words for a slider. help: one phrase, what it sets.
+        name: of the dataclass field.
+        default: of the dataclass field, None if it has none.
+        required: whether the field has no default.
+        label: two or three words for a slider.
+        help: a phrase that says what it sets.
         unit: "%" for a percentage above 0 and at most 100, else the unit of a whole number.
-        low, high: ends of a slider. ``low`` and, for percentages, ``high`` bound valid values too.
-        optional: None is allowed and switches it off.
-        start: value that a slider starts with.
-        odd: only odd numbers are valid. choices: the valid words, for a parameter that is no number.
+        low: lower end of a slider, and the smallest valid whole number.
+        high: upper end of a slider.
+        optional: whether None is valid and switches it off.
+        start: initial value of a slider.
+        odd: whether only odd numbers are valid.
+        choices: the valid words of a parameter that is not a number.
     """
 
     name: str
@@ -108,7 +113,7 @@ class Param:
 
     @classmethod
     def of(cls, one: Field[Any]) -> Param:
-        """Return what a dataclass field made by :func:`param` says of itself."""
+        """Return the description in a dataclass field made by :func:`param`."""
         required = one.default is MISSING
         return cls(name=one.name, default=None if required else one.default, required=required, **one.metadata["param"])
 
@@ -147,7 +152,7 @@ def param(
     odd: bool = False,
     choices: tuple[str, ...] = (),
 ) -> Any:
-    """Declare a dataclass field that describes itself; arguments as the attributes of :class:`Param`."""
+    """Declare a dataclass field that describes itself; the arguments are the attributes of :class:`Param`."""
     if start is None and isinstance(default, int):
         start = default
     about = {
@@ -159,17 +164,17 @@ def param(
 
 @dataclass(frozen=True)
 class Policy:
-    """Base of all policies: stores and reads everything. Override the verbs that differ."""
+    """Base class of all policies, which stores and reads everything. Override the verbs that differ."""
 
     name: ClassVar[str] = "Policy"
     """Key in ``POLICIES`` and in a trace."""
     title: ClassVar[str] = "Policy"
     """The method's name in the literature."""
     pins_image: ClassVar[bool] = True
-    """Image tokens are stored apart and never evicted; False: they are in the window like any other token."""
+    """True: image tokens are stored apart and never evicted; False: they are in the window like any other token."""
     _params: ClassVar[tuple[Param, ...]]
     budget: ClassVar[str | None] = None
-    """The percentage parameter that sets how much is stored; None: nothing does."""
+    """Name of the percentage parameter that sets how much is stored, None if there is none."""
 
     def __post_init__(self) -> None:
         for one in self.params():
@@ -178,45 +183,45 @@ class Policy:
     @classmethod
     def params(cls) -> tuple[Param, ...]:
         """Return the policy's parameters in order."""
-        if "_params" not in vars(cls):  # not the parent's
+        if "_params" not in vars(cls):  # an inherited one would be the parent's
             cls._params = tuple(Param.of(one) for one in fields(cls))
         return cls._params
 
     def prune(self, layer: int, shape: PromptShape) -> int | None:
-        """Return how many image tokens enter ``layer`` in prefill, the best by the scores of ``layer - 1``; None: all that are left."""
+        """Return how many image tokens, ranked by the scores of ``layer - 1``, enter ``layer`` in prefill; None for all that remain."""
         return None
 
     def store(self, layer: int, shape: PromptShape) -> KVBudget:
-        """Return what ``layer`` keeps after its prefill."""
+        """Return the budget of ``layer`` after its prefill."""
         return KVBudget(image=shape.n_image)
 
     def select(self, layer: int, shape: PromptShape) -> int | None:
-        """Return how many image tokens ``layer`` reads at a core step; None: every stored token is read at every step."""
+        """Return how many image tokens ``layer`` reads at a core step; None to read every stored token at every step."""
         return None
 
     def is_update(self, t: int) -> bool:
-        """Return whether decode step ``t`` (1, 2, …) reads everything stored and chooses the core anew."""
+        """Return whether decode step ``t`` (1, 2, …) reads everything stored and re-selects the core."""
         return False
 
     def observe(self, layer: int, shape: PromptShape) -> Observation | None:
-        """Return which scores rank the window of ``layer``; None: age alone."""
+        """Return which scores rank the window of ``layer``; None to rank it by age."""
         return None
 
     def check_model(self, n_layers: int) -> None:
-        """Raise ValueError where the parameters make no sense for a model of ``n_layers`` decoder layers."""
+        """Raise ValueError if the parameters are invalid for a model with ``n_layers`` decoder layers."""
 
     def present(self, layer: int, shape: PromptShape) -> int:
-        """Return the image tokens in the hidden states at ``layer`` in prefill."""
+        """Return the number of image tokens in the hidden states at ``layer`` in prefill."""
         kept = (self.prune(index, shape) for index in range(layer + 1))
         return min((count for count in kept if count is not None), default=shape.n_image)
 
     def at_stored(self, fraction: float, n_image: int, n_text: int, n_layers: int) -> Self:
-        """Return the same policy set to store ``fraction`` (0 to 1) of a full cache of the prompt, ``n_image + n_text`` tokens a layer.
+        """Return this policy with its budget set to store ``fraction`` (0 to 1) of a full cache of ``n_image + n_text`` tokens per layer.
 
         Raises:
-            ValueError: the policy cannot store that share, within a token per layer.
+            ValueError: the policy cannot store that fraction to within one token per layer.
         """
-        from avl.policies.cost import stored_after_prefill  # it asks policies, which come first
+        from avl.policies.cost import stored_after_prefill  # cost imports this file
 
         if not 0 < fraction <= 1:
             raise ValueError(f"fraction={fraction!r} is out of range: a stored share is above 0 and at most 1")
@@ -231,7 +236,7 @@ class Policy:
         def stored(thousandths: int) -> int:
             return stored_after_prefill(self._with_budget(thousandths), shape)
 
-        # the share grows with the parameter: the last value that stores too little, the first that stores more
+        # the stored count grows with the parameter: bisect for the first value that reaches the target, then compare its predecessor
         target, low, high = fraction * full, 1, 100_000
         while low < high:
             middle = (low + high) // 2
@@ -247,13 +252,13 @@ class Policy:
         return self._with_budget(_roundest(nearest, lambda value: stored(value) == count))
 
     def _with_budget(self, thousandths: int) -> Self:
-        """The policy with its budget parameter at so many thousandths of a percent."""
+        """Return the policy with its budget parameter set to this many thousandths of a percent."""
         assert self.budget is not None
         return replace(self, **{self.budget: _plain(thousandths)})
 
     @property
     def label(self) -> str:
-        """Name and parameters for tables and the page, for example ``A-VL S=45 C=30 K=3 P=90``."""
+        """Title and parameters for tables and the page, for example ``A-VL S=45 C=30 K=3 P=90``."""
         shown = []
         for one in self.params():
             value = getattr(self, one.name)
@@ -264,17 +269,17 @@ class Policy:
         return " ".join([self.title, *shown])
 
     def to_dict(self) -> dict[str, Any]:
-        """Return name and parameters as plain values, for a trace."""
+        """Return the name and parameters as plain values, for a trace."""
         return {"name": self.name, **asdict(self)}
 
 
 def _plain(thousandths: int) -> float:
-    """A percentage from thousandths, a whole number where it is one."""
+    """Return thousandths of a percent as a percentage, as an int if it is whole."""
     return thousandths // 1000 if thousandths % 1000 == 0 else thousandths / 1000
 
 
 def _roundest(value: int, same: Any) -> int:
-    """The number with the fewest decimals that is as good as ``value`` thousandths."""
+    """Return the number near ``value`` (thousandths) with the fewest decimals for which ``same`` holds, else ``value``."""
     for unit in (1000, 100, 10):
         for candidate in (math.ceil(value / unit) * unit, value // unit * unit):
             if 0 < candidate <= 100_000 and same(candidate):
@@ -283,13 +288,13 @@ def _roundest(value: int, same: Any) -> int:
 
 
 def share(percent: float, n: int) -> int:
-    """Return ``ceil(percent * n / 100)`` without the float error of ``0.07 * 100``; 7.1 means 71/10, as it is written."""
+    """Return ``ceil(percent * n / 100)`` in exact decimal arithmetic: 7.1 counts as 71/10, without float error."""
     exact = Fraction(str(percent)) * n / 100
     return -(-exact.numerator // exact.denominator)
 
 
 def check_whole(name: str, value: object, least: int, most: int | None = None) -> None:
-    """Raise ValueError unless ``value`` is a whole number of at least ``least`` and, where given, at most ``most``."""
+    """Raise ValueError unless ``value`` is a whole number of at least ``least`` and, if given, at most ``most``."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least or (most is not None and value > most):
         bounds = f"of at least {least}" if most is None else f"from {least} to {most}"
         raise ValueError(f"{name}={value!r} is out of range: it is a whole number {bounds}")

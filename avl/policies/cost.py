@@ -1,7 +1,7 @@
-"""The cost model: how many tokens a policy stores, reads and scores at step t. The one closed form behind every prediction.
+"""The cost model: how many tokens a policy stores, reads and scores at step t, from sizes alone. Every prediction uses it.
 
-The page's predictions, ``Policy.at_stored``, the roofline and the benchmark's check use it; a test holds it equal to what the cache counts,
-for every policy, layer and step. Counts are of one row; step 0 is the prefill, step t = 1, 2, … feeds generated token t.
+The users are the page, ``Policy.at_stored``, the roofline and the benchmark's check; a test compares the model with the cache's own counts,
+for every policy, layer and step. Counts are for one row; step 0 is the prefill, step t = 1, 2, … feeds generated token t - 1.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from avl.policies.base import KVBudget, Policy, PromptShape
 
 @dataclass(frozen=True)
 class Cost:
-    """Tokens of one row, of one layer or added up over the layers.
+    """Token counts of one row, for one layer or summed over layers.
 
     Attributes:
-        stored: held after the step.
-        read: keys and values that the step's attention reads; of the prefill, what its last query could read.
-        scored: tokens whose attention weights rank something at a decode step.
+        stored: tokens stored after the step.
+        read: tokens whose keys and values the step's attention reads; for the prefill, those visible to its last query.
+        scored: tokens whose attention weights a decode step needs for a ranking.
     """
 
     stored: float
@@ -38,7 +38,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class _Layer:
-    """What a policy's verbs say of one layer; ``present`` and ``start`` count prompt tokens: in prefill, and in the window after it."""
+    """The answers of a policy's verbs for one layer; ``start`` counts the window's tokens after prefill."""
 
     present: int
     start: int
@@ -53,59 +53,57 @@ def _layers(policy: Policy, shape: PromptShape) -> tuple[_Layer, ...]:
     for layer in range(shape.n_layers):
         budget, observation = policy.store(layer, shape), policy.observe(layer, shape)
         accumulates = observation is not None and observation.decode
-        present = policy.present(layer, shape) + shape.n_text
-        found.append(_Layer(present, budget.start(prompt), budget, policy.select(layer, shape), accumulates))
+        found.append(_Layer(policy.present(layer, shape), budget.start(prompt), budget, policy.select(layer, shape), accumulates))
     return tuple(found)
 
 
 @functools.lru_cache(maxsize=512)
 def _kinds(policy: Policy, shape: PromptShape) -> tuple[tuple[_Layer, int], ...]:
-    """The different layers and how many there are of each: most are alike, so sums need not visit every one."""
+    """Return the distinct layers and how many there are of each; most are equal, so that sums need not visit every layer."""
     return tuple(Counter(_layers(policy, shape)).items())
 
 
 def window_tokens(policy: Policy, shape: PromptShape) -> int:
-    """Return the prompt tokens that belong to the window: the text, or all of them where images are not pinned."""
+    """Return the number of prompt tokens in the window: the text, or all of them if image tokens are not pinned."""
     return shape.n_text if policy.pins_image else shape.length
 
 
-def _counts(layer: _Layer, t: int, update: bool) -> tuple[int, int, int]:
-    """Tokens stored, read and scored. Plain numbers: a prediction adds up thousands of them."""
-    budget, window, core = layer.budget, layer.budget.window, layer.core
+def _counts(layer: _Layer, n_text: int, t: int, update: bool) -> tuple[int, int, int]:
+    """Return the tokens stored, read and scored; plain numbers, because a prediction adds up thousands of them."""
+    budget, window, start, core = layer.budget, layer.budget.window, layer.start, layer.core
     if t == 0:
-        return budget.image + layer.start, layer.present, 0
-    held = kept = layer.start + t
-    if window is not None:
-        # a new token is stored and attended to before the weakest one leaves: one more than the window is read
-        held, kept = min(held, window + 1), min(kept, window)
-    whole = core is None or update
-    scored = (held if layer.accumulates else 0) + (budget.image if update and core is not None else 0)
-    return budget.image + kept, held + (budget.image if whole or core is None else core), scored
+        return budget.image + start, layer.present + n_text, 0
+    # a new token is stored and read before another one is evicted, so a step reads one token more than the window
+    held = start + t if window is None else min(start + t, window + 1)
+    kept = held if window is None else min(held, window)
+    image = budget.image if core is None or update else core
+    ranked = budget.image if core is not None and update else 0
+    return budget.image + kept, held + image, ranked + (held if layer.accumulates else 0)
 
 
 def layer_cost(policy: Policy, shape: PromptShape, layer: int, t: int) -> Cost:
-    """Return the tokens of one layer at step ``t``."""
-    return Cost(*_counts(_layers(policy, shape)[layer], t, policy.is_update(t)))
+    """Return the token counts of one layer at step ``t``."""
+    return Cost(*_counts(_layers(policy, shape)[layer], shape.n_text, t, policy.is_update(t)))
 
 
 def step_cost(policy: Policy, shape: PromptShape, t: int) -> Cost:
-    """Return the tokens of all layers at step ``t``."""
+    """Return the token counts of all layers at step ``t``."""
     update = policy.is_update(t)
     stored = read = scored = 0
     for layer, count in _kinds(policy, shape):
-        one = _counts(layer, t, update)
+        one = _counts(layer, shape.n_text, t, update)
         stored, read, scored = stored + count * one[0], read + count * one[1], scored + count * one[2]
     return Cost(stored, read, scored)
 
 
 def mean_cost(policy: Policy, shape: PromptShape, steps: Iterable[int] | None = None) -> Cost:
-    """Return the mean of :func:`step_cost` over ``steps``, by default those of a whole answer (prefill gives its first token)."""
+    """Return the mean of :func:`step_cost` over ``steps``, by default those of a full answer (whose first token comes from prefill)."""
     chosen = list(range(1, max(2, shape.max_new_tokens))) if steps is None else list(steps)
     return sum((step_cost(policy, shape, t) for t in chosen), Cost(0, 0, 0)).times(1 / len(chosen))
 
 
 def update_steps(policy: Policy, shape: PromptShape) -> dict[str, list[int]]:
-    """Return the answer's core steps and update steps apart; empty for a policy whose steps are all alike."""
+    """Return the core steps and the update steps of a full answer; empty for a policy that selects no core."""
     if all(layer.core is None for layer in _layers(policy, shape)):
         return {}
     steps = range(1, max(2, shape.max_new_tokens))
@@ -114,12 +112,12 @@ def update_steps(policy: Policy, shape: PromptShape) -> dict[str, list[int]]:
 
 
 def stored_after_prefill(policy: Policy, shape: PromptShape) -> int:
-    """Return the tokens that all layers hold after prefill."""
+    """Return the number of tokens that all layers store after prefill."""
     return int(step_cost(policy, shape, 0).stored)
 
 
 def allocated_tokens(policy: Policy, shape: PromptShape) -> int:
-    """Return the slots of all layers, the window's free ones included: what a row's cache takes in memory."""
+    """Return the number of slots of all layers, free ones included, which determines the memory of a row's cache."""
     prompt = window_tokens(policy, shape)
     return sum(count * (layer.budget.image + layer.budget.capacity(prompt, shape.max_new_tokens)) for layer, count in _kinds(policy, shape))
 

@@ -1,4 +1,4 @@
-"""FastV (Chen et al., ECCV 2024, arXiv 2403.06764): drop image tokens early in the prompt, keep that cache while answering."""
+"""FastV (Chen et al., ECCV 2024, arXiv 2403.06764): prune image tokens after an early layer of the prefill."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from avl.policies.base import KVBudget, Policy, PromptShape, param, share
 class FastV(Policy):
     """After ``layer`` decoder layers, keep the ``keep`` % of the image tokens that the last prompt token attends to most.
 
-    As the A-VL paper compares against it: pruned in prefill, and the cache that prefill leaves is used for every step.
+    As in the A-VL paper's comparison: image tokens are pruned in prefill only, and every step reads the whole cache that prefill leaves.
 
     Args:
-        layer: decoder layers that see all image tokens; the scores of the last of them rank.
-        keep: image tokens that stay, in %.
+        layer: number of decoder layers that see all image tokens; the last one's scores rank them.
+        keep: % of the image tokens that stay.
 
     Raises:
         ValueError: a parameter is out of range.

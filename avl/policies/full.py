@@ -1,4 +1,4 @@
-"""Full attention: every token is stored and read. The baseline of every comparison."""
+"""Full attention: store and read every token. The baseline of all comparisons."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from avl.policies.base import Policy
 
 @dataclass(frozen=True)
 class Full(Policy):
-    """Full attention with the same engine and cache as the other policies."""
+    """Full attention, on the same engine and cache as the other policies."""
 
     name: ClassVar[str] = "Full"
     title: ClassVar[str] = "Full attention"

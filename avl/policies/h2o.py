@@ -10,11 +10,11 @@ from avl.policies.base import KVBudget, Observation, Policy, PromptShape, param,
 
 @dataclass(frozen=True)
 class H2O(Policy):
-    """Keep the most recent tokens and, per key-value head, those that gathered most attention. Ignores modalities.
+    """Keep the most recent tokens and, per key-value head, those with the most accumulated attention. Ignores modalities.
 
     Args:
-        keep: tokens stored, in % of the prompt's length; the budget stays constant while answering, as in the authors' code.
-        recent: share of that budget for the most recent tokens, in %; the A-VL paper compares against 75 recent, 25 heavy.
+        keep: tokens stored, in % of the prompt's length; constant while answering, as in the authors' code.
+        recent: % of that budget for the most recent tokens; the A-VL paper's comparison uses 75 (and 25 for heavy hitters).
 
     Raises:
         ValueError: a parameter is out of range.

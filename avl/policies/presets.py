@@ -10,7 +10,7 @@ TABLE_3: tuple[tuple[str, str, tuple[tuple[int, int | None, int | None, int | No
     ("llava-1.6-7b", "LLaVA-1.6 7B", ((40, None, None, None, None), (45, 30, 3, 90, None), (45, 30, 3, 90, 70))),
     ("llava-1.6-13b", "LLaVA-1.6 13B", ((40, None, None, None, None), (45, 30, 3, 90, None), (45, 30, 3, 90, 70))),
 )
-"""Table 3, row by row: model, its name, then (S, C, K, P, T)."""
+"""Table 3 by model: key, name to show, and its rows of (S, C, K, P, T)."""
 
 PRESETS: dict[str, AVL] = {model: AVL(*settings[-1]) for model, _, settings in TABLE_3}  # type: ignore[arg-type]
-"""The last row of each model in Table 3: the smallest cache that the paper calls near lossless."""
+"""The last row of each model in Table 3: the smallest cache that the paper calls near-lossless."""

@@ -13,16 +13,16 @@ from avl.policies.snapkv import SnapKV
 
 @dataclass(frozen=True)
 class PyramidKV(SnapKV):
-    """SnapKV whose budgets lie on a straight line from the first layer to the last, with SnapKV's sum.
+    """SnapKV with budgets that fall linearly from the first layer to the last, at the same total.
 
-    With m the mean budget, ``keep`` % of the prompt, the last layer keeps m / beta, at least ``window``, and the first 2 m less that, at
-    most the prompt. Budgets are rounded by the method of the largest remainder, so the sum is exact.
+    With a mean budget m of ``keep`` % of the prompt, the last layer keeps m / beta tokens (at least ``window``), and the first layer 2 m
+    minus that (at most the whole prompt). Budgets are rounded by the largest remainder method, so that the total is exact.
 
     Args:
-        keep: prompt tokens stored, in % of the prompt's length, mean over the layers.
-        window: last prompt tokens, which observe and stay.
+        keep: prompt tokens stored, in % of the prompt's length, on average over the layers.
+        window: number of last prompt tokens that observe and stay.
         pool: width of the max-pool, odd.
-        beta: how many times smaller than the mean the last layer's budget is.
+        beta: ratio of the mean budget to the last layer's.
 
     Raises:
         ValueError: a parameter is out of range.
@@ -39,10 +39,18 @@ class PyramidKV(SnapKV):
 
 @lru_cache(maxsize=64)
 def _budgets(mean: int, window: int, beta: int, length: int, layers: int) -> tuple[int, ...]:
-    """Whole numbers on the line, by the method of the largest remainder."""
+    """Return the budget of every layer, rounded by the largest remainder method.
+
+    Args:
+        mean: budget averaged over the layers.
+        window: smallest budget.
+        beta: ratio of ``mean`` to the last layer's budget.
+        length: of the prompt, the largest budget.
+        layers: number of layers.
+    """
     if layers == 1:
         return (mean,)
-    # the window stays, and the first layer has no more than the prompt
+    # the last layer keeps at least the window, and the first at most the prompt
     last = min(Fraction(mean), max(Fraction(mean, beta), Fraction(window), Fraction(2 * mean - length)))
     step = (2 * mean - 2 * last) / (layers - 1)
     line = [2 * mean - last - step * layer for layer in range(layers)]

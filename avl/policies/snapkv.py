@@ -1,4 +1,4 @@
-"""SnapKV (Li et al., NeurIPS 2024, arXiv 2404.14469): the end of the prompt observes which earlier tokens to keep."""
+"""SnapKV (Li et al., NeurIPS 2024, arXiv 2404.14469): attention from the end of the prompt decides which earlier tokens to keep."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from avl.policies.base import KVBudget, Observation, Policy, PromptShape, param,
 
 @dataclass(frozen=True)
 class SnapKV(Policy):
-    """Keep the last ``window`` prompt tokens and, per key-value head, the earlier ones that those attend to most. Ignores modalities.
+    """Keep the last ``window`` prompt tokens and, per key-value head, the earlier tokens they attend to most. Ignores modalities.
 
-    The weights of the observing queries are added up per earlier token and max-pooled over positions, so that neighbors of an
-    attended token stay with it. New tokens are all kept.
+    The attention weights of those last tokens are summed per earlier token and max-pooled over positions, so that neighbors of an attended
+    token are kept too. All new tokens are kept.
 
     Args:
-        keep: prompt tokens stored, in % of the prompt's length, the observation window included.
-        window: last prompt tokens, which observe and stay; a window longer than the budget is cut to its most recent tokens.
+        keep: prompt tokens stored, in % of the prompt's length, including the observation window.
+        window: number of last prompt tokens that observe and stay; of these, at most the budget is kept, the most recent ones.
         pool: width of the max-pool, odd.
 
     Raises:

@@ -10,11 +10,11 @@ from avl.policies.base import KVBudget, Policy, PromptShape, param, share
 
 @dataclass(frozen=True)
 class StreamingLLM(Policy):
-    """Keep the first ``sinks`` tokens and the most recent ones; attention plays no part. RoPE positions stay the original ones.
+    """Keep the first ``sinks`` tokens and the most recent ones, regardless of attention. RoPE positions stay the original ones.
 
     Args:
-        keep: tokens stored, in % of the prompt's length; the budget stays constant while answering.
-        sinks: first tokens of the prompt that are never evicted (fewer where the budget is smaller).
+        keep: tokens stored, in % of the prompt's length; constant while answering.
+        sinks: number of first prompt tokens that are never evicted (fewer if the budget is smaller).
 
     Raises:
         ValueError: a parameter is out of range.
@@ -30,6 +30,6 @@ class StreamingLLM(Policy):
 
     def store(self, layer: int, shape: PromptShape) -> KVBudget:
         window = share(self.keep, shape.length)
-        # one token stays free to slide, or the newest would be evicted at once
+        # at least one slot for recent tokens, or the newest would be evicted at once
         sinks = min(self.sinks, window - 1)
         return KVBudget(image=0, window=window, recent=window - sinks, sinks=sinks)

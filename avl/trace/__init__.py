@@ -1,6 +1,6 @@
-"""The trace of a run: events, the document they add up to, and its encoding. Imports nothing else of the project.
+"""The trace of a run: ``events``, ``document`` (the JSON file of a run) and ``codec`` (packed sets and scores).
 
-The format is described in assets/traces/README.md.
+Imports no other part of the project. assets/traces/README.md describes the format.
 """
 
 from avl.trace.codec import pack_bits, pack_scores, unpack_bits, unpack_scores

@@ -1,4 +1,4 @@
-"""Sets and scores of image tokens as text, small enough to stream at every step."""
+"""Compact text encodings of sets and scores of image tokens, small enough to stream at every step."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 
 def pack_bits(members: Iterable[int], n: int) -> str:
-    """Encode a subset of ``range(n)`` as base64 of ``numpy.packbits`` (bit i of the set is the (i % 8)-th highest of byte i // 8)."""
+    """Encode a subset of ``range(n)`` as base64 of ``numpy.packbits`` (member i is the (i % 8)-th highest bit of byte i // 8)."""
     bits = np.zeros(n, dtype=bool)
     bits[np.fromiter(members, dtype=np.int64)] = True
     return base64.b64encode(np.packbits(bits).tobytes()).decode("ascii")

@@ -1,4 +1,4 @@
-"""A whole run as one versioned JSON document: the live stream, the recording, the download and the test fixture."""
+"""A whole run as a versioned JSON document, used for recordings, downloads and test fixtures."""
 
 from __future__ import annotations
 
@@ -17,7 +17,11 @@ def _tuples(value: Any) -> Any:
 
 
 def event_from_dict(data: dict[str, Any]) -> Event:
-    """The inverse of ``Event.to_dict``. Raises ValueError naming what is wrong with ``data``."""
+    """Make an event from the output of ``Event.to_dict``.
+
+    Raises:
+        ValueError: ``data`` is not a valid event; says why.
+    """
     data = dict(data)
     kind = data.pop("kind", None)
     cls = KINDS.get(kind) if isinstance(kind, str) else None
@@ -36,7 +40,13 @@ def event_from_dict(data: dict[str, Any]) -> Event:
 
 @dataclass
 class Trace:
-    """Everything one run emitted, in order. ``images``: data URIs of the pictures, if the owner chose to keep them in the file."""
+    """All events of a run, in order.
+
+    Attributes:
+        events: in the order in which they were yielded.
+        images: data URIs of the images, if they are to be kept in the file.
+        meta: any other information.
+    """
 
     events: list[Event] = field(default_factory=list)
     images: list[str] = field(default_factory=list)
@@ -49,7 +59,7 @@ class Trace:
         return iter(self.events)
 
     def of(self, kind: type[Event], arm: int | None = None) -> list[Any]:
-        """Events of one class, optionally of one arm."""
+        """Return the events of one class, optionally of one arm."""
         return [e for e in self.events if isinstance(e, kind) and (arm is None or getattr(e, "arm", None) == arm)]
 
     @property
@@ -59,16 +69,20 @@ class Trace:
         return self.events[0]
 
     def to_dict(self) -> dict[str, Any]:
-        """The whole trace as plain data: ``{"schema": 1, "meta": {...}, "images": [...], "events": [...]}``."""
+        """Return the trace as plain data: ``{"schema": 1, "meta": {...}, "images": [...], "events": [...]}``."""
         return {"schema": SCHEMA, "meta": self.meta, "images": self.images, "events": [e.to_dict() for e in self.events]}
 
     def to_json(self) -> str:
-        """:meth:`to_dict` as JSON text."""
+        """Return :meth:`to_dict` as JSON text."""
         return json.dumps(self.to_dict(), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
 
     @classmethod
     def from_json(cls, text: str) -> Trace:
-        """Parse :meth:`to_json`. Raises ValueError with one sentence when the text is not a trace of this schema."""
+        """Parse the output of :meth:`to_json`.
+
+        Raises:
+            ValueError: the text is not a trace of this schema; in one sentence.
+        """
         try:
             document = json.loads(text)
         except json.JSONDecodeError as error:

@@ -1,9 +1,9 @@
-"""The events of a run. Small, picklable, without tensors.
+"""The events of a run: small, picklable, without tensors.
 
-Time line of one arm: ``Prefill`` (the prompt; gives token 0), then ``Step`` t = 1, 2, … (step t feeds generated token t - 1 and gives
-token t), ``Sets`` whenever what the arm stores or reads of the image changes, ``End``. ``Start`` comes first and describes all arms. After
-the last ``End`` come ``Repeat`` (the same run again, for the spread of its times) and ``Scores`` (attention of each pass), if asked for.
-Arms are numbered in the order they were asked for; one generation alone is arm 0.
+An arm is one policy's run within a request. ``Start`` comes first and describes all arms. Each arm then yields ``Prefill`` (the prompt,
+which gives token 0), ``Step`` t = 1, 2, … (step t feeds generated token t - 1 and gives token t), ``Sets`` whenever the image tokens that
+it stores or reads change, and ``End``. After the last ``End`` follow, on request, ``Repeat`` (the times of another run) and ``Scores`` (the
+attention of every pass). Arms are numbered in the order of the request; a single generation is arm 0.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
 SCHEMA = 1
-"""Version of the JSON schema. A reader opens traces of its own version and says clearly when it cannot."""
+"""Version of the JSON schema. Readers accept only their own version and raise a clear error for others."""
 
 
 @dataclass(frozen=True)
 class Grid:
-    """A rectangular block of image tokens and the part of the picture it covers.
+    """A rectangular block of image tokens, and the part of an image that it covers.
 
-    Token ``first + r * (cols + newline) + c`` is patch (row r, column c); with ``newline`` each row ends with one newline feature.
-    ``box`` is (left, top, right, bottom) in pixels of picture ``image`` as uploaded; it may reach beyond the picture (padding).
+    Token ``first + r * (cols + newline) + c`` is the patch in row r, column c; with ``newline``, each row ends with one newline feature.
+    ``box`` is (left, top, right, bottom) in pixels of image number ``image`` as uploaded; padding may extend it beyond the image.
     """
 
     image: int
@@ -33,7 +33,7 @@ class Grid:
 
 @dataclass(frozen=True)
 class Arm:
-    """One of the compared policies: its parameters, the label to show, and the attention implementation that runs its decode steps.
+    """One of the compared policies: the label to show, its parameters, and the attention implementation of its decode steps.
 
     ``title``: the method's name alone, "" in old recordings. ``pruned_from``: first layer whose prompt lacks image tokens, None where every
     layer sees all of them. ``predicted``: (stored after, read by) decode step 1, 2, … ``limit`` - 1, in tokens of row 0 in all layers, by
@@ -50,7 +50,7 @@ class Arm:
 
 @dataclass(frozen=True)
 class Event:
-    """Base of all events. ``kind`` names the class in JSON."""
+    """Base class of all events. ``kind`` names the class in JSON."""
 
     kind: ClassVar[str] = "event"
 
@@ -60,12 +60,12 @@ class Event:
 
 @dataclass(frozen=True)
 class Start(Event):
-    """Before any work: what will run, on what, over which tokens.
+    """The first event: the policies, the model, the machine and the prompt.
 
     ``mode``: "single", "race" (the arm with less accumulated compute time steps next) or "isolated" (one arm after the other).
     ``model``: name, revision, class, dtype, device, layers, heads, kv_heads, head_dim. ``machine``: hardware and versions.
     ``token_bytes``: KV bytes of one token in all layers. ``spans``: (name, start, stop) over the prompt, names "system", "image",
-    "instruction". ``n_image``/``n_text``: prompt tokens of row 0. ``images``: (width, height) of each picture. ``limit``: max new tokens.
+    "instruction". ``n_image``/``n_text``: prompt tokens of row 0. ``images``: (width, height) of each image. ``limit``: max new tokens.
     """
 
     kind: ClassVar[str] = "start"
@@ -93,9 +93,9 @@ class Start(Event):
 
 @dataclass(frozen=True)
 class Prefill(Event):
-    """The prompt was processed and gave token 0. ``ms``: time to first token. ``stored``: KV entries held now, per layer, all rows.
+    """The prompt was processed and gave token 0. ``ms``: time to first token. ``stored``: KV tokens stored per layer, summed over rows.
 
-    ``peak_bytes``: the most KV bytes held at any time during prefill (at most one layer holds its full KV under an evicting policy).
+    ``peak_bytes``: most KV bytes held at any time during prefill (under an evicting policy, at most one layer holds its full KV).
     """
 
     kind: ClassVar[str] = "prefill"
@@ -110,10 +110,10 @@ class Prefill(Event):
 
 @dataclass(frozen=True)
 class Step(Event):
-    """Decode step t gave token t. ``ms``: this step alone; ``clock_ms``: compute time of this arm so far, prefill included.
+    """Decode step t gave token t. ``ms``: duration of this step; ``clock_ms``: compute time of this arm so far, prefill included.
 
-    ``text`` is the piece this token adds to the answer (may be empty while a multi-byte character is incomplete).
-    ``stored``/``read``: entries of all layers and rows held after, read by, this step. ``update``: an update step.
+    ``text``: the piece that this token adds to the answer (empty while a multi-byte character is incomplete). ``stored``/``read``: KV
+    tokens of all layers and rows stored after this step, and read by it. ``update``: whether it is an update step.
     """
 
     kind: ClassVar[str] = "step"
@@ -132,10 +132,10 @@ class Step(Event):
 
 @dataclass(frozen=True)
 class Sets(Event):
-    """Image tokens of row 0 that are stored and read per layer from step ``t + 1`` on; :func:`pack_bits` over ``n_image``.
+    """Image tokens of row 0 that each layer stores and reads from step ``t + 1`` on, as :func:`pack_bits` over ``n_image``.
 
-    ``stored`` (A-VL: secondary) is None when unchanged since the arm's previous Sets event. ``core`` is None when every stored token is
-    read. ``pruned``: tokens that left the hidden states in prefill (A-VL's P, FastV), given once; later layers do not store them.
+    ``stored`` (A-VL: secondary) is None if unchanged since the arm's previous Sets event. ``core`` is None if every stored token is read.
+    ``pruned``: tokens removed from the hidden states in prefill (A-VL's P, FastV), given once; later layers do not store them.
     """
 
     kind: ClassVar[str] = "sets"
@@ -148,9 +148,9 @@ class Sets(Event):
 
 @dataclass(frozen=True)
 class Scores(Event):
-    """Attention of one query over the stored image tokens of row 0, per layer; :func:`pack_scores` over ``n_image`` (0: not stored).
+    """One query's attention on the image tokens of row 0, per layer, as :func:`pack_scores` over ``n_image`` (0 for tokens not read).
 
-    t = 0: the last prompt token's. ``shares``: per layer, attention on (system, image, instruction, generated); they add up to 1.
+    At t = 0 the query is the last prompt token. ``shares``: per layer, attention on (system, image, instruction, generated), with sum 1.
     """
 
     kind: ClassVar[str] = "scores"
@@ -162,9 +162,9 @@ class Scores(Event):
 
 @dataclass(frozen=True)
 class Reading(Event):
-    """Telemetry, None where it does not apply: device memory above the level before the run (pynvml), torch allocator, process RSS; bytes.
+    """Memory and power, None where unavailable: device memory above its level before the run (pynvml), torch's allocator, process RSS.
 
-    ``note`` says in words why a reading is absent or shared between arms.
+    ``note`` says why a reading is missing or shared between arms.
     """
 
     kind: ClassVar[str] = "reading"
@@ -179,7 +179,7 @@ class Reading(Event):
 
 @dataclass(frozen=True)
 class Warning(Event):
-    """Something the reader of the result should know; the run goes on."""
+    """Something to know about the result; the run continues."""
 
     kind: ClassVar[str] = "warning"
     message: str
@@ -188,7 +188,7 @@ class Warning(Event):
 
 @dataclass(frozen=True)
 class Error(Event):
-    """The run ended early. ``message`` is one sentence for a person: what, why, what to do."""
+    """The run ended early. ``message`` is one sentence for the user: what happened, why, and what to do."""
 
     kind: ClassVar[str] = "error"
     message: str
@@ -197,9 +197,9 @@ class Error(Event):
 
 @dataclass(frozen=True)
 class End(Event):
-    """An arm is finished. ``reason``: "eos", "length", "stopped". ``text``: the whole answer; ``tokens``: ids without the EOS.
+    """An arm finished. ``reason``: "eos", "length" or "stopped". ``text``: the whole answer; ``tokens``: its ids without EOS.
 
-    ``stored_bytes``/``read_bytes``: means over the decode steps (without one: held after prefill, and 0). ``peak_bytes``: most ever held.
+    ``stored_bytes``/``read_bytes``: means over the decode steps (without any: after prefill, and 0). ``peak_bytes``: most ever held.
     """
 
     kind: ClassVar[str] = "end"
@@ -217,7 +217,7 @@ class End(Event):
 
 @dataclass(frozen=True)
 class Repeat(Event):
-    """An arm ran once more, after all arms had ended. ``number``: 1 for the second time, and so on. Times and tokens as in :class:`End`."""
+    """An arm ran again, after all arms had ended. ``number``: 1 for the second run, and so on. Times and tokens as in :class:`End`."""
 
     kind: ClassVar[str] = "repeat"
     arm: int

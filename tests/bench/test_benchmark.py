@@ -69,7 +69,7 @@ def test_the_command_ends_with_one_json_line(capsys, tmp_path):
 
 
 @pytest.mark.parametrize("decode", ["eager", "graphs"])
-def test_bundled_model(capsys, decode):
+def test_the_bundled_model_is_measured_with_either_decoder(capsys, decode):
     small = ["--new-tokens", "6", "--repeats", "1", "--batch", "1", "--policies", "full", "avl", "--no-references", "--decode", decode]
     assert bench.main(["--model", "tiny", "--device", "cpu", *small]) == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
@@ -186,6 +186,6 @@ def test_time_per_token_weighs_the_kinds_of_step():
         (["--dtype", "fp7"], "dtype='fp7' is unknown"),
     ],
 )
-def test_bad_input(arguments, message):
+def test_bad_options_are_refused_by_name(arguments, message):
     with pytest.raises(ValueError, match=message):
         bench.main([*SMALL, *arguments])

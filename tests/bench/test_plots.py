@@ -60,7 +60,7 @@ def result():
     }  # fmt: skip
 
 
-def test_tables(result):
+def test_tables_show_every_measured_number(result):
     text = plots.tables(result)
     assert "| 1 | full attention | 70.00 | 4.00 | 6.00 | 250.0 |  | 3.40 | 85% | 1.50 GB | 1.40 GB | 1.60 GB | 20.00 GB |" in text
     assert "| 64 | A-VL | 4480 | 13.00 | 19.50 | 4923 | 2.08 (2.04–2.12) |" in text
@@ -82,7 +82,7 @@ def test_it_says_where_a_vl_does_not_pay(result):
     assert "Batch 128, full attention: skipped" in lines[2]
 
 
-def test_header(result):
+def test_header_names_bandwidth_floor_and_machine(result):
     text = plots.header(result)
     assert "copy 4300.0, triad 4100.0, read 4400.0" in text
     assert "3.400 ms at batch 1" in text
@@ -90,7 +90,7 @@ def test_header(result):
     assert "No GPU" in plots.header(result | {"evidence": "cpu"})
 
 
-def test_plots(result, tmp_path):
+def test_draw_writes_plots_that_stay_within_their_margins(result, tmp_path):
     files = plots.draw(result, tmp_path / "new")
     assert [file.name for file in files] == ["kv.png", "tpot.png", "ratio.png"]
     for file in files:
@@ -110,7 +110,7 @@ def test_plots_of_one_policy_and_of_nothing(result, tmp_path):
     assert [file.name for file in plots.draw(result | {"rows": []}, tmp_path)] == ["kv.png"]
 
 
-def test_render(result):
+def test_render_replaces_what_stands_between_the_markers(result):
     readme = f"before\n{plots.BEGIN}\nold\n{plots.END}\nafter\n"
     once = plots.render(readme, [result])
     assert once.startswith("before\n")

@@ -7,6 +7,7 @@ import itertools
 import weakref
 from typing import Any
 
+import policy_cases
 import pytest
 import torch
 import transformers.models.clip.modeling_clip as clip
@@ -14,6 +15,7 @@ import transformers.models.llama.modeling_llama as llama
 import transformers.models.mistral.modeling_mistral as mistral
 from observed import generate
 from oracle import share
+from pairwise import pairwise
 from random_models import (
     ARCHITECTURES,
     HEAD_DIM,
@@ -38,10 +40,7 @@ POLICIES = {
     "avl": avl.AVL(S=45, C=30, K=3, P=90, T=60),
     "avl-T-off": avl.AVL(S=45, C=30, K=3, P=50, T=None),
     "avl-tight": avl.AVL(S=10, C=5, K=3, P=50, T=20),
-    "full": avl.Full(),
-    "h2o": avl.H2O(),
-    "fastv": avl.FastV(),
-    "streaming": avl.StreamingLLM(),
+    **{policy.name: policy for policy in policy_cases.POLICIES},
 }
 BATCHES = {"single": (request(7),), "ragged": RAGGED}
 
@@ -85,9 +84,7 @@ def free_slots(policy: Any, n_image: int, n_text: int, limit: int) -> int:
     return limit
 
 
-@pytest.mark.parametrize("batch", BATCHES)
-@pytest.mark.parametrize("policy", POLICIES)
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pairwise(architecture=ARCHITECTURES, policy=POLICIES, batch=BATCHES)
 def test_after_prefill_the_storages_add_up_to_what_is_stored(architecture, policy, batch, model, processor):
     inputs = encode(processor, BATCHES[batch])
     cache = avl.make_cache(model, inputs, POLICIES[policy], max_new_tokens=LIMIT)
@@ -104,7 +101,7 @@ def test_after_prefill_the_storages_add_up_to_what_is_stored(architecture, polic
     assert storage_bytes(layer_tensors(cache) + alike) < held + LAYERS * entry
 
 
-@pytest.mark.parametrize("policy", ["avl", "avl-tight", "h2o", "streaming"])
+@pytest.mark.parametrize("policy", ["avl", "avl-tight", "H2O", "SnapKV", "PyramidKV", "StreamingLLM"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_the_storages_never_grow_while_answering(architecture, policy, model, processor):
     inputs = encode(processor, RAGGED)
@@ -153,9 +150,7 @@ class Prefilling:
             hook.remove()
 
 
-@pytest.mark.parametrize("batch", BATCHES)
-@pytest.mark.parametrize("policy", ["avl", "h2o", "streaming"])
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pairwise(architecture=ARCHITECTURES, policy=["avl", "H2O", "PyramidKV", "StreamingLLM"], batch=BATCHES)
 def test_during_prefill_at_most_one_layer_is_full(architecture, policy, batch, model, processor):
     """When a layer starts, all before it have been cut down: their storages are final, and no full key or value is alive anywhere."""
     inputs = encode(processor, BATCHES[batch])
@@ -190,7 +185,7 @@ def test_the_watch_sees_a_full_layer():
     assert seen.full[LAYERS - 2] >= LAYERS - 1
 
 
-@pytest.mark.parametrize("policy", ["avl", "avl-tight", "h2o", "streaming"])
+@pytest.mark.parametrize("policy", ["avl", "avl-tight", "H2O", "SnapKV", "PyramidKV", "StreamingLLM"])
 def test_peak_bytes_are_one_full_layer_above_the_rest(policy):
     """The Prefill event's peak: the layers before are cut down, the current one is whole."""
     model, processor = build_model("next-llama"), shared_processor("next-llama")
@@ -285,7 +280,7 @@ def long_prompt():
     return model, inputs
 
 
-@pytest.mark.parametrize("policy", ["avl", "avl-T-off", "h2o", "streaming", "fastv", "full"])
+@pytest.mark.parametrize("policy", ["avl", "avl-T-off", "H2O", "SnapKV", "PyramidKV", "StreamingLLM", "FastV", "Full"])
 def test_no_score_matrix_of_all_heads(policy, long_prompt):
     """Attention is SDPA's, column sums are taken in chunks of queries: no tensor has as many numbers as the [L, L] scores of all heads."""
     model, inputs = long_prompt

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import policy_cases
 import pytest
 from random_models import build_model, picture, shared_processor
 
@@ -11,7 +12,7 @@ from avl.evaluation import figures as analysis
 from avl.evaluation.figures import ppci, top_share
 from avl.trace import End, Scores, Start, Step, Trace, unpack_scores
 
-POLICIES = [avl.Full(), avl.AVL(S=45, C=30, K=3, P=70, T=60), avl.H2O(), avl.FastV(layer=2, keep=50), avl.StreamingLLM()]
+POLICIES = policy_cases.POLICIES
 
 
 @pytest.fixture(scope="module")
@@ -69,14 +70,14 @@ def test_analysis_says_what_is_missing(small):
         analysis.image_scores(trace_of(small, avl.Full()))
 
 
-def test_divergence(small):
+def test_divergence_is_at_the_first_token_that_differs(small):
     trace = Trace(list(avl.race(*small, picture(3), "what is here ?", [avl.Full(), avl.AVL(S=10)], max_new_tokens=8)))
     ends = [end.tokens for end in sorted(trace.of(End), key=lambda end: end.arm)]
     found = analysis.divergence(trace)
     assert ends[0][: found.common] == ends[1][: found.common]
-    assert found.same == (ends[0] == ends[1])
-    if not found.same:
-        assert found.first[0] != found.first[1]
+    assert not found.same
+    assert ends[0][found.common] != ends[1][found.common]
+    assert found.first[0] != found.first[1]
     same = Trace(list(avl.race(*small, picture(3), "what is here ?", [avl.Full(), avl.AVL(S=100)], max_new_tokens=8)))
     assert analysis.divergence(same).same
 

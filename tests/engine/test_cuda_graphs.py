@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import weakref
 
+import policy_cases
 import pytest
 import torch
 from random_models import ARCHITECTURES, build_model, encode, picture, request, shared_model, shared_processor
@@ -16,14 +17,11 @@ from avl.trace import End, Warning
 
 STEPS = 9
 POLICIES = (
-    avl.Full(),
+    *policy_cases.POLICIES,
     avl.AVL(S=45, C=30, K=3),
     avl.AVL(S=45, C=30, K=2, P=70, T=50),
     avl.AVL(S=60, C=30, K=1, T=100),
     avl.AVL(S=50, T=10),
-    avl.H2O(keep=50),
-    avl.FastV(),
-    avl.StreamingLLM(keep=40),
 )
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 
+import policy_cases
 import pytest
 import torch
+from pairwise import pairwise
 from random_models import ARCHITECTURES, build_model, encode, request, shared_processor
 
 import avl
@@ -14,7 +16,7 @@ from avl.engine.fused import FusedLayers, merge, why_not
 from avl.models.loading import load
 
 STEPS = 8
-POLICIES = (avl.Full(), avl.AVL(S=45, C=30, K=3, P=80, T=50), avl.H2O(keep=50), avl.FastV(), avl.StreamingLLM(keep=40))
+POLICIES = tuple(policy_cases.POLICIES)
 REQUESTS = {"one": [request(1)], "alike": [request(1), request(2)], "ragged": [request(1), request(2, before=6, after=9)]}
 
 
@@ -31,10 +33,9 @@ def steps(decoder: Decoder, inputs: dict, tokens: list[torch.Tensor] | None = No
     return logits[1:], fed
 
 
-@pytest.mark.parametrize("merged", [False, True])
-@pytest.mark.parametrize("rows", REQUESTS)
-@pytest.mark.parametrize("policy", POLICIES, ids=lambda policy: policy.label)
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pairwise(
+    architecture=ARCHITECTURES, policy=POLICIES, rows=REQUESTS, merged=[False, True], ids=lambda value: getattr(value, "label", str(value))
+)
 @torch.inference_mode()
 def test_fused_steps_are_the_modules_steps(architecture, policy, rows, merged):
     model, processor = attached(architecture), shared_processor(architecture)
@@ -195,7 +196,7 @@ def test_anything_unusual_runs_the_modules(change, reason):
 
 
 @torch.inference_mode()
-def test_an_adapter_counts():
+def test_with_an_adapter_a_step_gives_what_the_adapter_computes():
     """What the modules compute is what a step gives: with an adapter, the adapter's."""
     model, processor = attached("llava-llama"), shared_processor("llava-llama")
     inputs = dict(encode(processor, REQUESTS["one"]))

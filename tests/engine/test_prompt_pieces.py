@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import policy_cases
 import pytest
 import torch
 from random_models import ARCHITECTURES, encode, request, shared_model, shared_processor
@@ -11,7 +12,7 @@ from avl.engine import decoder as decode
 from avl.engine.cuda_graphs import GraphDecoder
 from avl.engine.decoder import Decoder, rows_at_once
 
-POLICIES = (avl.Full(), avl.AVL(S=45, C=30, K=2, P=70, T=50), avl.H2O(keep=50), avl.FastV(), avl.StreamingLLM(keep=40))
+POLICIES = tuple(policy_cases.POLICIES)
 
 
 def answer(model, inputs, policy, kind=Decoder, steps=5):

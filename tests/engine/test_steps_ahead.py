@@ -48,7 +48,7 @@ def test_the_same_is_told(ahead, options, monkeypatch):
 
 
 @pytest.mark.parametrize("new", [1, 2, 3])
-def test_short_answers(new, monkeypatch):
+def test_short_answers_are_told_the_same(new, monkeypatch):
     told_ahead = run(monkeypatch, 1, new=new)
     assert told_ahead == run(monkeypatch, 0, new=new)
     assert [len(event.tokens) for event in told_ahead if isinstance(event, End)] == [new] * 3

@@ -6,6 +6,7 @@ import pytest
 import torch
 from observed import State, generate, words
 from oracle import share
+from pairwise import pairwise
 from random_models import (
     ARCHITECTURES,
     HEAD_DIM,
@@ -22,6 +23,7 @@ from random_models import (
 import avl
 
 LIMIT = 14
+BATCHES = {"single": RAGGED[:1], "ragged": RAGGED}
 
 
 def expected_counts(policy: avl.AVL, n_image: int, n_text: int, limit: int, layer: int, t: int) -> tuple[int, int]:
@@ -54,12 +56,9 @@ def sizes_of(inputs, image_token_id: int) -> list[tuple[int, int]]:
     return [(int(n), int(length - n)) for n, length in zip(image, real, strict=True)]
 
 
-@pytest.mark.parametrize("batch", [RAGGED[:1], RAGGED], ids=["single", "ragged"])
-@pytest.mark.parametrize("update", ["every", "after"])
-@pytest.mark.parametrize("K", [1, 2, 3])
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pairwise(architecture=ARCHITECTURES, K=[1, 2, 3], update=["every", "after"], batch=BATCHES)
 def test_counts_are_closed_forms(architecture, K, update, batch, model, processor):
-    inputs = encode(processor, batch)
+    inputs = encode(processor, BATCHES[batch])
     sizes = sizes_of(inputs, model.config.image_token_id)
     entry = 2 * kv_heads(architecture) * HEAD_DIM * 4
     for S, C, P, T in ((45, 30, 90, 60), (70, 50, 40, 25), (100, 10, None, None)):

@@ -8,6 +8,7 @@ import oracle
 import pytest
 import torch
 from observed import assert_within, generate, reductions
+from pairwise import pairwise
 from random_models import ARCHITECTURES, RAGGED, build_model, encode, request, shared_model, shared_processor
 from transformers import DynamicCache
 
@@ -26,9 +27,7 @@ EVERYTHING = {
 BATCHES = {"single": (request(7),), "two-images": (request(8, sizes=((44, 30), (28, 50))),), "ragged": RAGGED}
 
 
-@pytest.mark.parametrize("batch", BATCHES)
-@pytest.mark.parametrize("policy", EVERYTHING)
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pairwise(architecture=ARCHITECTURES, policy=EVERYTHING, batch=BATCHES)
 def test_at_100_percent_it_is_the_full_model(architecture, policy, batch, processor):
     model = shared_model(architecture)
     inputs = encode(processor, BATCHES[batch])

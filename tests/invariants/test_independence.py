@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from dataclasses import replace
 
+import policy_cases
 import pytest
 import torch
 from observed import generate, words
@@ -17,10 +18,7 @@ LIMIT = 12
 POLICIES = {
     "avl": avl.AVL(S=45, C=30, K=3, P=90, T=60),
     "avl-tight": avl.AVL(S=30, C=10, K=2, P=50, T=30, update="after"),
-    "h2o": avl.H2O(),
-    "fastv": avl.FastV(),
-    "streaming": avl.StreamingLLM(),
-    "full": avl.Full(),
+    **{policy.name: policy for policy in policy_cases.POLICIES},
 }
 
 
@@ -59,7 +57,9 @@ def timeless(events) -> list:
 
 
 @pytest.mark.parametrize(
-    "pair", [("avl", "avl"), ("avl", "full"), ("avl-tight", "h2o"), ("fastv", "streaming"), ("h2o", "avl")], ids="-and-".join
+    "pair",
+    [("avl", "avl"), ("avl", "Full"), ("avl-tight", "H2O"), ("FastV", "StreamingLLM"), ("H2O", "avl"), ("SnapKV", "PyramidKV")],
+    ids="-and-".join,
 )
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_interleaved_streams_equal_the_two_apart(architecture, pair, model, processor):

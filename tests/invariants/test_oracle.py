@@ -10,6 +10,7 @@ import policy_cases
 import pytest
 import torch
 from observed import assert_within, generate, reductions, words
+from pairwise import pairwise
 from random_models import ARCHITECTURES, RAGGED, build_model, encode, request, shared_processor
 
 import avl
@@ -72,9 +73,7 @@ def check_sets(observed, expected: list[oracle.Run]) -> None:
                 assert state.read[layer] == sum(run.sets[t][layer].n_read for run in expected), f"read count, step {t}, layer {layer}"
 
 
-@pytest.mark.parametrize("batch", BATCHES)
-@pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pairwise(architecture=ARCHITECTURES, case=CASES, batch=BATCHES)
 def test_every_step_is_the_oracles(architecture, case, batch, model, processor):
     policy, rule = CASES[case]
     inputs = encode(processor, BATCHES[batch])

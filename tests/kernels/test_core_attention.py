@@ -3,6 +3,7 @@
 import pytest
 import torch
 from kernel_cases import GARBAGE, Case, make
+from pairwise import pairwise
 from tolerance import assert_near_oracle
 from torch import Tensor
 
@@ -97,10 +98,7 @@ def test_a_range_of_scores_is_that_part_of_all_scores(case: Case, columns, impl:
     torch.testing.assert_close(part, scores[..., columns[0] : columns[1]], rtol=1e-6, atol=1e-8)
 
 
-@pytest.mark.parametrize("width", [1, 9, 33])
-@pytest.mark.parametrize("asked", [False, True, "part"])
-@pytest.mark.parametrize("by_group", [False, True])
-@pytest.mark.parametrize("case", [CASES[5], CASES[11], CASES[13]], ids=str)
+@pairwise(case=[CASES[5], CASES[11], CASES[13]], by_group=[False, True], asked=[False, True, "part"], width=[1, 9, 33])
 def test_sums_take_the_scores_of_the_last_columns(case: Case, by_group, asked, width: int, impl: str, device: torch.device) -> None:
     inputs = make(case, device)
     _, all_scores = core_attention(*inputs.arguments(), scores=True, group_scores=by_group, impl=impl)

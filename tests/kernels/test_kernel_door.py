@@ -47,7 +47,7 @@ def test_wrong_arguments_are_named(name: str, wrong: object, error: type[Excepti
         core_attention(**arguments(**{name: wrong}))
 
 
-def test_the_arguments_before_the_change_are_accepted() -> None:
+def test_right_arguments_are_accepted() -> None:
     core_attention(**arguments())
 
 

@@ -23,6 +23,7 @@ CASES = [  # the interpreter is slow: each policy and architecture once
     ("next-mistral", avl.Full(), GraphDecoder, False),
     ("llava-llama", avl.H2O(keep=50), GraphDecoder, False),
     ("next-llama", avl.StreamingLLM(keep=40), Decoder, False),
+    ("next-mistral", avl.PyramidKV(keep=40, window=4, pool=3, beta=5), GraphDecoder, False),
 ]
 
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 import pytest
 import torch
+from pairwise import pairwise
 from torch import Tensor
 
 from avl.kernels import window_ops
@@ -46,10 +47,7 @@ WINDOWS = {
 }
 
 
-@pytest.mark.parametrize("ties", [False, True])
-@pytest.mark.parametrize("sums", [True, False])
-@pytest.mark.parametrize("heads", [1, 3])
-@pytest.mark.parametrize("name", WINDOWS)
+@pairwise(name=WINDOWS, heads=[1, 3], sums=[True, False], ties=[False, True])
 def test_window_follows_the_rules(name: str, heads: int, sums: bool, ties: bool, impl: str, device: torch.device) -> None:
     window, capacity = WINDOWS[name]
     layers, rows = 3, 2

@@ -37,7 +37,7 @@ def test_every_named_checkpoint_is_there():
 
 
 @pytest.mark.parametrize("name", ["llava-1.5-7b", "llava-1.6-13b", "llava-1.6-mistral-7b"])
-def test_full_size(name):
+def test_full_size_models_have_the_published_sizes(name):
     model = meta(name)
     assert sum(p.numel() for p in model.parameters()) / 1e9 == pytest.approx(PARAMETERS[name], abs=0.001)
     config = model.config
@@ -56,7 +56,7 @@ def test_full_size(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_prompt_and_steps(name):
+def test_small_models_run_a_prompt_and_steps(name):
     model = attach(random_weights.build(name, scale=1 / 32))
     inputs = random_weights.inputs(model, batch=2, n_text=9)
     row = find_rows(inputs["input_ids"], inputs["attention_mask"], model.config.image_token_id)[0]
@@ -95,6 +95,6 @@ def test_dtype_seed_and_picture():
         (lambda: random_weights.inputs(random_weights.build("llava-1.5-7b", scale=1 / 32), picture=(0, 4)), "picture="),
     ],
 )
-def test_bad_input(call, message):
+def test_values_out_of_range_are_refused(call, message):
     with pytest.raises(ValueError, match=message.replace("(", r"\(")):
         call()

@@ -243,8 +243,8 @@ def test_misread_words_are_colours_of_answers(words):
     asked = [scenes.Question("Where is the red star?", "a red star and a green fish", "qa")]
     (ids, _, _, target), _ = packer.row(asked, "sea", [], limit=40)
     rng = np.random.default_rng(0)
-    assert (packing.misread(rng, ids, target, packer.colours, 0.0) == ids).all()
-    changed = np.stack([packing.misread(rng, ids, target, packer.colours, 1.0) for _ in range(40)]) != ids
+    assert (packing.misread(rng, ids, target, packer.colors, 0.0) == ids).all()
+    changed = np.stack([packing.misread(rng, ids, target, packer.colors, 1.0) for _ in range(40)]) != ids
     assert changed.any(0).sum() == 2
     assert set(words.decode(ids[changed.any(0)]).split()) == {"red", "green"}
     assert (target[np.flatnonzero(changed.any(0)) - 1] == ids[changed.any(0)]).all(), "what is to be said stays"
@@ -254,16 +254,16 @@ def test_colours_without_a_name_are_said_at_random_and_never_learned(words, monk
     paint, rng = vision.Painter(np.random.default_rng(8)), np.random.default_rng(9)
     for _ in range(40):
         scene = paint(unnamed=0.6)
-        asked = packing.colourless(scene, rng)
+        asked = packing.colorless(scene, rng)
         assert {"describe", "caption", "where"} <= {q.kind for q in asked}
-        assert all(not set(q.text.lower().split()) & set(scenes.COLOURS) for q in asked), "no colour decides an answer"
+        assert all(not set(q.text.lower().split()) & set(scenes.COLORS) for q in asked), "no color decides an answer"
         assert all(f"{item.size} " in asked[0].answer and item.shape in asked[0].answer for item in scene.objects)
     monkeypatch.setattr(packing, "UNNAMED", 1.0)
     packer = packing.Packer(words)
     batch = packing.Lessons(packer, 4, torch.zeros(())).make(rng, paint, 4, vision.GIVEN)
-    colours = torch.from_numpy(packer.colours)
-    assert torch.isin(batch.ids, colours).any(), "they are read back"
-    assert not torch.isin(batch.target, colours).any()
+    colors = torch.from_numpy(packer.colors)
+    assert torch.isin(batch.ids, colors).any(), "they are read back"
+    assert not torch.isin(batch.target, colors).any()
 
 
 def test_given_patches_are_the_scenes_own():
@@ -288,13 +288,13 @@ def test_no_training_scene_shows_a_held_out_pair_word_or_price():
                 assert not scenes.is_test_word(item.text)
             elif item.kind == "tag":
                 assert int(item.text) in scenes.TRAIN_NUMBERS
-            elif item.colour:
+            elif item.color:
                 named += 1
-                assert not scenes.is_test_pair(item.colour, item.shape)
+                assert not scenes.is_test_pair(item.color, item.shape)
             else:
                 unnamed += 1
-                distances = [np.linalg.norm(np.subtract(item.tint, named)) for named in scenes.COLOURS.values()]
-                assert min(distances) > scenes.FAR_COLOUR
+                distances = [np.linalg.norm(np.subtract(item.tint, named)) for named in scenes.COLORS.values()]
+                assert min(distances) > scenes.FAR_COLOR
     assert named > 50
     assert unnamed > 50
 

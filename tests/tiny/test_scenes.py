@@ -27,8 +27,8 @@ def test_splits_share_no_word_number_or_first_pair():
     assert not set(TRAIN_NUMBERS) & set(TEST_NUMBERS)
     for seed in range(60):
         train, test = scenes.draw(seed, "train"), scenes.draw(seed, "test")
-        assert not any(scenes.is_test_pair(o.colour, o.shape) for o in train.objects)
-        assert any(scenes.is_test_pair(o.colour, o.shape) for o in test.objects)
+        assert not any(scenes.is_test_pair(o.color, o.shape) for o in train.objects)
+        assert any(scenes.is_test_pair(o.color, o.shape) for o in test.objects)
         for scene, words, numbers in ((train, TRAIN_WORDS, TRAIN_NUMBERS), (test, TEST_WORDS, TEST_NUMBERS)):
             assert scene.sign is None or scene.sign.text in words
             assert scene.tag is None or int(scene.tag.text) in numbers
@@ -56,7 +56,7 @@ def test_owner_of_an_items_centre_is_the_item():
     for index, item in enumerate(scene.items):
         if item.shape == "ring":
             continue
-        x, y = item.centre
+        x, y = item.center
         if item.kind == "sign":
             y -= 9
         assert owner[int(y // scenes.PATCH), int(x // scenes.PATCH)] == index

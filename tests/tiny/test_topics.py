@@ -23,7 +23,7 @@ def words():
     return build_tokenizer()
 
 
-def test_a_name_matches_what_it_says():
+def test_named_finds_the_items_that_each_name_describes():
     text = "how many stars is the red star left of the blue thing or a cup in the top right and at the top"
     found = topics.named(text.split(), [RED, BLUE, SIGN])
     said = {text.split()[at]: matches for at, matches in list(found.items())[:4]}
@@ -119,5 +119,5 @@ def test_the_heads_learn_from_what_is_asked(words):
 
 def test_names_are_read_word_by_word(words):
     """`named` reads tokens as words."""
-    for name in (*scenes.SHAPES, *scenes.PLURALS.values(), *scenes.COLOURS, "objects", "things", *" ".join(PHRASES.values()).split()):
+    for name in (*scenes.SHAPES, *scenes.PLURALS.values(), *scenes.COLORS, "objects", "things", *" ".join(PHRASES.values()).split()):
         assert len(words.tokenize(f" {name}")) == 1, name

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -14,10 +15,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from headless import chromium_or_stop
 from PIL import Image
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give all browser tests to one worker, so that they share a browser and do not take the processor from one another."""
+    for item in items:
+        if item.get_closest_marker("browser"):
+            item.add_marker(pytest.mark.xdist_group("browser"))
 
 
 @pytest.fixture
@@ -33,33 +43,49 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-class Server:
-    """A page in its own process."""
+class Process:
+    """A Python program of the checkout with one thread for arithmetic; what it says is in ``log``."""
 
-    def __init__(self, command: list[str], log: Path, seconds: float = 400) -> None:
-        self.port = free_port()
-        self.url = f"http://127.0.0.1:{self.port}/"
+    def __init__(self, command: list[str], log: Path) -> None:
         self.log = log
         environment = {**os.environ, "GRADIO_ANALYTICS_ENABLED": "False", "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-        self.began = time.monotonic()
         with log.open("w") as out:
-            self.process = subprocess.Popen(
-                [sys.executable, *command, "--port", str(self.port)], cwd=ROOT, env=environment, stdout=out, stderr=subprocess.STDOUT
+            self.popen = subprocess.Popen(
+                [sys.executable, *command],
+                cwd=ROOT,
+                env=environment,
+                stdin=subprocess.PIPE,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                text=True,
             )
+
+    def stop(self) -> None:
+        self.popen.terminate()
+        try:
+            self.popen.wait(10)
+        except subprocess.TimeoutExpired:
+            self.popen.kill()
+            self.popen.wait(10)
+
+
+class Server:
+    """A page that ``process`` serves, or will serve shortly, at ``port``."""
+
+    def __init__(self, process: Process, port: int, seconds: float = 400) -> None:
+        self.url = f"http://127.0.0.1:{port}/"
+        limit = time.monotonic() + seconds
         while True:
             try:
                 urllib.request.urlopen(self.url + "healthz", timeout=5).read()
                 break
             except OSError:
-                if self.process.poll() is not None or time.monotonic() - self.began > seconds:
-                    self.stop()
-                    raise RuntimeError(f"the server did not start:\n{log.read_text()[-3000:]}") from None
-                time.sleep(0.1)
-        self.ready_after = time.monotonic() - self.began
+                if process.popen.poll() is not None or time.monotonic() > limit:
+                    process.stop()
+                    raise RuntimeError(f"the server did not start:\n{process.log.read_text()[-3000:]}") from None
+                time.sleep(0.05)
 
     def health(self) -> dict[str, Any]:
-        import json
-
         return json.loads(urllib.request.urlopen(self.url + "healthz", timeout=10).read())
 
     def wait_idle(self, seconds: float = 10) -> None:
@@ -72,63 +98,64 @@ class Server:
             assert time.monotonic() < limit, f"still busy after {seconds} s: {state}"
             time.sleep(0.05)
 
-    def stop(self) -> None:
-        self.process.terminate()
-        try:
-            self.process.wait(10)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait(10)
+
+class FakePages:
+    """Pages over made-up engines in one process, because each process takes seconds to import Gradio; one page a set of options."""
+
+    def __init__(self, log: Path) -> None:
+        self.process = Process([str(HERE / "serve_fake.py")], log)
+        self.pages: dict[tuple[str, ...], Server] = {}
+
+    def __call__(self, *options: str) -> Server:
+        if options not in self.pages:
+            port = free_port()
+            pipe = self.process.popen.stdin
+            assert pipe is not None
+            pipe.write(json.dumps(["--port", str(port), *options]) + "\n")
+            pipe.flush()
+            self.pages[options] = Server(self.process, port)
+        return self.pages[options]
 
 
 @pytest.fixture(scope="session")
 def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Server]]:
-    """``serve("--pace", "0.02")`` -> a running page over the made-up engine; one server per set of options."""
-    servers: dict[tuple[str, ...], Server] = {}
-
-    def start(*options: str) -> Server:
-        if options not in servers:
-            log = tmp_path_factory.mktemp("server") / "log.txt"
-            servers[options] = Server([str(HERE / "serve_fake.py"), *options], log)
-        return servers[options]
-
-    yield start
-    for server in servers.values():
-        server.stop()
+    """``serve("--pace", "0.02")`` -> a running page over the made-up engine."""
+    pages = FakePages(tmp_path_factory.mktemp("fake") / "log.txt")
+    yield pages
+    pages.process.stop()
 
 
 @pytest.fixture(scope="session")
 def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """The page as a visitor starts it: ``python app.py`` with the bundled model on the CPU."""
-    server = Server(["app.py", "--device", "cpu"], tmp_path_factory.mktemp("real") / "log.txt")
-    yield server
-    server.stop()
+    port = free_port()
+    process = Process(["app.py", "--device", "cpu", "--port", str(port)], tmp_path_factory.mktemp("real") / "log.txt")
+    yield Server(process, port)
+    process.stop()
 
 
-def chromium() -> str | None:
-    return next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None)
-
-
-# per module: while it is open, Playwright's synchronous API keeps an event loop running in this thread, and asyncio.run refuses
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def browser() -> Iterator[Any]:
-    """Headless Chromium. Without one, browser tests are skipped on a desk and fail in CI."""
-    in_ci = os.environ.get("CI", "").lower() == "true"
-    try:
-        from playwright.sync_api import sync_playwright
-    except ImportError:
-        if in_ci:
-            raise
-        pytest.skip("playwright is not installed")
-    path = chromium()
-    if path is None:
-        if in_ci:
-            pytest.fail("CI has no Chromium: the browser tests must run there")
-        pytest.skip("no Chromium on this machine")
+    """Headless Chromium, one a session."""
+    path = chromium_or_stop()
+    from playwright.sync_api import sync_playwright
+
     with sync_playwright() as playwright:
         started = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
         yield started
         started.close()
+
+
+@pytest.fixture(autouse=True)
+def _asyncio_beside_the_browser(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Let tests without a browser call ``asyncio.run``: Playwright's synchronous API keeps an event loop running in this thread."""
+    if request.node.get_closest_marker("browser"):
+        yield
+        return
+    running = asyncio._get_running_loop()
+    asyncio._set_running_loop(None)
+    yield
+    asyncio._set_running_loop(running)
 
 
 class Tab:

@@ -15,7 +15,8 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parents[1]), str(HERE)]
 
-from conftest import Server, Tab, chromium  # noqa: E402 (the path is set above)
+from conftest import FakePages, Process, Server, Tab, free_port  # noqa: E402 (the path is set above)
+from headless import find_chromium  # noqa: E402
 from playwright.sync_api import sync_playwright  # noqa: E402
 
 OUT = HERE.parents[1] / "assets" / "screenshots"
@@ -126,24 +127,20 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", choices=list(STATES), default=list(STATES))
     chosen = parser.parse_args().only
     OUT.mkdir(parents=True, exist_ok=True)
-    servers: dict[tuple[str, ...], Server] = {}
     logs = Path(tempfile.mkdtemp())
-
-    def fake(*options: str) -> Server:
-        if options not in servers:
-            servers[options] = Server([str(HERE / "serve_fake.py"), *options], logs / f"{len(servers)}.txt")
-        return servers[options]
-
-    real = Server(["app.py", "--device", "cpu"], logs / "real.txt") if {"first", "finished", "running", "phone"} & set(chosen) else None
+    fake = FakePages(logs / "fake.txt")
+    port = free_port()
+    app = Process(["app.py", "--device", "cpu", "--port", str(port)], logs / "real.txt")
     try:
+        real = Server(app, port)
         with sync_playwright() as playwright:
-            browser = playwright.chromium.launch(executable_path=chromium(), args=["--no-sandbox"])
+            browser = playwright.chromium.launch(executable_path=find_chromium(), args=["--no-sandbox"])
             for name in chosen:
                 STATES[name](browser, real, fake)
             browser.close()
     finally:
-        for server in [*servers.values(), *([real] if real else [])]:
-            server.stop()
+        app.stop()
+        fake.process.stop()
 
 
 if __name__ == "__main__":

@@ -1,8 +1,13 @@
-"""A real server over the made-up engine, for browser tests: ``python tests/ui/serve_fake.py --port N --kind tiles --pace 0.02 …``."""
+"""Real pages over made-up engines, for browser tests, all in one process.
+
+``python tests/ui/serve_fake.py`` reads a line of options a page, as a JSON list, and serves each page at once:
+``["--port", "8123", "--kind", "tiles", "--pace", "0.02"]``. It ends with its standard input.
+"""
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from pathlib import Path
 
@@ -13,24 +18,33 @@ from fake import Fake, about  # noqa: E402 (the path is set above)
 from avl.ui import page  # noqa: E402
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--port", type=int, required=True)
-    parser.add_argument("--kind", default="one")
-    parser.add_argument("--layers", type=int, default=8)
-    parser.add_argument("--side", type=int, default=24)
-    parser.add_argument("--pace", type=float, default=0.03)
-    parser.add_argument("--prefill", type=float, default=0.2)
-    parser.add_argument("--fail-at", type=int)
-    parser.add_argument("--gpu", action="store_true")
-    parser.add_argument("--text", action="append", help="the words of every answer, instead of the usual ones")
-    options = parser.parse_args()
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser()
+    made.add_argument("--port", type=int, required=True)
+    made.add_argument("--kind", default="one")
+    made.add_argument("--layers", type=int, default=8)
+    made.add_argument("--side", type=int, default=24)
+    made.add_argument("--pace", type=float, default=0.03)
+    made.add_argument("--prefill", type=float, default=0.2)
+    made.add_argument("--fail-at", type=int)
+    made.add_argument("--gpu", action="store_true")
+    made.add_argument("--text", action="append", help="the words of every answer, instead of the usual ones")
+    return made
+
+
+def serve(options: argparse.Namespace) -> None:
+    """Start one page and return."""
     fake = Fake(
         kind=options.kind, layers=options.layers, side=options.side, pace=options.pace, prefill=options.prefill, fail_at=options.fail_at,
         device_bytes=options.gpu, text=options.text,
     )  # fmt: skip
     built = page.build(fake, about(layers=options.layers, n_image=fake.side**2))
-    built.launch(server_port=options.port)
+    built.launch(server_port=options.port, prevent_thread_lock=True)
+
+
+def main() -> None:
+    for line in sys.stdin:
+        serve(parser().parse_args(json.loads(line)))
 
 
 if __name__ == "__main__":

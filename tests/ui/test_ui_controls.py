@@ -57,7 +57,7 @@ def test_several_pictures_keep_their_order(picture: Path, tmp_path: Path) -> Non
         ({"policy": "PyramidKV", "beta": 5}, avl.PyramidKV(beta=5)),
     ],
 )
-def test_policies(arm: dict[str, Any], policy: Any) -> None:
+def test_an_arms_settings_become_its_policy(arm: dict[str, Any], policy: Any) -> None:
     assert controls.policy(arm) == policy
 
 
@@ -190,13 +190,13 @@ def test_presets_are_rows_of_table_3_and_agree_with_the_library() -> None:
             assert {letter: getattr(policy, letter) for letter in "SCKPT"} in rows_of
 
 
-def test_what_the_player_gets_to_draw_on_is_small(tmp_path: Path) -> None:
+def test_the_picture_sent_to_the_player_stays_below_1500_kb(tmp_path: Path) -> None:
     uri = pictures.data_uri(Image.effect_noise((3000, 2000), 60).convert("RGB"))
     assert uri.startswith("data:image/webp;base64,")
     assert len(uri) < 1_500_000
 
 
-def test_equal_budget() -> None:
+def test_equal_fits_the_parameters_to_the_other_arms_stored_share() -> None:
     def fit(arm: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
         return controls.equal(settings(arms=[other, arm]), 1, about())
 
@@ -223,18 +223,16 @@ def test_the_catalogue_has_every_registered_policy() -> None:
         values = {"policy": name, **{one["key"]: one["default"] for one in entry["parameters"]}}
         controls.policy(values)
         for one in entry["parameters"]:
-            # every place of a slider is valid; C at its lowest is below S, and S at its lowest takes C along
+            coupled = {"S": {"C": 1}, "C": {"S": 100}}.get(one["key"], {})
             for value in one["choices"] or range(one["low"], one["high"] + 1, one["step"]):
-                controls.policy(
-                    {**values, **({"C": 1} if one["key"] == "S" else {"S": 100} if one["key"] == "C" else {}), one["key"]: value}
-                )
+                controls.policy({**values, **coupled, one["key"]: value})
     sliders = {one["key"]: one for one in found["PyramidKV"]["parameters"]}
     assert sliders["pool"]["step"] == 2
     assert next(one for one in found["FastV"]["parameters"] if one["key"] == "layer")["high"] == 7
 
 
 @pytest.mark.parametrize("policy", [*policy_cases.POLICIES, avl.AVL(S=45, C=30, K=3, update="after")], ids=lambda policy: policy.label)
-def test_predictions_are_the_cost_model_s(policy: avl.Policy) -> None:
+def test_predictions_come_from_the_cost_model(policy: avl.Policy) -> None:
     facts = about()
     shape = avl.PromptShape(facts.n_image, facts.n_text, 20, facts.layers)
     choice = {"policy" if key == "name" else key: value for key, value in policy.to_dict().items()}

@@ -19,6 +19,8 @@ from avl.engine import scheduler
 from avl.engine.request import GenerationRequest
 from avl.ui.queue import ThreadTransport, batches
 
+pytestmark = pytest.mark.slow
+
 CYCLES = 60
 
 

@@ -186,7 +186,7 @@ def test_a_refusal_of_the_engine_is_a_sentence_of_the_page(make: Any) -> None:
     assert asyncio.run(go()) == [trace.Error("The prompt is longer than the model's context.")]
 
 
-def test_words_for_errors() -> None:
+def test_errors_become_sentences_without_paths() -> None:
     out_of_memory = type("OutOfMemoryError", (RuntimeError,), {})("CUDA out of memory. Tried to allocate 20 MiB")
     assert "smaller batch" in sentence(out_of_memory)
     assert sentence(ValueError("the picture is gone")) == "The picture is gone."

@@ -1,4 +1,4 @@
-"""Model families: one file each, and the registry that everything which depends on a family asks."""
+"""Model families, one file each, and their registry; code elsewhere must not depend on a specific family."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from avl.models.families.llava import Llava
 from avl.models.families.llava_next import LlavaNext
 
 FAMILIES: dict[str, Family] = {family.model_type: family for family in (Llava(), LlavaNext())}
-"""Model type -> family. Adaptive attention attaches to these."""
+"""Model type -> family that adaptive attention can attach to."""
 
 TEXT_FAMILIES: dict[str, TextFamily] = {
     family.model_type: family for family in (TextFamily("llama", "Llama"), TextFamily("mistral", "Mistral", {"sliding_window": None}))
 }
-"""Model type -> text decoders that a family may have."""
+"""Model type -> text decoder that a family may have."""
 
 __all__ = ["FAMILIES", "TEXT_FAMILIES", "Facts", "Family", "TextFamily", "describe", "family_of", "language_model", "supported"]
 
 
 def supported() -> str:
-    """Return the supported model classes and text models in words."""
+    """Return a sentence fragment that lists the supported model classes and text models."""
     classes = " and ".join(family.model_class for family in FAMILIES.values())
     return f"{classes} with {' or '.join(TEXT_FAMILIES)} text models"
 
@@ -29,7 +29,7 @@ def family_of(config: Any) -> Family:
     """Return the family of a model's config.
 
     Raises:
-        TypeError: the model type or its text model is not supported, or attends to a sliding window; lists what is supported.
+        TypeError: the model type or its text model is not supported, or uses a sliding window; lists the supported ones.
     """
     text = getattr(config, "text_config", None)
     kind = getattr(text, "model_type", None)
@@ -46,7 +46,7 @@ def describe(model: Any) -> Facts:
     """Return the sizes of a supported model.
 
     Raises:
-        TypeError: the model's class, or its text model, is not supported; lists what is.
+        TypeError: the model's class or its text model is not supported; lists the supported ones.
     """
     name = type(model).__name__
     if name not in {family.model_class for family in FAMILIES.values()}:
@@ -56,5 +56,5 @@ def describe(model: Any) -> Facts:
 
 
 def language_model(model: Any) -> Any:
-    """Return the text decoder inside a supported model: embeddings, ``layers``, final norm, rotary embedding."""
+    """Return the text decoder of a supported model: embeddings, ``layers``, final norm, rotary embedding."""
     return model.model.language_model

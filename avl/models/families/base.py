@@ -1,4 +1,4 @@
-"""What a model family is: everything that the library must know of a class of vision-language models."""
+"""The interface of a model family: all that the library needs to know about a class of vision-language models."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class TextFamily:
 
     Attributes:
         model_type: of its config in transformers.
-        prefix: of its classes' names in transformers: ``{prefix}Attention``, ``{prefix}MLP``, ``{prefix}RMSNorm``, ``{prefix}Config``.
-        random_options: what its config needs beside sizes to be a decoder with full attention.
+        prefix: of its class names in transformers: ``{prefix}Attention``, ``{prefix}MLP``, ``{prefix}RMSNorm``, ``{prefix}Config``.
+        random_options: config options, besides sizes, for a decoder with full attention.
     """
 
     model_type: str
@@ -28,12 +28,12 @@ class TextFamily:
 
 
 class Family(ABC):
-    """A class of vision-language models with one text decoder whose prompt holds the image's tokens.
+    """A class of vision-language models whose text decoder has the image tokens in its prompt.
 
     Attributes:
         model_type: of its config in transformers.
-        prefix: of its classes' names: ``{prefix}Config``, ``{prefix}ForConditionalGeneration``.
-        preset: row of the A-VL paper's Table 3 for checkpoints that are not in it.
+        prefix: of its class names: ``{prefix}Config``, ``{prefix}ForConditionalGeneration``.
+        preset: row of the A-VL paper's Table 3 to use for checkpoints that are not in it.
     """
 
     model_type: ClassVar[str]
@@ -47,12 +47,12 @@ class Family(ABC):
 
     @abstractmethod
     def grids(self, config: Any, processor: Any | None, sizes: Sequence[tuple[int, int]]) -> tuple[Grid, ...]:
-        """Return which part of which image every image token covers.
+        """Return grids that say which part of which image every image token covers.
 
         Args:
-            config: the model's.
-            processor: the model's; None where only the number of tokens matters.
-            sizes: (width, height) of each image as given to the processor.
+            config: the model's config.
+            processor: the model's processor; None if only the number of tokens matters.
+            sizes: (width, height) of each image before preprocessing.
         """
 
     @abstractmethod
@@ -60,13 +60,13 @@ class Family(ABC):
         """Return a config for random weights.
 
         Args:
-            parts: keyword arguments that LLaVA-like configs share: vision and text config, image token, feature layer.
-            side: edge of the vision tower's input in pixels.
+            parts: keyword arguments common to LLaVA-like configs: vision and text config, image token, feature layer.
+            side: side of the vision tower's input in pixels.
         """
 
     @abstractmethod
     def random_pixels(self, config: Any, batch: int, size: tuple[int, int], generator: torch.Generator) -> dict[str, torch.Tensor]:
-        """Return the model's image inputs for one image of ``size`` (width, height) per row: random pixels in float32."""
+        """Return the image inputs of a batch: random float32 pixels of one image of ``size`` (width, height) per row."""
 
     def image_tokens(self, config: Any, size: tuple[int, int]) -> int:
         """Return the number of image tokens of one image of ``size`` (width, height)."""
@@ -76,12 +76,19 @@ class Family(ABC):
 
 @dataclass(frozen=True)
 class Facts:
-    """Sizes of a model's text decoder, read off its config once.
+    """Sizes of a model's text decoder, read from its config.
 
     Attributes:
-        name: the model's class. image_token_id: the id that stands for an image feature.
-        context: most positions the decoder was made for.
-        hidden, ffn, vocab: widths of the hidden states, of the MLP and of the output head.
+        name: name of the model's class.
+        image_token_id: token id of an image feature.
+        layers: number of decoder layers.
+        heads: number of query heads.
+        kv_heads: number of key-value heads.
+        head_dim: width of a head.
+        context: most positions that the decoder supports.
+        hidden: width of the hidden states.
+        ffn: width of the MLP.
+        vocab: width of the output head.
     """
 
     name: str
@@ -97,7 +104,7 @@ class Facts:
 
     @classmethod
     def of(cls, name: str, config: Any) -> Facts:
-        """Return the sizes that a model's config gives."""
+        """Return the sizes in a model's config."""
         text = config.text_config
         return cls(
             name=name,

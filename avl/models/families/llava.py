@@ -1,4 +1,4 @@
-"""LLaVA-1.5: one grid of patches per image, whose center is cut out."""
+"""LLaVA-1.5: one grid of patches per image, after a center crop."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Llava(Family):
         )
 
     def class_tokens(self, config: Any) -> int:
-        """Return the features per image that stand before its patches."""
+        """Return the number of features per image that precede its patches."""
         return 0 if config.vision_feature_select_strategy == "default" else 1
 
     def random_config(self, parts: dict[str, Any], side: int) -> Any:
@@ -42,7 +42,7 @@ class Llava(Family):
 
 
 def _crop(processor: Any | None, width: int, height: int) -> tuple[float, float, float, float]:
-    """The part of an image that the model sees: its processor scales the shorter edge and cuts out the center."""
+    """Return the part of an image that the model sees: the processor scales the shorter side and crops the center."""
     whole = (0.0, 0.0, float(width), float(height))
     if processor is None:
         return whole

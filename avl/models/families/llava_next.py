@@ -1,4 +1,4 @@
-"""LLaVA-1.6 (LLaVA-NeXT): a grid of the whole image, then one of its tiles, whose rows end with a newline feature."""
+"""LLaVA-1.6 (LLaVA-NeXT): a grid of the whole image, then a grid of its tiles, where every row ends with a newline feature."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class LlavaNext(Family):
 
 
 def _unpadded(config: Any, side: int, width: int, height: int) -> tuple[int, int]:
-    """Rows and columns of the tiles' features after the padding was cut off, as the modeling code does."""
+    """Return rows and columns of the tiles' features without padding, computed as in the modeling code."""
     from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape, unpad_image
 
     tiles = get_anyres_image_grid_shape((height, width), config.image_grid_pinpoints, config.vision_config.image_size)

@@ -1,0 +1,1 @@
+"""Data of the bundled model: ``scenes`` (layout), ``drawing`` (pixels), ``questions`` and ``words`` (text on signs)."""

@@ -1,4 +1,4 @@
-"""Pixels: a scene's background and items drawn with Pillow, and which item each patch shows."""
+"""Pixels of a scene: its background and items drawn with Pillow, and the item that each patch shows."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from avl._paths import ASSETS
-from avl.tiny.data.scenes import CANVAS, COLOURS, GRID, PATCH, PITCH, SIGN_MARGIN, SIGN_POST, TAG_MARGIN, Item
+from avl.tiny.data.scenes import CANVAS, COLORS, GRID, PATCH, PITCH, SIGN_MARGIN, SIGN_POST, TAG_MARGIN, Item
 
-SUPERSAMPLE = 2  # drawn this much larger, then averaged down: smooth edges
+SUPERSAMPLE = 2  # drawn this much larger, then averaged down, for smooth edges
 FONT_FILES = ("DejaVuSansCondensed-Bold.ttf", "DejaVuSerifCondensed-Bold.ttf", "DejaVuSansMono-Bold.ttf")
 FONT_FOLDER = ASSETS / "fonts"
 
@@ -23,7 +23,7 @@ def render(
     rng: np.random.Generator,
     under: Image.Image | None = None,
 ) -> Image.Image:
-    """Draw a background and its items; returns 336 x 336 RGB. `under` is a backdrop that was drawn before, used as it is."""
+    """Draw a background and its items and return 336 x 336 RGB. `under` is a backdrop to use instead of drawing one."""
     image = backdrop(background, rng) if under is None else under.copy()
     pen = _Pen(ImageDraw.Draw(image), SUPERSAMPLE)
     for item in items:
@@ -35,7 +35,7 @@ def render(
 
 
 class _Pen:
-    """Draws in canvas coordinates whatever the supersampling."""
+    """Draws in canvas coordinates, whatever the supersampling."""
 
     def __init__(self, to: ImageDraw.ImageDraw, scale: float) -> None:
         self.to, self.scale = to, scale
@@ -62,12 +62,12 @@ def _mix(a: tuple[int, ...], b: tuple[int, ...], t: float) -> tuple[int, ...]:
     return tuple(round(x + (y - x) * t) for x, y in zip(a, b, strict=True))
 
 
-def _jitter(rng: np.random.Generator, colour: tuple[int, ...], by: int = 12) -> tuple[int, ...]:
-    return tuple(int(np.clip(c + d, 0, 255)) for c, d in zip(colour, rng.integers(-by, by + 1, 3), strict=True))
+def _jitter(rng: np.random.Generator, color: tuple[int, ...], by: int = 12) -> tuple[int, ...]:
+    return tuple(int(np.clip(c + d, 0, 255)) for c, d in zip(color, rng.integers(-by, by + 1, 3), strict=True))
 
 
 def _gradient(top: tuple[int, ...], bottom: tuple[int, ...]) -> Image.Image:
-    """A vertical gradient over the canvas, supersampled."""
+    """Return a vertical gradient over the canvas, supersampled."""
     side = CANVAS * SUPERSAMPLE
     t = (np.arange(side) / side)[:, None]
     column = (np.asarray(top) * (1 - t) + np.asarray(bottom) * t).astype(np.uint8)[:, None, :]
@@ -82,7 +82,7 @@ def _hills(rng: np.random.Generator, base: float, height: float) -> list[tuple[f
 
 
 def backdrop(kind: str, rng: np.random.Generator) -> Image.Image:
-    """An empty scene, supersampled."""
+    """Draw and return an empty scene, supersampled."""
     horizon = float(rng.uniform(0.45, 0.7)) * CANVAS
     blue = _jitter(rng, (124, 182, 232))
     pale = _jitter(rng, (218, 236, 250), 5)
@@ -153,7 +153,7 @@ def backdrop(kind: str, rng: np.random.Generator) -> Image.Image:
 
 
 def silhouette(shape: str, box: tuple[float, float, float, float]) -> list[tuple[str, list]]:
-    """The outline of a shape as ("polygon", points) and ("ellipse", [corner, corner]) parts that fill its box."""
+    """Return the outline of a shape as parts that fill its box: ("polygon", points) or ("ellipse", [corner, corner])."""
     x, y, w, h = box[0], box[1], box[2] - box[0], box[3] - box[1]
 
     def at(*points: tuple[float, float]) -> list[tuple[float, float]]:
@@ -191,7 +191,7 @@ def silhouette(shape: str, box: tuple[float, float, float, float]) -> list[tuple
 
 def _draw_object(pen: _Pen, item: Item, rng: np.random.Generator) -> None:
     x, y, w = item.box[0], item.box[1], item.box[2] - item.box[0]
-    main = _jitter(rng, item.tint or COLOURS[item.colour], 9)
+    main = _jitter(rng, item.tint or COLORS[item.color], 9)
     dark, light = _mix(main, (20, 16, 24), 0.62), _mix(main, (255, 255, 255), 0.45)
     line = 2.6
 
@@ -239,7 +239,7 @@ _TAGS = ((255, 244, 200), (250, 250, 250), (255, 224, 120), (226, 240, 220))
 
 @lru_cache(maxsize=512)
 def _glyph(character: str, font_file: str, height: int) -> Image.Image:
-    """One letter as a mask, squeezed to the width that the pitch leaves it."""
+    """Return the mask of one letter, squeezed to fit the pitch."""
     font = ImageFont.truetype(str(FONT_FOLDER / font_file), height)
     box = font.getbbox(character)
     mask = Image.new("L", (int(box[2] - box[0]), int(box[3] - box[1])))
@@ -249,7 +249,7 @@ def _glyph(character: str, font_file: str, height: int) -> Image.Image:
 
 
 def _write(image: Image.Image, pen: _Pen, text: str, left: float, middle: float, style: int, fill: tuple[int, int, int]) -> None:
-    """Write letters of equal pitch; `left` is where the first letter's cell begins, `middle` the line's centre, in canvas pixels."""
+    """Write letters at equal pitch, from the first letter's cell at x = `left`, centered at y = `middle`, in canvas pixels."""
     font_file = FONT_FILES[style % len(FONT_FILES)]
     for index, character in enumerate(text):
         glyph = _glyph(character, font_file, 41 * SUPERSAMPLE)
@@ -275,10 +275,10 @@ def _draw_text_item(image: Image.Image, pen: _Pen, item: Item) -> None:
 
 
 def owners(items: Sequence[Item], least: float = 0.2) -> np.ndarray:
-    """Which item each patch shows.
+    """Find the item that each patch shows.
 
     Returns:
-        int array [24, 24]: index into `items`, or -1 where no item covers at least the share `least` of the patch.
+        int array [24, 24]: index into `items`, or -1 where no item covers at least the fraction `least` of the patch.
     """
     mask = Image.new("L", (CANVAS, CANVAS))
     pen = _Pen(ImageDraw.Draw(mask), 1)

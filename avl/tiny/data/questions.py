@@ -1,4 +1,4 @@
-"""What people ask about a scene, and the right answers."""
+"""Questions about a scene and their right answers."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 import numpy as np
 
-from avl.tiny.data.scenes import COLOURS, PLURALS, POSITIONS, SETTINGS, SHAPES, Item, Question, Scene
+from avl.tiny.data.scenes import COLORS, PLURALS, POSITIONS, SETTINGS, SHAPES, Item, Question, Scene
 
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six")
-PHRASES = {  # a position as part of a sentence
+PHRASES = {  # position -> phrase in a sentence
     "top left": "in the top left",
     "top": "at the top",
     "top right": "in the top right",
@@ -20,7 +20,7 @@ PHRASES = {  # a position as part of a sentence
     "bottom": "at the bottom",
     "bottom right": "in the bottom right",
 }
-PLACES = {  # a background at the end of a caption
+PLACES = {  # background -> phrase at the end of a caption
     "sky": "in the sky",
     "meadow": "in a meadow",
     "beach": "on a beach",
@@ -68,17 +68,17 @@ NO_SIGN, NO_PRICE = "there is no sign", "there is no price"
 
 
 def article(thing: str) -> str:
-    """ "a red star", "an orange star"."""
+    """Return a thing with its article: "a red star", "an orange star"."""
     return f"an {thing}" if thing[0] in "aeiou" else f"a {thing}"
 
 
 def listed(parts: list[str]) -> str:
-    """ "x", "x and y", "x, y and z"."""
+    """Join parts to a list: "x", "x and y", "x, y and z"."""
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
 
 
 def describe(scene: Scene) -> str:
-    """The long description: background, number of objects, each object with size, colour and position, sign and price."""
+    """Return the long description: background, number of objects, each object with size, color and position, sign and price."""
     objects = scene.objects
     several = len(objects) != 1
     text = f"The background is {SETTINGS[scene.background]}."
@@ -94,21 +94,21 @@ def describe(scene: Scene) -> str:
 
 
 def caption(scene: Scene) -> str:
-    """The short description: colours and shapes, and the background."""
+    """Return the short description: colors and shapes, and the background."""
     things = [article(o.pair) for o in scene.objects]
     text = f"{listed(things)} {PLACES[scene.background]}."
     return text[0].upper() + text[1:]
 
 
 def questions(scene: Scene, rng: np.random.Generator) -> list[Question]:
-    """Every question that has one right answer in this scene, each in one of its wordings. Descriptions come first, then reading."""
+    """Return all questions with one right answer in this scene, each in a random wording; descriptions first, then reading."""
     out: list[Question] = []
     objects = scene.objects
 
     def ask(kind: str, answer: str, *words: str, task: str = "qa", facts: tuple[str, ...] = ()) -> None:
         wordings = ASK[kind]
         text = wordings[int(rng.integers(len(wordings)))].format(*words)
-        habit = rng.random()  # how people type
+        habit = rng.random()  # some people omit the capital, some also the mark at the end
         if habit < 0.3:
             text = text[0].lower() + text[1:]
         if habit < 0.2 and text[-1] in "?.":
@@ -133,33 +133,33 @@ def questions(scene: Scene, rng: np.random.Generator) -> list[Question]:
 
 
 def name_of(item: Item, among: list[Item], rng: np.random.Generator) -> str:
-    """How to name an object so that only it is meant: "star" if there is one star, or "red star"."""
+    """Return an unambiguous name of an object: "red star", or sometimes "star" if there is only one."""
     alone = sum(o.shape == item.shape for o in among) == 1
     return item.shape if alone and rng.random() < 0.6 else item.pair
 
 
 def _about_objects(scene: Scene, rng: np.random.Generator, ask: Callable[..., None]) -> None:
     objects = scene.objects
-    shapes, colours = [o.shape for o in objects], [o.colour for o in objects]
+    shapes, colors = [o.shape for o in objects], [o.color for o in objects]
     for o in objects:
         if shapes.count(o.shape) == 1:
-            ask("colour", o.colour, o.shape)
-        if colours.count(o.colour) == 1:
-            ask("shape", article(o.shape), o.colour)
+            ask("colour", o.color, o.shape)
+        if colors.count(o.color) == 1:
+            ask("shape", article(o.shape), o.color)
         ask("size", o.size, name_of(o, objects, rng))
     ask("count", NUMBERS[len(objects)], "objects" if rng.random() < 0.7 else "things")
     for s in dict.fromkeys(shapes):
         ask("count", NUMBERS[shapes.count(s)], PLURALS[s])
-    for c in dict.fromkeys(colours):
-        ask("count", NUMBERS[colours.count(c)], f"{c} objects")
+    for c in dict.fromkeys(colors):
+        ask("count", NUMBERS[colors.count(c)], f"{c} objects")
     missing = [s for s in SHAPES if s not in shapes]
     ask("count", NUMBERS[0], PLURALS[str(rng.choice(missing))])
-    # As many yes as no, and a "no" that differs from what is there in one word.
+    # about as many yes as no; where the answer is no, the thing often differs from a real one in a single word
     for o in objects:
         if rng.random() < 0.5:
             ask("exist", "yes", article(o.shape if rng.random() < 0.5 else o.pair))
         else:
-            other = f"{rng.choice(list(COLOURS))} {o.shape}" if rng.random() < 0.5 else f"{o.colour} {rng.choice(SHAPES)}"
+            other = f"{rng.choice(list(COLORS))} {o.shape}" if rng.random() < 0.5 else f"{o.color} {rng.choice(SHAPES)}"
             ask("exist", "yes" if any(p.pair == other for p in objects) else "no", article(other))
     ask("exist", "no", article(str(rng.choice(missing))))
     ask("exist", "yes" if scene.sign else "no", "a sign")

@@ -1,8 +1,8 @@
 """Drawn scenes with known contents: the data of the bundled model, and the page's "New scene" button.
 
-A scene is a 336 x 336 picture: a background, up to four coloured objects, perhaps a sign with a word and a price tag. Everything in
-it is known, so every question has a right answer. Drawing needs Pillow and numpy alone and takes a few milliseconds; the same seed gives
-the same scene on every machine. Held out of training: some colour and shape pairs, a fifth of the words, a fifth of the prices.
+A scene is a 336 x 336 picture: a background, up to four colored objects, and perhaps a sign with a word and a price tag. Its contents are
+known, so every question has a right answer. Drawing needs only Pillow and numpy and takes a few milliseconds; a seed gives the same scene
+on every machine. Some pairs of color and shape, a fifth of the words and a fifth of the prices are held out of training.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ MAX_LETTERS = 5
 MAX_DIGITS = 2
 
 SHAPES = ("circle", "square", "triangle", "star", "heart", "ring", "house", "tree", "cup", "fish")
-COLOURS: dict[str, tuple[int, int, int]] = {
+COLORS: dict[str, tuple[int, int, int]] = {
     "red": (214, 40, 40),
     "orange": (245, 132, 31),
     "yellow": (250, 214, 40),
@@ -35,11 +35,11 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "pink": (244, 130, 182),
     "white": (246, 246, 242),
 }
-FAR_COLOUR = 60.0  # distance in RGB from every named colour at which a colour is none of them
+FAR_COLOR = 60.0  # a color this far in RGB from every named color has no name
 SIZES: dict[str, tuple[int, int]] = {"small": (42, 48), "medium": (67, 75), "large": (94, 103)}  # pixels
 POSITIONS = ("top left", "top", "top right", "left", "middle", "right", "bottom left", "bottom", "bottom right")
 BACKGROUNDS = ("sky", "meadow", "beach", "desert", "night", "room", "snow", "sea", "stripes", "dots")
-SETTINGS = {  # how a sentence names a background
+SETTINGS = {  # background -> its name in a sentence
     "sky": "the sky",
     "meadow": "a meadow",
     "beach": "a beach",
@@ -54,39 +54,39 @@ SETTINGS = {  # how a sentence names a background
 PLURALS = {s: "fish" if s == "fish" else s + "s" for s in SHAPES}
 
 
-def is_test_pair(colour: str, shape: str) -> bool:
-    """Whether this colour and shape never meet in a training picture."""
-    return zlib.crc32(f"{colour} {shape}".encode()) % 7 == 0
+def is_test_pair(color: str, shape: str) -> bool:
+    """Return whether this pair of color and shape is held out of training."""
+    return zlib.crc32(f"{color} {shape}".encode()) % 7 == 0
 
 
 @dataclass(frozen=True)
 class Item:
-    """One thing in a scene. `box` is (left, top, right, bottom) in pixels; `position` one of POSITIONS."""
+    """One item of a scene. `box` is (left, top, right, bottom) in pixels; `position` is one of POSITIONS."""
 
     kind: str  # "object", "sign" or "tag"
     box: tuple[float, float, float, float]
     position: str
     shape: str = ""
-    colour: str = ""
+    color: str = ""
     size: str = ""
     text: str = ""  # the sign's word in capitals, or the price without its "$"
-    style: int = 0  # chooses font and board; no question asks for it
-    tint: tuple[int, int, int] | None = None  # drawn in this colour, which has no name; `colour` is then ""
+    style: int = 0  # selects font and board; no question asks about it
+    tint: tuple[int, int, int] | None = None  # RGB of a color without a name; `color` is then ""
 
     @property
-    def centre(self) -> tuple[float, float]:
-        """The centre in pixels, (x, y)."""
+    def center(self) -> tuple[float, float]:
+        """Center (x, y) in pixels."""
         return (self.box[0] + self.box[2]) / 2, (self.box[1] + self.box[3]) / 2
 
     @property
     def pair(self) -> str:
-        """Colour and shape, as in "red star"."""
-        return f"{self.colour} {self.shape}"
+        """Color and shape, as in "red star"."""
+        return f"{self.color} {self.shape}"
 
 
 @dataclass(frozen=True)
 class Question:
-    """A question with its right answer. `task` is "qa", "read" or "describe"; `facts` are what a right description must state."""
+    """A question and its right answer. `task` is "qa", "read" or "describe"; `facts` are those that a full description must state."""
 
     text: str
     answer: str
@@ -97,7 +97,7 @@ class Question:
 
 @dataclass
 class Scene:
-    """A picture and all that is known about it."""
+    """A picture and its known contents."""
 
     image: Image.Image
     background: str
@@ -128,7 +128,7 @@ class Scene:
 
 
 def item_facts(item: Item) -> tuple[str, ...]:
-    """What there is to say about one item, a short string for each fact."""
+    """Return the facts about one item, each as a short string."""
     if item.kind == "object":
         return (item.pair, f"{item.pair} is {item.size}", f"{item.pair} at {item.position}")
     name = "sign" if item.kind == "sign" else "price"
@@ -140,20 +140,20 @@ def draw(seed: int, split: str = "test") -> Scene:
 
     Args:
         seed: any integer ≥ 0; the same seed and split give the same scene.
-        split: "train" or "test". A test scene has at least one held-out colour and shape pair; its word and price are held out.
+        split: "train" or "test". A test scene has at least one held-out color and shape pair; its word and price are held out.
 
     Returns:
-        The scene, 336 x 336 RGB, with every question that can be asked about it.
+        The scene, 336 x 336 RGB, with all its questions.
 
     Raises:
-        ValueError: for another split.
+        ValueError: the split is neither of these.
     """
     if split not in ("train", "test"):
         raise ValueError(f"split must be 'train' or 'test', not {split!r}")
     rng = np.random.default_rng([seed, 0 if split == "train" else 1])
     items = lay_out(rng, split)
     background = str(rng.choice(BACKGROUNDS))
-    from avl.tiny.data.drawing import render  # these two need the classes of this file
+    from avl.tiny.data.drawing import render  # both import this file
     from avl.tiny.data.questions import questions
 
     scene = Scene(render(items, background, rng), background, tuple(items), seed, split)
@@ -168,14 +168,14 @@ def lay_out(
     invented: float = 0.0,
     unnamed: float = 0.0,
 ) -> list[Item]:
-    """Choose what is in a scene and where, in reading order.
+    """Choose the items of a scene and their places; return them in reading order.
 
     Args:
-        rng: the source of chance.
+        rng: random generator.
         split: "train" or "test".
-        text: how likely a sign and a price tag are.
-        invented: share of signs whose word is a string of random letters, so that no list of words is learned by heart.
-        unnamed: share of objects in a colour that has no name, so that shapes are learned apart from the colours they came in.
+        text: probabilities of a sign and of a price tag.
+        invented: fraction of signs with random letters, so that the model does not memorize the list of words.
+        unnamed: fraction of objects in a color without a name, so that the model learns shapes independently of colors.
     """
     count = int(rng.choice([1, 2, 3, 4], p=[0.15, 0.35, 0.35, 0.15]))
     wanted: list[dict] = []
@@ -187,13 +187,13 @@ def lay_out(
     wanted += sorted(_objects(rng, split, count), key=lambda o: -o["side"])
     for want in wanted:
         if unnamed and want["kind"] == "object" and rng.random() < unnamed:
-            want |= {"colour": "", "tint": _nameless(rng)}
+            want |= {"color": "", "tint": _nameless(rng)}
     items: list[Item] = []
     for want in wanted:
         placed = _place(rng, want, items)
         if placed is not None:
             items.append(placed)
-    # Rows of the 3 x 3 positions first, then columns: the order in which a description names things.
+    # objects, sign, tag, each by position row by row: the order in which a description names them
     return sorted(items, key=lambda i: (i.kind != "object", i.kind == "tag", POSITIONS.index(i.position)))
 
 
@@ -208,43 +208,43 @@ def _word(rng: np.random.Generator, split: str, invented: float) -> str:
 
 
 def _nameless(rng: np.random.Generator) -> tuple[int, int, int]:
-    """A colour far from every colour with a name."""
+    """Return a random color far from all named colors."""
     while True:
-        colour = rng.integers(0, 256, 3)
-        if min(np.linalg.norm(colour - np.array(named)) for named in COLOURS.values()) > FAR_COLOUR:
-            return int(colour[0]), int(colour[1]), int(colour[2])
+        color = rng.integers(0, 256, 3)
+        if min(np.linalg.norm(color - np.array(named)) for named in COLORS.values()) > FAR_COLOR:
+            return int(color[0]), int(color[1]), int(color[2])
 
 
 def _objects(rng: np.random.Generator, split: str, count: int) -> list[dict]:
     chosen: list[dict] = []
     for index in range(count):
         while True:
-            shape, colour = str(rng.choice(SHAPES)), str(rng.choice(list(COLOURS)))
-            # Repeats make "how many stars" worth asking.
+            shape, color = str(rng.choice(SHAPES)), str(rng.choice(list(COLORS)))
+            # repeated shapes and colors make "how many stars" a real question
             if chosen and rng.random() < 0.25:
                 shape = chosen[int(rng.integers(len(chosen)))]["shape"]
             if chosen and rng.random() < 0.15:
-                colour = chosen[int(rng.integers(len(chosen)))]["colour"]
-            held_out = is_test_pair(colour, shape)
+                color = chosen[int(rng.integers(len(chosen)))]["color"]
+            held_out = is_test_pair(color, shape)
             if (held_out and split == "train") or (not held_out and split == "test" and index == 0):
                 continue
-            if all((shape, colour) != (o["shape"], o["colour"]) for o in chosen):
+            if all((shape, color) != (o["shape"], o["color"]) for o in chosen):
                 break
         size = str(rng.choice(list(SIZES)))
-        chosen.append({"kind": "object", "shape": shape, "colour": colour, "size": size, "side": float(rng.uniform(*SIZES[size]))})
+        chosen.append({"kind": "object", "shape": shape, "color": color, "size": size, "side": float(rng.uniform(*SIZES[size]))})
     return chosen
 
 
 def _place(rng: np.random.Generator, want: dict, placed: list[Item]) -> Item | None:
-    """Find room for one item; None if there is none. Centres keep clear of the borders between positions, so "where" has one answer."""
+    """Place one item in free space, None if there is none. Centers keep off the borders between positions, so "where" has one answer."""
     if want["kind"] == "sign":
         w, h = PITCH * len(want["text"]) + 2 * SIGN_MARGIN, 52 + SIGN_POST
     elif want["kind"] == "tag":
         w, h = PITCH * (len(want["text"]) + 1) + TAG_MARGIN + 6, 48.0
     else:
         w = h = want["side"]
-    # Things stand on a grid: letters fill whole patches, objects half ones. A tower this small, trained in minutes, sees few enough
-    # different cuts through each letter to learn it.
+    # Items are aligned to a grid: letters to whole patches, objects to half patches. Few distinct crops of each letter remain, few enough
+    # for a tower this small, trained in minutes.
     grid = ((PATCH / 2, 0.0), (PATCH / 2, 0.0))
     if want["kind"] != "object":
         margin_left, below = (SIGN_MARGIN, SIGN_POST) if want["kind"] == "sign" else (TAG_MARGIN, 0.0)
@@ -273,6 +273,6 @@ def _place(rng: np.random.Generator, want: dict, placed: list[Item]) -> Item | N
 
 
 def _snap(rng: np.random.Generator, low: float, high: float, step: float, offset: float) -> float | None:
-    """A random value in [low, high] that is `offset` more than a multiple of `step`; None if there is none."""
+    """Return a random value in [low, high] that equals a multiple of `step` plus `offset`, None if there is none."""
     first, last = math.ceil((low - offset) / step), math.floor((high - offset) / step)
     return float(rng.integers(first, last + 1)) * step + offset if first <= last else None

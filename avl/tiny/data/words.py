@@ -1,4 +1,4 @@
-"""Words and numbers that signs and price tags carry, split once and for all into training and test by a hash."""
+"""Words and numbers for signs and price tags, split into training and test by a hash."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ wolf wood wool world yacht yak yard yarn year yeast yes yoga young zebra zero zi
 """
 WORDS: tuple[str, ...] = tuple(_LIST.split())
 
-LENGTHS = range(3, 6)  # letters a sign has room for
+LENGTHS = range(3, 6)  # letters that fit on a sign
 
 
 def is_test_word(word: str) -> bool:
-    """Whether a word is kept out of every training picture."""
+    """Return whether a word is held out of training."""
     return zlib.crc32(word.lower().encode()) % 5 == 0
 
 
 def is_test_number(number: int) -> bool:
-    """Whether a price is kept out of every training picture."""
+    """Return whether a price is held out of training."""
     return zlib.crc32(f"price {number}".encode()) % 5 == 0
 
 

@@ -1,4 +1,4 @@
-"""Writes the trained model as any checkpoint is written: safetensors in half precision, tokenizer, processor, generation settings."""
+"""Export of the trained model as an ordinary checkpoint: float16 safetensors, tokenizer, processor and generation settings."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from transformers import GenerationConfig, LlavaForConditionalGeneration, LlavaP
 from avl.tiny.recipe import model as sizes
 from avl.tiny.recipe.tokenizer import BOS, EOS, IMAGE, PAD, build_processor, build_tokenizer, wrapped
 
-LOG_ROWS = 60  # of the training log that travels with the model
+LOG_ROWS = 60  # rows of the training log that are exported with the model
 
 
 def assemble(folder: Path) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
-    """An untrained model and the processor that fits it; the tokenizer is made once for a training folder and kept in it."""
+    """Return an untrained model and its processor; the tokenizer is built once per training folder and kept there."""
     kept = folder / "tokenizer" / "tokenizer.json"
     if not kept.exists():
         build_tokenizer().save_pretrained(kept.parent)
@@ -27,7 +27,7 @@ def assemble(folder: Path) -> tuple[LlavaForConditionalGeneration, LlavaProcesso
 
 
 def begin_with(folder: Path, model: Path) -> None:
-    """Take a trained model's tokenizer into a training folder: its words are rows of the embedding."""
+    """Copy a trained model's tokenizer to a training folder, so that token ids match the rows of its embedding."""
     kept = folder / "tokenizer" / "tokenizer.json"
     kept.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(model / "tokenizer.json", kept)
@@ -37,8 +37,8 @@ def export(checkpoints: Path, out: Path) -> None:
     """Write the newest weights of a training folder as a model folder.
 
     Args:
-        checkpoints: holds `vision.pt` and, after stage 2 began, `language.pt`.
-        out: the model folder, as `from_pretrained` wants it.
+        checkpoints: the training folder, with `vision.pt` and, once stage 2 has begun, `language.pt`.
+        out: the model folder to write, for `from_pretrained`.
     """
     llava, processor = assemble(checkpoints)
     if (checkpoints / "vision.pt").exists():
@@ -55,7 +55,7 @@ def export(checkpoints: Path, out: Path) -> None:
     llava.half().save_pretrained(out, max_shard_size="8MB")
     processor.save_pretrained(out)
     for file in out.glob("*.safetensors"):
-        file.chmod(0o644)  # they are written for the owner alone
+        file.chmod(0o644)  # safetensors makes them readable for the owner only
     if (checkpoints / "log.jsonl").exists():
         rows = (checkpoints / "log.jsonl").read_text().splitlines()
         every = -(-len(rows) // LOG_ROWS)

@@ -1,4 +1,4 @@
-"""The bundled model's sizes: the same classes as LLaVA-1.5, small."""
+"""Sizes of the bundled model: a small LLaVA-1.5."""
 
 from __future__ import annotations
 
@@ -12,15 +12,19 @@ from avl.tiny.data.scenes import CANVAS, GRID, PATCH
 
 VISION_WIDTH, VISION_LAYERS, VISION_HEADS = 192, 6, 3
 TEXT_WIDTH, TEXT_LAYERS, TEXT_HEADS = 192, 8, 6
-FEATURE_LAYER = -1  # the tower is trained for its last layer; CLIP's would be -2
+FEATURE_LAYER = -1  # the tower is trained for its last layer; LLaVA takes -2 of CLIP's
 IMAGE_TOKENS = GRID * GRID
 
+
 def build(vocab_size: int, image_token: int, bos: int, eos: int, pad: int, seed: int = 0) -> LlavaForConditionalGeneration:
-    """A fresh model, float32, with sine position embeddings in the vision tower.
+    """Return an untrained float32 model with sine position embeddings in the vision tower.
 
     Args:
         vocab_size: rows of the token embedding.
-        image_token, bos, eos, pad: token ids.
+        image_token: token id of an image feature.
+        bos: token id of the beginning.
+        eos: token id of the end.
+        pad: token id of padding.
         seed: of the initial weights.
     """
     torch.manual_seed(seed)
@@ -61,18 +65,18 @@ def build(vocab_size: int, image_token: int, bos: int, eos: int, pad: int, seed:
 
 
 def tower(model: Any) -> Any:
-    """The transformer inside the vision tower, whichever way this transformers version nests it."""
+    """Return the transformer inside the vision tower, however this transformers version nests it."""
     outer = model.model.vision_tower
     return getattr(outer, "vision_model", outer)
 
 
 def wave_numbers() -> torch.Tensor:
-    """The frequencies of the position embedding, radians per patch."""
+    """Return the frequencies of the position embedding, in radians per patch."""
     return torch.exp(torch.linspace(math.log(math.pi / 2), math.log(math.pi / 64), VISION_WIDTH // 4))
 
 
 def sine_positions() -> torch.Tensor:
-    """[576, width]: sines and cosines of the patch's column and row, so that neighbours are easy to attend to from the first step."""
+    """Return [576, width] sines and cosines of the patches' rows and columns, so that neighbors are easy to attend to from the start."""
     angles = torch.arange(GRID)[:, None] * wave_numbers()
     axis = torch.cat([angles.sin(), angles.cos()], -1)  # [24, width / 2]
     row = axis[:, None].expand(GRID, GRID, -1)

@@ -1,4 +1,4 @@
-"""AdamW on float32 weights behind a model that computes in the faster dtype; the schedule follows the share of the stage that is done."""
+"""AdamW on float32 master weights of a model that computes in the faster dtype; the schedule follows the finished part of the stage."""
 
 from __future__ import annotations
 
@@ -10,28 +10,29 @@ import torch
 
 
 def faster_dtype(device: str) -> torch.dtype:
-    """float32 or bfloat16, by the time of a matrix product: CPUs with AMX and GPUs are faster in bfloat16, others often are not."""
+    """Return the dtype with the faster matrix product: bfloat16 on GPUs and CPUs with AMX, often float32 elsewhere."""
     took = {}
     for dtype in (torch.float32, torch.bfloat16):
         a, b = torch.ones(8192, 192, dtype=dtype, device=device), torch.ones(192, 512, dtype=dtype, device=device)
         times = []
         for _ in range(6):
             began = time.perf_counter()
-            (a @ b).sum().item()  # the answer is waited for
+            (a @ b).sum().item()  # item() waits for the result
             times.append(time.perf_counter() - began)
         took[dtype] = min(times)
     return min(took, key=lambda dtype: took[dtype])
 
 
 class Optimizer:
-    """Keeps float32 master weights; `modules` compute in `dtype`.
+    """AdamW with float32 master weights for modules that compute in `dtype`.
 
     Args:
-        modules: what is trained; converted to `dtype` in place. Parameters that need no gradient stay out.
-        peak: the highest learning rate.
+        modules: modules to train, converted to `dtype` in place; parameters without gradients are left out.
+        peak: highest learning rate.
         dtype: torch.float32 or torch.bfloat16.
-        slow: modules trained at a twelfth of the rate: those that an earlier stage trained to its end.
-        warmup: share of the stage with a rising rate; afterwards a half cosine falls to `floor * peak`.
+        slow: modules to train at a twelfth of the rate, because an earlier stage trained them fully.
+        warmup: fraction of the stage with a rising rate; a half cosine then falls to `floor * peak`.
+        floor: final rate as a fraction of `peak`.
     """
 
     def __init__(
@@ -62,14 +63,14 @@ class Optimizer:
         self.adam = torch.optim.AdamW(groups, lr=peak, betas=(0.9, 0.98), eps=1e-7, fused=True)
 
     def rate(self, done: float) -> float:
-        """The learning rate when the share `done` of the stage is over."""
+        """Return the learning rate at the fraction `done` of the stage."""
         if done < self.warmup:
             return self.peak * (0.05 + 0.95 * done / self.warmup)
         t = min(1.0, (done - self.warmup) / (1 - self.warmup))
         return self.peak * (self.floor + (1 - self.floor) * 0.5 * (1 + math.cos(math.pi * t)))
 
     def step(self, done: float) -> float:
-        """Apply the gradients of the computing weights to the master weights; returns the gradient's norm."""
+        """Apply the gradients of the computing weights to the master weights, and return the gradient's norm."""
         for master, live in zip(self.master, self.live, strict=True):
             master.grad = None if live.grad is None else live.grad.float()
             live.grad = None
@@ -89,11 +90,11 @@ class Optimizer:
                 live.copy_(master)
 
     def state(self) -> dict:
-        """For a checkpoint."""
+        """Return the state for a checkpoint."""
         return {"master": [m.detach() for m in self.master], "adam": self.adam.state_dict()}
 
     def load(self, state: dict) -> None:
-        """Go on from a checkpoint."""
+        """Restore the state from a checkpoint."""
         with torch.no_grad():
             for master, saved in zip(self.master, state["master"], strict=True):
                 master.copy_(saved)

@@ -1,9 +1,9 @@
-"""Stage 2's batches and its forward pass: one picture, many questions, in one sequence.
+"""Batches and forward pass of stage 2: one picture with many questions in one sequence.
 
-A sequence is: the start of the prompt, the picture's tokens, then questions with their answers one after another. Each question sees
-the start, the picture and itself, never the other questions, and its positions begin right behind the picture: the loss is what it would
-be with a sequence for each question, at a fraction of the cost. Of the image tokens a random share is left out of the sequence; those that
-stay keep their positions. This knows nothing of any policy that later evicts tokens.
+A sequence holds the start of the prompt, the picture's tokens, and then questions with their answers. Each question sees the start, the
+picture and itself, but no other question, and its positions begin right after the picture. So the loss equals that of one sequence per
+question, at a fraction of the cost. A random part of the image tokens is left out of the sequence; the others keep their positions. None of
+this depends on the policies that later evict tokens.
 """
 
 from __future__ import annotations
@@ -19,34 +19,35 @@ from transformers import PreTrainedTokenizerFast
 
 from avl.tiny.data import drawing
 from avl.tiny.data.questions import questions
-from avl.tiny.data.scenes import COLOURS, GRID, Item, Question, Scene
+from avl.tiny.data.scenes import COLORS, GRID, Item, Question, Scene
 from avl.tiny.recipe import topics
 from avl.tiny.recipe.model import IMAGE_TOKENS
 from avl.tiny.recipe.tokenizer import prompt
 from avl.tiny.recipe.vision import GIVEN, Painter, give, labels, stack
 
 BLOCK_LIMIT = 288  # text tokens of one picture's questions
-RECALL = 24  # tokens back; what is newer is never forgotten
-# Kinds that are many in a scene, long, or learned early are asked less often
+RECALL = 24  # the last tokens before a query, which are never forgotten
+# kind -> probability of being asked; lower for kinds that are frequent in a scene, long, or learned early
 RARE = {"count": 0.6, "exist": 0.6, "at": 0.8, "describe": 0.7, "caption": 0.6, "sign": 0.5, "price": 0.5}
-WHOLE = ("describe", "caption")  # kinds that ask for the whole scene
-UNNAMED, NAMELESS = 0.4, 0.5  # share of pictures with objects in colours without a name; of the objects in them
-MISREAD = 0.15  # share of the colour words in answers that are read back as others
+WHOLE = ("describe", "caption")  # kinds that ask about the whole scene
+UNNAMED, NAMELESS = 0.4, 0.5  # fraction of pictures with objects in unnamed colors; fraction of such objects in these
+MISREAD = 0.15  # fraction of the color words in answers that are replaced as inputs
 
 
 @dataclass
 class Packed:
     """Tensors of one batch.
 
-    patches: uint8 [batch, given, 588], those of the picture that are given.
-    places: int64 [batch, given], where they are on the grid.
-    owner: int64 [batch, given], which thing each of them shows; -1 for the background.
-    marks: what each of them should say, as in vision.py; head -> int64 [batch, given, labels].
-    ids: int64 [batch, text], the questions and answers behind one another, padded.
-    block: int64 [batch, text], which question a token belongs to; -1 for padding.
-    place: int64 [batch, text], the position that RoPE gets.
-    target: int64 [batch, text], the token to predict; -100 where nothing is to be learned.
-    topics: what tokens are about, as in topics.py; head -> int64 [batch, text, labels].
+    Attributes:
+        patches: uint8 [batch, given, 588], the patches given of each picture.
+        places: int64 [batch, given], their places on the grid.
+        owner: int64 [batch, given], the item that each of them shows, -1 for the background.
+        marks: labels of the patches, see vision.py; head -> int64 [batch, given, labels].
+        ids: int64 [batch, text], the questions and answers one after another, padded.
+        block: int64 [batch, text], the question that a token belongs to, -1 for padding.
+        place: int64 [batch, text], the token's RoPE position.
+        target: int64 [batch, text], the token to predict, -100 where there is no loss.
+        topics: labels of the tokens, see topics.py; head -> int64 [batch, text, labels].
     """
 
     patches: torch.Tensor
@@ -68,10 +69,10 @@ class Packer:
         before = tokenizer(prompt(""))["input_ids"]
         image = tokenizer.convert_tokens_to_ids("<image>")
         self.prefix: list[int] = before[: before.index(image)]
-        self.colours = np.array([tokenizer.convert_tokens_to_ids(f"Ġ{colour}") for colour in COLOURS])
+        self.colors = np.array([tokenizer.convert_tokens_to_ids(f"Ġ{color}") for color in COLORS])
 
     def block(self, question: str, answer: str) -> tuple[list[int], int]:
-        """Token ids of what follows the image tokens, end of answer included, and how many of them are the question."""
+        """Return the token ids after the image tokens, including the end of the answer, and how many of them are the question."""
         whole = prompt(question).split("<image>")[1]
         asked = self.tokenizer(whole, add_special_tokens=False)["input_ids"]
         told = self.tokenizer(f" {answer}", add_special_tokens=False)["input_ids"]
@@ -80,7 +81,17 @@ class Packer:
     def row(
         self, asked: Sequence[Question], background: str, items: Sequence[Item], limit: int = BLOCK_LIMIT
     ) -> tuple[tuple[np.ndarray, ...], dict[str, np.ndarray]]:
-        """Pack as many questions as fit: (ids, block, place, target), each int64 [limit], and topics, head -> int64 [limit, labels]."""
+        """Pack as many questions as fit into one row.
+
+        Args:
+            asked: the questions, in order.
+            background: of the scene.
+            items: of the scene.
+            limit: text tokens of the row.
+
+        Returns:
+            (ids, block, place, target), each int64 [limit], and topics, head -> int64 [limit, labels].
+        """
         ids, block, place, target = (np.full(limit, fill, np.int64) for fill in (self.tokenizer.pad_token_id, -1, 0, -100))
         about = topics.blank(limit)
         used = 0
@@ -92,7 +103,7 @@ class Packer:
             ids[used:end] = tokens
             block[used:end] = index
             place[used:end] = len(self.prefix) + IMAGE_TOKENS + np.arange(len(tokens))
-            # The last token of the question predicts the first of the answer, and so on.
+            # the last token of the question predicts the first of the answer, and so on
             target[used + length - 1 : end - 1] = tokens[length:]
             words = [word.lstrip("Ġ").lower() for word in self.tokenizer.convert_ids_to_tokens(tokens)]
             for name, told in topics.topics(words, length, background, items, question.kind in WHOLE).items():
@@ -102,13 +113,14 @@ class Packer:
 
 
 class Lessons(torch.utils.data.IterableDataset):
-    """Endless packed batches of training scenes. `whole` batches give all patches of a third as many pictures.
+    """Endless packed batches of training scenes. A batch of whole pictures holds a third as many.
 
     Args:
-        packer: makes the rows.
-        batch: pictures in a batch.
-        whole: share of batches that give whole pictures; a tensor in shared memory, so that the trainer can raise it.
-        start, seed: of the chance that draws; the same two give the same batches.
+        packer: packs the rows.
+        batch: pictures per batch.
+        whole: fraction of batches with all patches of their pictures; a tensor in shared memory, so that the trainer can raise it.
+        start: part of the random seed, the step at which training resumes.
+        seed: the other part.
     """
 
     def __init__(self, packer: Packer, batch: int, whole: torch.Tensor, start: int = 0, seed: int = 2) -> None:
@@ -126,12 +138,12 @@ class Lessons(torch.utils.data.IterableDataset):
                 yield self.make(rng, paint, self.batch, GIVEN)
 
     def make(self, rng: np.random.Generator, paint: Painter, batch: int, given: int) -> Packed:
-        """One batch."""
+        """Return one batch of `batch` pictures, each with `given` patches."""
         parts, owners, rows, about = [], [], [], []
         for _ in range(batch):
             unnamed = rng.random() < UNNAMED
             scene = paint(unnamed=NAMELESS if unnamed else 0.0)
-            asked = colourless(scene, rng) if unnamed else questions(scene, rng)
+            asked = colorless(scene, rng) if unnamed else questions(scene, rng)
             asked = [q for q in asked if rng.random() < RARE.get(q.kind, 1.0)]
             first = [q for q in asked if q.kind in ("describe", "caption", "sign", "price")]
             rest = [q for q in asked if q not in first]
@@ -140,9 +152,9 @@ class Lessons(torch.utils.data.IterableDataset):
             owners.append(drawing.owners(scene.items).reshape(-1)[parts[-1].places])
             row, told = self.packer.row(order, scene.background, scene.items)
             words, goal = row[0], row[3]
-            read = misread(rng, words, goal, self.packer.colours)
-            if unnamed:  # no colour word is to be said where some are made up
-                goal = np.where(np.isin(goal, self.packer.colours), -100, goal)
+            read = misread(rng, words, goal, self.packer.colors)
+            if unnamed:  # some color words are made up here, so none is learned
+                goal = np.where(np.isin(goal, self.packer.colors), -100, goal)
             rows.append((read, row[1], row[2], goal))
             about.append(told)
         ids, block, place, target = (torch.from_numpy(np.stack(column)) for column in zip(*rows, strict=True))
@@ -151,47 +163,49 @@ class Lessons(torch.utils.data.IterableDataset):
         return Packed(patches, places, torch.from_numpy(np.stack(owners)).long(), marks, ids, block, place, target, merged)
 
 
-def colourless(scene: Scene, rng: np.random.Generator) -> list[Question]:
-    """The questions of a scene that no colour decides. A colour without a name has a random one in the answers, which is not to be learned.
+def colorless(scene: Scene, rng: np.random.Generator) -> list[Question]:
+    """Return the questions of a scene whose answers do not depend on colors; unnamed colors get random names, which are not learned.
 
-    So that the model learns shapes apart from the colours that they came in, and from the colour words before them.
+    This teaches the model shapes independently of their colors, and of the color words before them.
     """
-    named = [name for name in COLOURS if name[0] not in "aeiou"]  # an article says nothing of the colour either
-    items = tuple(replace(item, colour=str(rng.choice(named))) if item.tint else item for item in scene.items)
+    named = [name for name in COLORS if name[0] not in "aeiou"]  # all take the article "a", which then reveals nothing
+    items = tuple(replace(item, color=str(rng.choice(named))) if item.tint else item for item in scene.items)
     asked = questions(replace(scene, items=items), rng)
-    return [q for q in asked if q.kind != "colour" and not set(q.text.lower().split()) & set(COLOURS)]
+    return [q for q in asked if q.kind != "colour" and not set(q.text.lower().split()) & set(COLORS)]
 
 
-def misread(rng: np.random.Generator, ids: np.ndarray, target: np.ndarray, colours: np.ndarray, share: float = MISREAD) -> np.ndarray:
-    """Replace some of the colour words that an answer reads back by random ones; what it has to say stays.
+def misread(rng: np.random.Generator, ids: np.ndarray, target: np.ndarray, colors: np.ndarray, share: float = MISREAD) -> np.ndarray:
+    """Replace some color words of the answers by random ones as inputs, and return the new ids; targets stay.
 
-    The picture, not the word before, shall tell the next word: else an object whose colour was never seen on its shape gets the name of
-    another shape.
+    The next word then has to come from the picture, not from the word before. Otherwise an object in a color that was never seen with its
+    shape would get the name of another shape.
 
     Args:
-        rng: the source of chance.
-        ids, target: int64 [text], as in `Packed`.
-        colours: the token ids of the colour words.
-        share: of the words that are replaced.
+        rng: random generator.
+        ids: int64 [text], see `Packed`.
+        target: int64 [text], see `Packed`.
+        colors: token ids of the color words.
+        share: fraction of the words to replace.
     """
     said = np.zeros(len(ids), bool)
-    said[1:] = target[:-1] == ids[1:]  # a word of an answer is what the token before it had to predict
-    wrong = said & np.isin(ids, colours) & (rng.random(len(ids)) < share)
-    return np.where(wrong, rng.choice(colours, len(ids)), ids)
+    said[1:] = target[:-1] == ids[1:]  # a token belongs to an answer if the token before it has it as its target
+    wrong = said & np.isin(ids, colors) & (rng.random(len(ids)) < share)
+    return np.where(wrong, rng.choice(colors, len(ids)), ids)
 
 
 def choose(generator: torch.Generator, rows: int, among: int, keep: int) -> torch.Tensor:
-    """For each row another random choice of `keep` of `among` things, in order: int64 [rows, keep]."""
+    """Return, for each row, a random choice of `keep` out of `among`, ascending: int64 [rows, keep]."""
     return torch.rand(rows, among, generator=generator).argsort(-1)[:, :keep].sort().values
 
 
 def hidden_places(generator: torch.Generator, layers: int, places: torch.Tensor, owner: torch.Tensor) -> torch.Tensor:
-    """Image tokens that the questions shall not see, in each layer others: all of some things, random ones, or all in a rectangle.
+    """Choose image tokens to hide from the questions, anew for each layer: those of some items, random ones, or those in a rectangle.
 
     Args:
-        generator: the source of chance.
-        layers: how many layers there are.
-        places, owner: int64 [batch, kept], where the tokens are on the grid and which thing they show, as in `Packed`.
+        generator: random generator.
+        layers: number of layers.
+        places: int64 [batch, kept], the tokens' places on the grid, see `Packed`.
+        owner: int64 [batch, kept], the items that they show, see `Packed`.
 
     Returns:
         bool [layers, batch, kept].
@@ -211,13 +225,16 @@ def hidden_places(generator: torch.Generator, layers: int, places: torch.Tensor,
 
 
 def hidden_in_run(generator: torch.Generator, layers: int, run: range, places: torch.Tensor, owner: torch.Tensor) -> torch.Tensor:
-    """Image tokens hidden in a run of layers, the same in all of them: the whole picture, or a part as in `hidden_places`.
+    """Choose image tokens to hide in consecutive layers, the same in each: the whole picture, or a part as in `hidden_places`.
 
-    What the other layers see must do, so no layer is the only one that finds something.
+    The other layers must then suffice, so that no information depends on a single layer.
 
     Args:
-        generator, layers, places, owner: as in `hidden_places`.
-        run: the layers.
+        generator: random generator.
+        layers: number of layers.
+        run: the layers to hide them in.
+        places: int64 [batch, kept], see `hidden_places`.
+        owner: int64 [batch, kept], see `hidden_places`.
 
     Returns:
         bool [layers, batch, kept].
@@ -232,11 +249,11 @@ def hidden_in_run(generator: torch.Generator, layers: int, run: range, places: t
 
 
 def visible(block: torch.Tensor, before: int) -> torch.Tensor:
-    """Which token may look at which: bool [batch, before + text, before + text].
+    """Return the attention mask, bool [batch, before + text, before + text]: True where a query (row) sees a key.
 
     Args:
-        block: int64 [batch, text], as in `Packed`.
-        before: tokens in front of the questions (start of the prompt and picture), which are causal among themselves.
+        block: int64 [batch, text], see `Packed`.
+        before: number of tokens before the questions (start of the prompt and picture), which see one another causally.
     """
     batch, text = block.shape
     total = before + text
@@ -257,21 +274,21 @@ def language_loss(
     by_question: bool = False,
     answers: float = 0.0,
 ) -> tuple[torch.Tensor, torch.Tensor, dict[int, torch.Tensor]]:
-    """The loss of one batch, by the model's own weights.
+    """Compute the loss of one batch.
 
     Args:
-        llava: the model; its projector and language model are used.
-        packer: for the start of the prompt.
-        features: [batch, kept, width], the vision tower's output for the image tokens that stay.
-        kept: int64 [batch, kept], which of the 576 image tokens those are.
+        llava: the model, of which the projector and the language model are used.
+        packer: has the start of the prompt.
+        features: [batch, kept, width], the vision tower's output for the image tokens that are kept.
+        kept: int64 [batch, kept], which of the 576 image tokens these are.
         packed: the questions.
-        hide: optional bool [layers, batch, kept]: image tokens that the questions do not see in a layer.
-        forget: optional bool [batch, text]: text tokens that are no longer seen RECALL tokens later.
-        answers: above 0, `hide` is for this share of the answers' tokens alone; the others, and the whole questions, see all.
-        by_question: weigh a token by one over the root of its answer's length, or descriptions drown short answers.
+        hide: optional bool [layers, batch, kept], image tokens that the questions do not see in a layer.
+        forget: optional bool [batch, text], text tokens that queries more than RECALL tokens later do not see.
+        by_question: weight each token by the inverse square root of its answer's length, or descriptions would outweigh short answers.
+        answers: if above 0, `hide` applies to this fraction of the answers' tokens only; all other tokens see everything.
 
     Returns:
-        The mean loss over answer tokens; for each of them whether the right token was the likeliest (bool, flat); and the text's hidden
+        The mean loss over answer tokens; for each of them, whether the right token was the likeliest (bool, flat); and the text's hidden
         states after each of `topics.LAYERS`, layer -> [batch, text, width].
     """
     model = llava.model
@@ -293,7 +310,7 @@ def language_loss(
     bias = torch.zeros(mask.shape, dtype=hidden.dtype, device=hidden.device).masked_fill_(~mask, -1e4)
     learned = packed.target >= 0
     blind = packed.block >= 0
-    if answers:  # the first token from which a word is learned is the question's last
+    if answers:  # without the first token that has a target: it is the question's last
         blind = torch.zeros_like(learned)
         blind[:, 1:] = learned[:, 1:] & learned[:, :-1]
         blind &= torch.rand(blind.shape, device=blind.device) < answers
@@ -318,7 +335,7 @@ def language_loss(
 
 
 def decoder_layer(layer: Any, hidden: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, bias: torch.Tensor, before: int) -> torch.Tensor:
-    """One Llama layer; the tokens in front never look at the questions, so that part is not computed."""
+    """Run one Llama layer, without the attention of the first `before` tokens on the questions, which they never see."""
     heads = layer.self_attn
     normed = layer.input_layernorm(hidden)
     shape = (*normed.shape[:2], -1, heads.head_dim)

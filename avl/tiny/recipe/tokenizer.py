@@ -1,4 +1,4 @@
-"""The bundled model's tokenizer and processor: real ones, saved and loaded like any checkpoint's."""
+"""Tokenizer and processor of the bundled model, saved and loaded like those of any checkpoint."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from transformers import CLIPImageProcessorPil, LlavaProcessor, PreTrainedTokeni
 from avl.tiny.data.scenes import CANVAS, PATCH, draw
 
 PAD, BOS, EOS, IMAGE = "<pad>", "<s>", "</s>", "<image>"
-ROLES = ("USER:", "ASSISTANT:")  # whole tokens, so that the short prompts stay short
+ROLES = ("USER:", "ASSISTANT:")  # single tokens, to keep prompts short
 
 # As LLaVA-1.5: "USER: <image>\nquestion ASSISTANT:". Content is a string or a list of {"type": "image"} and {"type": "text", "text": ...}.
 CHAT_TEMPLATE = (
@@ -31,12 +31,12 @@ CHAT_TEMPLATE = (
 
 
 def prompt(question: str) -> str:
-    """A question about one picture as the chat template writes it."""
+    """Return a question about one picture as the chat template formats it."""
     return f"USER: {IMAGE}\n{question} ASSISTANT:"
 
 
 def corpus(scenes: int = 400) -> Iterable[str]:
-    """Questions and answers of training scenes, the text that the vocabulary is made from."""
+    """Yield questions and answers of training scenes, from which the vocabulary is built."""
     for seed in range(scenes):
         for q in draw(seed, "train").questions:
             yield f"{q.text} {q.answer}"
@@ -44,14 +44,14 @@ def corpus(scenes: int = 400) -> Iterable[str]:
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """Byte-level BPE: common words are one token each, capitals and digits always stand alone, and any text can be written."""
+    """Train a byte-level BPE tokenizer: common words are single tokens, capitals and digits always stand alone, and it encodes any text."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Split(Regex("[A-Z0-9]"), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=1024,  # an upper bound: the words of the corpus end before it
+        vocab_size=1024,  # an upper bound that the corpus does not reach
         min_frequency=3,
         special_tokens=[PAD, BOS, EOS, IMAGE],
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
@@ -65,7 +65,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def wrapped(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
-    """The tokenizer as transformers knows one, with its special tokens and left padding."""
+    """Wrap the tokenizer for transformers, with its special tokens and left padding."""
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token=PAD,
@@ -79,7 +79,7 @@ def wrapped(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
 
 
 def build_processor(tokenizer: PreTrainedTokenizerFast) -> LlavaProcessor:
-    """CLIP's picture preparation and the tokenizer, in LLaVA's processor: `<image>` becomes 576 image tokens."""
+    """Return LLaVA's processor with CLIP's image preprocessing and the tokenizer; `<image>` becomes 576 image tokens."""
     images = CLIPImageProcessorPil(size={"shortest_edge": CANVAS}, crop_size={"height": CANVAS, "width": CANVAS})
     return LlavaProcessor(
         images,

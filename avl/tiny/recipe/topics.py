@@ -1,16 +1,16 @@
-"""What the words of a question are about, and the temporary heads that ask for it while the language model learns.
+"""Auxiliary labels of stage 2: what the words of a question refer to, and temporary linear heads that predict it.
 
-Looking something up by its name, comparing two things and looking over the whole scene are what a model this small learns last from
-answers alone: an hour of answers did not teach it, minutes of these did. The heads are linear and are thrown away after training. What
-they ask has one right answer in the scene; they know nothing of any policy that later evicts tokens.
+Finding an item by its name, comparing two items and surveying the whole scene are hard to learn from answers alone for a model this small:
+an hour of answers did not teach it, minutes with these labels did. The heads are discarded after training. Every label has one right value
+in the scene; none depends on the policies that later evict tokens.
 
 ==========  =====  ============================================  ==============================================================
-head        layer  asked of                                      what
+head        layer  predicted at                                  labels
 ==========  =====  ============================================  ==============================================================
-mention     5      the last word that names objects or a place   how many there are; if one: colour, shape, size, position
+mention     5      the last word that names objects or a place   how many there are; if one: color, shape, size, position
 relation    6      the second name of a comparison               its size, column and row against the first one's
-subject     7      every token that says the answer              what both names mean, and their relation
-overview    5      the end of a request for a description        the background; at each position what, colour, shape, size
+subject     7      every token that predicts the answer          what both names refer to, and their relation
+overview    5      the end of a request for a description        the background; at each position what, color, shape, size
 review      8      the same                                      the same
 writing     5      the same                                      the letters of the sign, the digits of the price
 ==========  =====  ============================================  ==============================================================
@@ -25,17 +25,17 @@ import torch
 import torch.nn.functional as F
 
 from avl.tiny.data.questions import PHRASES
-from avl.tiny.data.scenes import BACKGROUNDS, COLOURS, MAX_DIGITS, MAX_LETTERS, PLURALS, POSITIONS, SHAPES, SIZES, Item
+from avl.tiny.data.scenes import BACKGROUNDS, COLORS, MAX_DIGITS, MAX_LETTERS, PLURALS, POSITIONS, SHAPES, SIZES, Item
 
 IGNORE = -100
 KINDS = ("nothing", "object", "sign", "tag")
-FACTS = (len(COLOURS), len(SHAPES), len(SIZES), len(POSITIONS))
-MENTION = (5, *FACTS)  # how many match the name; the facts of the one that does
+FACTS = (len(COLORS), len(SHAPES), len(SIZES), len(POSITIONS))
+MENTION = (5, *FACTS)  # number of matches; facts of the match if there is only one
 RELATION = (3, 3, 3)  # size, column, row: less, equal, more
 OVERVIEW = (len(BACKGROUNDS), *((len(KINDS), *FACTS[:3]) * len(POSITIONS)))
 WRITING = (27,) * MAX_LETTERS + (11,) * MAX_DIGITS  # class 0: the word or the price has ended
 
-# head -> (decoder layers before it, classes of each label)
+# head -> (decoder layers before it, number of classes of each label)
 HEADS: dict[str, tuple[int, tuple[int, ...]]] = {
     "mention": (5, MENTION),
     "relation": (6, RELATION),
@@ -48,16 +48,16 @@ LAYERS = sorted({layer for layer, _ in HEADS.values()})
 
 
 def facts(item: Item) -> tuple[int, ...]:
-    """Colour, shape, size and position as classes; IGNORE for what a sign or a price tag has not, and for a colour without a name."""
+    """Return the classes of color, shape, size and position; IGNORE for those that a sign or tag lacks, and for a color without a name."""
     place = POSITIONS.index(item.position)
     if item.kind != "object":
         return IGNORE, IGNORE, IGNORE, place
-    colour = list(COLOURS).index(item.colour) if item.colour else IGNORE
-    return colour, SHAPES.index(item.shape), list(SIZES).index(item.size), place
+    color = list(COLORS).index(item.color) if item.color else IGNORE
+    return color, SHAPES.index(item.shape), list(SIZES).index(item.size), place
 
 
 def named(words: Sequence[str], items: Sequence[Item]) -> dict[int, list[Item]]:
-    """What the names in a question match: place of the name's last word -> items.
+    """Find the items that the names in a question match: index of the name's last word -> items.
 
     Names are "star" and "stars", "red star", "red" before any other word, "objects" and "things", and a place as in "at the top".
     """
@@ -68,29 +68,29 @@ def named(words: Sequence[str], items: Sequence[Item]) -> dict[int, list[Item]]:
     for at, word in enumerate(words):
         after = words[at + 1] if at + 1 < len(words) else ""
         spot = next((spots[p] for n in (3, 4) if (p := " ".join(words[max(0, at - n + 1) : at + 1])) in spots), None)
-        colour = word if word in COLOURS else ""
+        color = word if word in COLORS else ""
         shape = shapes.get(word, "")
-        if colour and after in shapes:
-            continue  # the name goes on
+        if color and after in shapes:
+            continue  # the name continues
         before = words[at - 1] if at else ""
-        if shape and before in COLOURS:
-            colour = before
+        if shape and before in COLORS:
+            color = before
         if spot is not None:
             found[at] = [item for item in items if item.position == spot]
-        elif word in ("objects", "things") and before not in COLOURS:
+        elif word in ("objects", "things") and before not in COLORS:
             found[at] = objects
-        elif colour or shape:
-            found[at] = [o for o in objects if shape in ("", o.shape) and colour in ("", o.colour)]
+        elif color or shape:
+            found[at] = [o for o in objects if shape in ("", o.shape) and color in ("", o.color)]
     return found
 
 
 def mention(matches: Sequence[Item]) -> tuple[int, ...]:
-    """The labels of one name, in the order of MENTION."""
+    """Return the labels of one name, in the order of MENTION."""
     return len(matches), *(facts(matches[0]) if len(matches) == 1 else (IGNORE,) * len(FACTS))
 
 
 def relation(first: Item, second: Item) -> tuple[int, ...]:
-    """The second object's size, column and row against the first one's: 0 less, 1 equal, 2 more."""
+    """Compare the second object's size, column and row with the first one's: 0 less, 1 equal, 2 more."""
     sizes = list(SIZES)
     (ra, ca), (rb, cb) = (divmod(POSITIONS.index(item.position), 3) for item in (first, second))
     pairs = ((sizes.index(first.size), sizes.index(second.size)), (ca, cb), (ra, rb))
@@ -98,7 +98,7 @@ def relation(first: Item, second: Item) -> tuple[int, ...]:
 
 
 def overview(background: str, items: Sequence[Item]) -> tuple[int, ...]:
-    """The labels of a whole scene, in the order of OVERVIEW."""
+    """Return the labels of a whole scene, in the order of OVERVIEW."""
     out = [BACKGROUNDS.index(background)]
     for position in POSITIONS:
         here = next((item for item in items if item.position == position), None)
@@ -110,7 +110,7 @@ def overview(background: str, items: Sequence[Item]) -> tuple[int, ...]:
 
 
 def writing(items: Sequence[Item]) -> tuple[int, ...]:
-    """The labels of what is written in a scene, in the order of WRITING; IGNORE where there is no sign or no price tag."""
+    """Return the labels of the text in a scene, in the order of WRITING; IGNORE without a sign or a price tag."""
     sign = next((item.text for item in items if item.kind == "sign"), None)
     price = next((item.text for item in items if item.kind == "tag"), None)
     letters = [IGNORE if sign is None else ord(sign[k]) - 64 if k < len(sign) else 0 for k in range(MAX_LETTERS)]
@@ -119,18 +119,19 @@ def writing(items: Sequence[Item]) -> tuple[int, ...]:
 
 
 def blank(words: int) -> dict[str, np.ndarray]:
-    """Labels of that many tokens of which nothing is asked: head -> int64 [words, labels]."""
+    """Return labels for `words` tokens that are all IGNORE: head -> int64 [words, labels]."""
     return {name: np.full((words, len(classes)), IGNORE, np.int64) for name, (_, classes) in HEADS.items()}
 
 
 def topics(words: Sequence[str], asked: int, background: str, items: Sequence[Item], whole: bool) -> dict[str, np.ndarray]:
-    """The labels of one question and its answer: head -> int64 [words, labels], IGNORE where nothing is asked.
+    """Return the labels of one question and its answer: head -> int64 [words, labels], IGNORE where there is none.
 
     Args:
-        words: the tokens of question and answer, in small letters, without the marks of the tokenizer.
+        words: the tokens of question and answer, in lower case, without the tokenizer's markers.
         asked: how many of them are the question; the last of these predicts the first word of the answer.
-        background, items: of the scene.
-        whole: whether the question wants the whole scene described.
+        background: of the scene.
+        items: of the scene.
+        whole: whether the question asks for a description of the whole scene.
     """
     out = blank(len(words))
     found = named(words[:asked], items)
@@ -153,16 +154,16 @@ def topics(words: Sequence[str], asked: int, background: str, items: Sequence[It
 
 
 class Heads(torch.nn.ModuleDict):
-    """The temporary linear heads on the language model's hidden states."""
+    """Temporary linear heads on the language model's hidden states."""
 
     def __init__(self, width: int) -> None:
         super().__init__({name: torch.nn.Linear(width, sum(classes)) for name, (_, classes) in HEADS.items()})
 
     def loss(self, hidden: dict[int, torch.Tensor], labels: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, float]]:
-        """The sum over the heads of their mean loss, and the share of labels that each gets right.
+        """Return the sum of the heads' mean losses, and the fraction of labels that each head gets right.
 
         Args:
-            hidden: layer -> states of the text, [batch, text, width].
+            hidden: layer -> hidden states of the text, [batch, text, width].
             labels: head -> int64 [batch, text, labels].
         """
         total, right = next(iter(hidden.values())).new_zeros(()).float(), {}

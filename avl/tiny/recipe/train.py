@@ -1,4 +1,4 @@
-"""The whole recipe: `python -m avl train-tiny`. Stage 1 is the vision tower, stage 2 the language model; then the export."""
+"""The whole recipe, `python -m avl train-tiny`: stage 1 trains the vision tower, stage 2 the language model; then the export."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from avl.tiny.recipe import packing, topics, vision
 from avl.tiny.recipe.export import assemble, begin_with, export
 from avl.tiny.recipe.optim import Optimizer, faster_dtype
 
-HIDE_FROM = 0.1  # share of stage 2 after which tokens are hidden from some layers
+HIDE_FROM = 0.1  # fraction of stage 2 after which tokens are hidden from some layers
 
 
 class Log:
@@ -34,7 +34,7 @@ class Log:
 
 
 def save(path: Path, **parts: Any) -> None:
-    """Write a checkpoint so that a reader never sees half of one."""
+    """Write a checkpoint atomically, so that no reader sees an incomplete one."""
     part = path.with_suffix(".part")
     torch.save(parts, part)
     part.replace(path)
@@ -50,16 +50,16 @@ def train_vision(
     peak: float = 1.2e-3,
     device: str = "cpu",
 ) -> None:
-    """Stage 1. Reads and writes `vision.pt` in the folder; goes on where an earlier run stopped.
+    """Run stage 1: train the vision tower; resumes from `vision.pt` in the folder and writes it.
 
     Args:
         folder: of the checkpoint.
-        minutes: of training, earlier runs included.
-        whole_share: the last part of the minutes, on all patches of whole scenes.
-        log: where progress goes.
-        first: weights of a whole model to begin with; the tower's are used.
-        batch: pictures in a batch; a third as many when all their patches are given.
-        peak: the highest learning rate.
+        minutes: of training, including earlier runs.
+        whole_share: final fraction of the minutes in which all patches of whole scenes are given.
+        log: takes progress.
+        first: initial weights of a whole model, of which the tower's are used.
+        batch: pictures per batch; a third as many when all their patches are given.
+        peak: highest learning rate.
         device: "cpu" or "cuda".
     """
     llava = sizes.build(400, 3, 0, 1, 2)  # only the tower is used
@@ -114,22 +114,23 @@ def train_language(
     peak: float = 1.2e-3,
     device: str = "cpu",
 ) -> None:
-    """Stage 2: projector and language model, and later in every third batch the tower. Reads `vision.pt`, resumes `language.pt`.
+    """Run stage 2: train projector and language model, later also the tower in every third batch; reads `vision.pt`.
 
-    Temporary heads on the language model's later layers ask what the words of a question are about: see topics.py.
+    Resumes from `language.pt` in the folder and writes it.
 
-    The tower goes on at a twelfth of the rate, as more of it would undo what it knows, from the language model's loss and its heads' own.
+    Temporary heads on the language model's later layers predict what the words of a question refer to: see topics.py. The tower learns from
+    the language model's loss and from its own heads, at a twelfth of the rate, so that it does not forget stage 1.
 
-    A random part of the image tokens that are given is kept, and some or all of those are hidden in some layers: see `hidden`. More and
-    more batches give whole pictures.
+    Only a random part of the given image tokens is kept, and some or all of these are hidden in some layers: see `hidden`. A growing part
+    of batches has whole pictures.
 
     Args:
         folder: of the checkpoints.
-        minutes: of training, earlier runs included.
-        log: where progress goes.
-        first: weights of a whole model to begin with; all but the tower's are used.
-        batch: pictures in a batch, each with about seventeen questions; a third as many when all their patches are given.
-        peak: the highest learning rate.
+        minutes: of training, including earlier runs.
+        log: takes progress.
+        first: initial weights of a whole model, of which all but the tower's are used.
+        batch: pictures per batch, each with about seventeen questions; a third as many when all their patches are given.
+        peak: highest learning rate.
         device: "cpu" or "cuda".
     """
     llava, processor = assemble(folder)
@@ -208,17 +209,18 @@ def train_language(
 def hidden(
     chance: torch.Generator, done: float, places: torch.Tensor, owner: torch.Tensor, text: torch.Size
 ) -> tuple[torch.Tensor | None, torch.Tensor | None, float]:
-    """What a batch does not see, so that nothing hangs on one token or one layer: `hide`, `forget` and `answers` of `language_loss`.
+    """Choose `hide`, `forget` and `answers` of `language_loss` for a batch, so that nothing depends on a single token or layer.
 
-    Four ways, and none in a quarter of the batches: in a third other image tokens hidden in every layer, often with text forgotten that
-    is long past; image tokens hidden in a run of layers, from questions and answers; behind a random layer, from answers alone; or
-    in all layers, from random words of answers.
+    A quarter of the batches sees everything. About a third hides different image tokens in every layer, often together with distant text.
+    The others hide image tokens in consecutive layers from questions and answers, from a random layer on from answers only, or in all
+    layers from random words of answers.
 
     Args:
-        chance: the source of chance.
-        done: share of the stage that is over; at first nothing is hidden.
-        places, owner: int64 [batch, kept], of the image tokens.
-        text: [batch, text].
+        chance: random generator.
+        done: completed fraction of the stage; at first nothing is hidden.
+        places: int64 [batch, kept], the image tokens' places on the grid.
+        owner: int64 [batch, kept], the items that they show.
+        text: shape [batch, text] of the text.
     """
     layers = sizes.TEXT_LAYERS
     way = float(torch.rand((), generator=chance)) if done > HIDE_FROM else 1.0
@@ -239,14 +241,18 @@ def hidden(
 
 
 def kept_share(chance: torch.Generator) -> float:
-    """The share of the given image tokens that a batch keeps: all of them in a fifth of the batches, else 30 to 100 %."""
+    """Return the fraction of the given image tokens that a batch keeps: all in a fifth of the batches, else 30 to 100 %."""
     if torch.rand((), generator=chance) < 0.2:
         return 1.0
     return 0.3 + 0.7 * float(torch.rand((), generator=chance))
 
 
 def part_of(weights: dict[str, torch.Tensor], name: str) -> dict[str, torch.Tensor]:
-    """The weights below the module of this name, as that module calls them."""
+    """Return the weights of the module with this name, under that module's own names.
+
+    Raises:
+        ValueError: there are none.
+    """
     found = {k.split(name, 1)[1].removeprefix("vision_model."): v for k, v in weights.items() if name in k}
     if not found:
         raise ValueError(f"there are no weights of {name.rstrip('.')} in this model")
@@ -254,7 +260,7 @@ def part_of(weights: dict[str, torch.Tensor], name: str) -> dict[str, torch.Tens
 
 
 def main(argv: list[str] | None = None) -> int:
-    """`python -m avl train-tiny`: train, resume and export the bundled model."""
+    """Run `python -m avl train-tiny`: train or resume, then export the bundled model."""
     parser = argparse.ArgumentParser(prog="avl train-tiny", description=__doc__)
     parser.add_argument("--runs", type=Path, default=Path("runs/tiny"), help="checkpoints and logs; training goes on from them")
     parser.add_argument("--out", type=Path, default=None, help="model folder to write; nothing is exported without it")

@@ -1,9 +1,9 @@
-"""Stage 1: the vision tower learns to say, at every patch, all about the thing that the patch belongs to.
+"""Stage 1: the vision tower learns to describe, at every patch, the whole item that the patch belongs to.
 
-Temporary linear heads read each patch's output. Each patch of an object must know the whole object (shape, colour, size, position), each
-patch of a sign every letter, and every patch the picture's background and how many objects there are. Features so become redundant over
-patches, as in a large CLIP: any one surviving patch is enough. A training picture is a whole scene of which only some patches are given:
-most of those that show something and a few of the background. That costs a quarter of the whole picture. The end of the stage sees all.
+Temporary linear heads read each patch's output. Each patch of an object must predict the whole object (shape, color, size, position), each
+patch of a sign every letter, and every patch the background and the number of objects. Features thus become redundant over patches, as in a
+large CLIP: any surviving patch is enough. Of each training scene only some patches are given, most of those that show an item and a few of
+the background, at a quarter of the cost of the whole picture. The end of the stage uses whole pictures.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ import torch
 import torch.nn.functional as F
 
 from avl.tiny.data import drawing, scenes
-from avl.tiny.data.scenes import BACKGROUNDS, COLOURS, GRID, MAX_DIGITS, MAX_LETTERS, PATCH, PITCH, POSITIONS, SHAPES, SIZES, Item
+from avl.tiny.data.scenes import BACKGROUNDS, COLORS, GRID, MAX_DIGITS, MAX_LETTERS, PATCH, PITCH, POSITIONS, SHAPES, SIZES, Item
 
 MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)  # CLIP's
 STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
 IGNORE = -100
 PATCHES = GRID * GRID
-GIVEN = 208  # patches of a scene that training mostly gives
-POOL, FRESH, AGAIN = 48, 0.15, 0.5  # backdrops kept; how often one is drawn anew; share of samples from scenes used before
+GIVEN = 208  # patches given of a scene in most of the training
+POOL, FRESH, AGAIN = 48, 0.15, 0.5  # backdrops kept; probability of drawing a new one; fraction of samples from earlier scenes
 
-# head -> (labels per patch, classes)
+# head -> (labels per patch, classes); the names are those in the exported training log
 HEADS: dict[str, tuple[int, int]] = {
     "kind": (1, 4),
     "shape": (1, len(SHAPES)),
-    "colour": (1, len(COLOURS)),
+    "colour": (1, len(COLORS)),
     "size": (1, len(SIZES)),
     "position": (1, len(POSITIONS)),
     "letters": (MAX_LETTERS, 27),
@@ -41,13 +41,13 @@ HEADS: dict[str, tuple[int, int]] = {
     "same_shape": (1, 4),
     "same_colour": (1, 4),
 }
-LOCAL_HEADS: dict[str, tuple[int, int]] = {"letter": (1, 37), "slot": (1, 6)}  # read half-way up: what this very patch shows
+LOCAL_HEADS: dict[str, tuple[int, int]] = {"letter": (1, 37), "slot": (1, 6)}  # read half-way up: what the patch itself shows
 LOCAL_LAYER = 3
 WEIGHTS = {"shape": 2.0, "letters": 3.0, "digits": 1.5, "letter": 1.5, "background": 0.5, "present": 0.5}
 
 
 def labels(items: Sequence[Item], background: str) -> dict[str, np.ndarray]:
-    """What each patch of a scene should say: head -> int array [576, labels], IGNORE where there is nothing to say."""
+    """Return the labels of every patch of a scene: head -> int64 [576, labels], IGNORE where there is none."""
     owner = drawing.owners(items).reshape(-1)
     out = {name: np.full((PATCHES, n), IGNORE, np.int64) for name, (n, _) in (HEADS | LOCAL_HEADS).items()}
     out["kind"][:] = 0
@@ -65,9 +65,9 @@ def labels(items: Sequence[Item], background: str) -> dict[str, np.ndarray]:
             out["shape"][mine] = SHAPES.index(item.shape)
             out["size"][mine] = list(SIZES).index(item.size)
             out["same_shape"][mine] = sum(o.shape == item.shape for o in objects) - 1
-            if item.colour:  # a colour without a name says nothing
-                out["colour"][mine] = list(COLOURS).index(item.colour)
-                out["same_colour"][mine] = sum(o.colour == item.colour for o in objects) - 1
+            if item.color:  # a color without a name has no label
+                out["colour"][mine] = list(COLORS).index(item.color)
+                out["same_colour"][mine] = sum(o.color == item.color for o in objects) - 1
             continue
         sign = item.kind == "sign"
         out["kind"][mine] = 2 if sign else 3
@@ -87,9 +87,9 @@ def labels(items: Sequence[Item], background: str) -> dict[str, np.ndarray]:
 
 
 def choose_patches(rng: np.random.Generator, kind: np.ndarray, given: int) -> np.ndarray:
-    """Which patches of a scene training gives: int64 [given], in order. Mostly all that show something, and random others."""
+    """Choose the patches of a scene to give: int64 [given], ascending. Usually all that show an item, and random others."""
     chance = rng.random(PATCHES)
-    if rng.random() < 0.3:  # of the things too a random part is missing
+    if rng.random() < 0.3:  # a random part of the items' patches is missing too
         wanted = np.where((kind > 0) & (rng.random(PATCHES) < rng.uniform(0.4, 1)), chance + 1, chance)
     else:
         wanted = np.where(kind > 0, chance + 1, chance)
@@ -97,14 +97,14 @@ def choose_patches(rng: np.random.Generator, kind: np.ndarray, given: int) -> np
 
 
 class Painter:
-    """Draws training scenes. Backdrops are the costly part, so each is used a few times under different items."""
+    """Draws training scenes. Backdrops are expensive to draw, so each is reused a few times with different items."""
 
     def __init__(self, rng: np.random.Generator) -> None:
         self.rng = rng
         self.pool: list[tuple[str, Any]] = []
 
     def __call__(self, unnamed: float = 0.0) -> scenes.Scene:
-        """A fresh training scene without questions; `unnamed` as in `scenes.lay_out`."""
+        """Draw and return a training scene without questions; `unnamed` as in `scenes.lay_out`."""
         rng = self.rng
         if len(self.pool) < POOL or rng.random() < FRESH:
             background = str(rng.choice(BACKGROUNDS))
@@ -120,7 +120,13 @@ class Painter:
 
 @dataclass
 class Given:
-    """What training gives of a scene. patches: uint8 [given, 14 * 14 * 3]; places: int64 [given]; marks: head -> int64 [given, labels]."""
+    """The patches given of a scene.
+
+    Attributes:
+        patches: uint8 [given, 14 * 14 * 3].
+        places: int64 [given], their places on the grid.
+        marks: head -> int64 [given, labels].
+    """
 
     patches: np.ndarray
     places: np.ndarray
@@ -128,7 +134,7 @@ class Given:
 
 
 def give(rng: np.random.Generator, scene: scenes.Scene, marks: dict[str, np.ndarray], given: int) -> Given:
-    """Cut the patches that training gives out of a scene."""
+    """Choose patches of a scene and cut them out."""
     places = choose_patches(rng, marks["kind"][:, 0], given)
     image = np.asarray(scene.image).reshape(GRID, PATCH, GRID, PATCH, 3).transpose(0, 2, 1, 3, 4)
     return Given(image.reshape(PATCHES, -1)[places], places, {name: values[places] for name, values in marks.items()})
@@ -162,13 +168,13 @@ class Patches(torch.utils.data.IterableDataset):
 
 
 def stack(rows: list[Given]) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
-    """A batch of what is given."""
+    """Stack the given patches of several scenes to a batch: patches, places and labels."""
     merged = {name: torch.from_numpy(np.stack([r.marks[name] for r in rows])) for name in rows[0].marks}
     return torch.from_numpy(np.stack([r.patches for r in rows])), torch.from_numpy(np.stack([r.places for r in rows])), merged
 
 
 class Heads(torch.nn.Module):
-    """The temporary linear heads: one for the last layer's output, one for the half-way layer's."""
+    """Temporary linear heads: one on the last layer's output, one on the half-way layer's."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -176,7 +182,7 @@ class Heads(torch.nn.Module):
         self.local = torch.nn.Linear(width, sum(n * c for n, c in LOCAL_HEADS.values()))
 
     def forward(self, last: torch.Tensor, local: torch.Tensor) -> dict[str, torch.Tensor]:
-        """[batch, patches, width] twice -> head -> logits [batch, patches, labels, classes]."""
+        """Return head -> logits [batch, patches, labels, classes] for outputs [batch, patches, width] of both layers."""
         out = {}
         for heads, logits in ((HEADS, self.last(last)), (LOCAL_HEADS, self.local(local))):
             parts = logits.split([n * c for n, c in heads.values()], -1)
@@ -188,15 +194,15 @@ class Heads(torch.nn.Module):
 def run_tower(vision: Any, patches: torch.Tensor, places: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Run the tower on some patches of each picture.
 
-    The same arithmetic as the tower's own forward, on the patches that are given alone; each has the position embedding of its place.
+    Computes the same as the tower's own forward, but only for the given patches, each with the position embedding of its place.
 
     Args:
         vision: the vision transformer.
-        patches: uint8 [batch, given, 588], pixels as rows, columns, colours.
+        patches: uint8 [batch, given, 588], pixels as rows, columns, colors.
         places: int64 [batch, given], their places on the grid, 0 to 575.
 
     Returns:
-        The outputs per patch at the last layer and half-way, [batch, given, width] each.
+        The outputs of the last layer and of the half-way layer, [batch, given, width] each.
     """
     embeddings = vision.embeddings
     kernel = embeddings.patch_embedding.weight
@@ -216,7 +222,7 @@ def run_tower(vision: Any, patches: torch.Tensor, places: torch.Tensor) -> tuple
 
 
 def encoder_layer(layer: Any, hidden: torch.Tensor) -> torch.Tensor:
-    """One CLIP layer; in bfloat16 with plain matrix products, which train three times faster on a CPU than the fused attention."""
+    """Run one CLIP layer; in bfloat16 with plain matrix products, which train three times as fast on a CPU as the fused attention."""
     heads = layer.self_attn
     normed = layer.layer_norm1(hidden)
     shape = (*normed.shape[:2], -1, heads.head_dim)
@@ -230,7 +236,7 @@ def encoder_layer(layer: Any, hidden: torch.Tensor) -> torch.Tensor:
 
 
 def loss_of(logits: dict[str, torch.Tensor], marks: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, float]]:
-    """The weighted loss over all heads, and the share of labels each head gets right."""
+    """Return the weighted loss over all heads, and the fraction of labels that each head gets right."""
     total, right = torch.zeros(()), {}
     for name, values in logits.items():
         target = marks[name].reshape(-1)
