@@ -1,7 +1,7 @@
 // Settings: two arms with the sliders of their policies, immediate predictions, and what is generated.
 
 const root = mount(element);
-const about = props.about, catalogue = props.policies;
+const about = props.about, catalog = props.policies;
 const $ = {};
 for (const node of root.querySelectorAll("[data-id]")) $[node.dataset.id] = node;
 let settings = JSON.parse(JSON.stringify(props.value));
@@ -14,7 +14,7 @@ function publish() {
 
 function defaults(name) {
   const values = { policy: name };
-  for (const parameter of catalogue[name].parameters) values[parameter.key] = parameter.default;
+  for (const parameter of catalog[name].parameters) values[parameter.key] = parameter.default;
   return values;
 }
 
@@ -47,11 +47,11 @@ function build() {
 function panel(arm, index) {
   const box = h("div", { class: `avl-panel avl-choice ${index ? "avl-choice-b" : ""}`, role: "group", "aria-label": `Arm ${index + 1}` });
   const select = h("select", { class: "avl-select", "aria-label": `Policy of arm ${index + 1}` },
-    Object.entries(catalogue).map(([name, entry]) => h("option", { value: name, selected: name === arm.policy }, entry.title)));
+    Object.entries(catalog).map(([name, entry]) => h("option", { value: name, selected: name === arm.policy }, entry.title)));
   select.addEventListener("change", () => { settings.arms[index] = defaults(select.value); publish(); build(); });
   box.append(h("div", { class: "avl-choice-head" }, h("b", {}, index ? "against" : "compare"), select));
   const outputs = {};
-  const { parameters, presets, budget } = catalogue[arm.policy];
+  const { parameters, presets, budget } = catalog[arm.policy];
   const rows = h("div", { class: "avl-params" }, parameters.filter((parameter) => !parameter.choices.length || arm[parameter.key] !== parameter.default).map((parameter) => {
     if (parameter.choices.length) return h("p", { class: "avl-note", title: parameter.help }, `${parameter.key} = ${arm[parameter.key]}`); // only a link sets it
     const id = `avl-arm${index}-${parameter.key}`;
@@ -88,7 +88,7 @@ function panel(arm, index) {
   const predicted = h("p", { class: "avl-predicted" });
   box.append(predicted);
   const other = settings.arms[1 - index];
-  if (budget && other && catalogue[other.policy].budget) {
+  if (budget && other && catalog[other.policy].budget) {
     const button = h("button", { type: "button", class: "avl-btn avl-equal", title: "Set this arm so that it stores as much as the other one" }, "same stored share as the other arm");
     button.addEventListener("click", async () => {
       const values = await server.equal({ settings, arm: index }).catch(() => null);
@@ -204,10 +204,10 @@ function linked(name, { low, high, step, off, choices }) {
 }
 
 ["a", "b"].forEach((side, index) => {
-  if (link.has(side) && Object.hasOwn(catalogue, link.get(side)) && settings.arms[index]) settings.arms[index] = defaults(link.get(side));
+  if (link.has(side) && Object.hasOwn(catalog, link.get(side)) && settings.arms[index]) settings.arms[index] = defaults(link.get(side));
   const arm = settings.arms[index];
   if (!arm) return;
-  for (const parameter of catalogue[arm.policy].parameters) {
+  for (const parameter of catalog[arm.policy].parameters) {
     const name = arm.policy === "AVL" && index === 1 ? parameter.key : `${side}.${parameter.key}`;
     const value = linked(name, parameter);
     if (value !== undefined) arm[parameter.key] = value;
@@ -226,7 +226,7 @@ window.avlLink = () => {
     const arm = settings.arms[index];
     if (!arm) return;
     out.set(side, arm.policy);
-    for (const parameter of catalogue[arm.policy].parameters) {
+    for (const parameter of catalog[arm.policy].parameters) {
       if (parameter.choices.length && arm[parameter.key] === parameter.default) continue;
       out.set(arm.policy === "AVL" && index === 1 ? parameter.key : `${side}.${parameter.key}`, arm[parameter.key] === null ? "off" : String(arm[parameter.key]));
     }

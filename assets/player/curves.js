@@ -1,4 +1,9 @@
-// The three charts of the player: KV memory, time per token, device memory.
+// What the charts of a run show: KV memory, time per token, device memory.
+
+// charts with a point per token of each run: buildCharts makes their lines, spread their points
+const PER_TOKEN = ["memory", "latency"];
+
+const noPoints = (names) => Object.fromEntries(names.map((name) => [name, charts[name].lines.map(() => [[], []])]));
 
 function buildCharts() {
   const run = view.run;
@@ -68,25 +73,45 @@ function flushSoon() {
 
 function flushPoints() {
   if (view.pending.length) {
-    const data = { memory: charts.memory.lines.map(() => [[], []]), latency: charts.latency.lines.map(() => [[], []]) };
+    const data = noPoints(PER_TOKEN);
     for (const [arm, t] of view.pending) spread(data, arm, t);
     view.pending = [];
     const full = uniquePoints(data.memory[0]);
     const from = full[0].findIndex((t) => t > view.fullDrawn);
     data.memory[0] = from < 0 ? [[], []] : [full[0].slice(from), full[1].slice(from)];
     if (from >= 0) view.fullDrawn = full[0][full[0].length - 1];
-    charts.memory.add(data.memory);
-    charts.latency.add(data.latency);
+    for (const name of PER_TOKEN) charts[name].add(data[name]);
     const lines = latencyLines();
     if (lines.length !== $.latencyKeys.childElementCount) buildKeys($.latencyKeys, lines);
   }
   if (view.pendingReadings.length) {
     setDevice();
-    const data = charts.device.lines.map(() => [[], []]);
-    for (const event of view.pendingReadings) spreadReading(data, event);
+    const { device } = noPoints(["device"]);
+    for (const event of view.pendingReadings) spreadReading(device, event);
     view.pendingReadings = [];
-    charts.device.add(data);
+    charts.device.add(device);
   }
+}
+
+// the whole run at once
+function fillCharts() {
+  const run = view.run, data = noPoints(PER_TOKEN);
+  run.arms.forEach((arm, index) => {
+    for (let t = 0; t <= arm.last; t++) spread(data, index, t);
+  });
+  data.memory[0] = uniquePoints(data.memory[0]);
+  for (const name of PER_TOKEN) charts[name].fill(data[name]);
+  setDevice();
+  const { device } = noPoints(["device"]);
+  for (const event of run.readings) spreadReading(device, event);
+  charts.device.fill(device);
+}
+
+// both arms add to the common line: one point per token is enough
+function uniquePoints([x, y]) {
+  const points = new Map(x.map((value, index) => [value, y[index]]));
+  const keys = [...points.keys()].sort((a, b) => a - b);
+  return [keys, keys.map((key) => points.get(key))];
 }
 
 function readingPoint(event) { view.pendingReadings.push(event); }

@@ -188,7 +188,7 @@ def _layout(
                 "controls",
                 value=controls.settings(about),
                 about=facts,
-                policies=controls.catalogue(about),
+                policies=controls.catalog(about.layers),
                 server_functions=settings_functions(about),
             )
         with gr.Column(scale=1, min_width=320):

@@ -31,31 +31,37 @@ def start_value(one: Param) -> Any:
     return one.default if one.choices else one.start
 
 
-def catalogue(about: About) -> dict[str, Any]:
-    """Return what the page needs to draw each policy's settings: title, sliders, presets, and whether a parameter sets what is stored."""
+def catalog(layers: int | None = None) -> dict[str, Any]:
+    """Return what the page needs to draw each policy's settings: title, sliders, presets, and whether a parameter sets what is stored.
+
+    Args:
+        layers: decoder layers of the model, which bound sliders that count layers; None for no bound.
+    """
     return {
         name: {
             "title": cls.title,
             "budget": cls.budget is not None,
             "presets": presets() if cls is AVL else [],
-            "parameters": [
-                {
-                    "key": one.name,
-                    "label": one.label,
-                    "help": one.help,
-                    "unit": one.unit,
-                    "low": one.low,
-                    # no policy can act after the last layer
-                    "high": max(one.low, min(one.high, about.layers - 1)) if one.unit == "layers" else one.high,
-                    "step": 2 if one.odd else 1,
-                    "default": start_value(one),
-                    "off": one.optional,
-                    "choices": one.choices,
-                }
-                for one in cls.params()
-            ],
+            "parameters": [_slider(one, layers) for one in cls.params()],
         }
         for name, cls in POLICIES.items()
+    }
+
+
+def _slider(one: Param, layers: int | None) -> dict[str, Any]:
+    # nothing follows the last layer
+    high = max(one.low, min(one.high, layers - 1)) if one.unit == "layers" and layers else one.high
+    return {
+        "key": one.name,
+        "label": one.label,
+        "help": one.help,
+        "unit": one.unit,
+        "low": one.low,
+        "high": high,
+        "step": 2 if one.odd else 1,
+        "default": start_value(one),
+        "off": one.optional,
+        "choices": one.choices,
     }
 
 

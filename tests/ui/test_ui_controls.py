@@ -214,8 +214,8 @@ def test_equal_fits_the_parameters_to_the_other_arms_stored_share() -> None:
     assert "error" in controls.equal(settings(arms=[h2o]), 0, about())
 
 
-def test_the_catalogue_has_every_registered_policy() -> None:
-    found = controls.catalogue(about(layers=8))
+def test_the_catalog_has_every_registered_policy() -> None:
+    found = controls.catalog(layers=8)
     assert list(found) == list(POLICIES)
     for name, entry in found.items():
         assert entry["title"] == POLICIES[name].title
@@ -229,6 +229,7 @@ def test_the_catalogue_has_every_registered_policy() -> None:
     sliders = {one["key"]: one for one in found["PyramidKV"]["parameters"]}
     assert sliders["pool"]["step"] == 2
     assert next(one for one in found["FastV"]["parameters"] if one["key"] == "layer")["high"] == 7
+    assert next(one for one in controls.catalog()["FastV"]["parameters"] if one["key"] == "layer")["high"] == 80
 
 
 @pytest.mark.parametrize("policy", [*policy_cases.POLICIES, avl.AVL(S=45, C=30, K=3, update="after")], ids=lambda policy: policy.label)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import statistics
 import time
 from typing import Any
 
@@ -154,6 +155,26 @@ def test_settings_ask_for_predictions_without_a_flood(serve: Any, tab: Any) -> N
     page.wait_for_selector("[data-id=problem]", state="hidden")
     assert "%" in told.first.inner_text()
     assert one.errors == []
+
+
+def test_a_prediction_takes_less_than_a_tenth_of_a_second(serve: Any, tab: Any) -> None:
+    """With the most that is asked of it: two PyramidKV, whose layers all differ, in a 13B model with LLaVA-1.6's tiles, 256 tokens."""
+    one = tab(serve("--layers", "40", "--side", "54").url).open("?a=PyramidKV&b=PyramidKV&b.keep=30&n=256")
+    one.until("[...document.querySelectorAll('.avl-predicted')].every((node) => node.textContent.includes('%'))")
+    calls = one.page.evaluate("""async () => {
+        const slider = document.querySelector('#avl-arm0-keep');
+        const calls = () => performance.getEntriesByType('resource').filter((entry) => entry.name.includes('component_server'));
+        performance.clearResourceTimings();
+        for (let value = 30; value < 50; value++) {
+            slider.value = value;
+            slider.dispatchEvent(new Event('input', { bubbles: true }));
+            while (calls().length < value - 29) await new Promise((resolve) => setTimeout(resolve, 20));
+        }
+        return calls().map((call) => call.duration);
+    }""")
+    assert len(calls) == 20
+    print(f"a prediction takes {statistics.median(calls):.0f} ms, at most {max(calls):.0f} ms")
+    assert statistics.median(calls) < 100, calls
 
 
 def test_stop_mid_run(serve: Any, tab: Any) -> None:
