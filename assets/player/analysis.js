@@ -3,7 +3,7 @@
 
 // The best p % of a score vector as a bit set; ties go to the lower position, and what was not read (0) is never in it
 function topShare(values, percent) {
-  const n = values.length, count = shareOf(percent, n);
+  const n = values.length, count = Math.ceil(percent * n / 100 - 1e-9); // guarded against the float error of 0.07 * 100
   const order = Array.from(values.keys()).sort((a, b) => values[b] - values[a] || a - b);
   const chosen = new Uint8Array(n);
   for (let i = 0; i < count && values[order[i]] > 0; i++) chosen[order[i]] = 1;
@@ -85,12 +85,18 @@ const meanOf = (values) => { const kept = values.filter((value) => value !== nul
 
 const MODALITIES = [["system", "--avl-muted", "dash"], ["image", "--avl-b", "solid"], ["instruction", "--avl-a", "solid"], ["generated", "--avl-good", "dot"]];
 
-// percent of the image tokens that the policy reads at most steps; undefined for full attention
-const readPercent = (arm) => arm.spec.policy.C || arm.spec.policy.S || arm.spec.policy.keep;
+// percent of the image tokens in a run's first sets, mean over the layers
+function setPercent(run, arm) {
+  if (arm.setPercent === undefined) {
+    let core = 0;
+    for (let layer = 0; layer < run.start.layers; layer++) core += run.counts(arm.index, 1, layer)[CORE];
+    arm.setPercent = 100 * core / run.start.layers / run.start.n_image;
+  }
+  return arm.setPercent;
+}
 
 function choicesFor(arm) {
-  const percent = readPercent(arm);
-  const options = arm.sets.length ? [["core", `the sets that ${shortLabel(arm)} reads${percent ? ` (${+percent.toFixed(1)} % of the image tokens)` : ""}`]] : [];
+  const options = arm.sets.length ? [["core", `the sets that ${shortLabel(arm)} reads (${setPercent(view.run, arm).toFixed(0)} % of the image tokens)`]] : [];
   if (arm.scores.length) for (const p of [20, 30, 50]) options.push([String(p), `the ${p} % of the image tokens with most attention (${p} % PPCI)`]);
   return options;
 }
@@ -126,9 +132,9 @@ function drawAnalysis() {
   const matrix = choices.between(at);
   heats.layers.draw({ rows: layers, cols: layers, value: (r, c) => (matrix[r] ? matrix[r][c] : null), rowTitle: "layer", colTitle: "layer", colName: (c) => c, mark: [view.layer, view.layer], styles });
   const latest = rows.length > 1 ? meanOf(rows[rows.length - 1]) : null, against = matrix.length ? meanOf(matrix[0].slice(1)) : null;
-  const chance = core ? readPercent(arm) : kind;
+  const chance = core ? setPercent(run, arm) : kind;
   put($.continuityNote, `The paper (Figure 5): attention to the top 50 % stays for 20 steps, that to the top 30 % may shift after three. This run: ${latest === null ? "one choice only so far" : `the latest set shares ${formatPercent(latest)} with the first, mean over layers`}.`);
-  put($.layersNote, `The paper (Figure 4): the first layer and the later ones share less than 70 % of their top 50 %. This run: layer 0 and the later layers share ${formatPercent(against)} on average; two random sets of this size would share about ${chance ? formatPercent(chance / 100) : DASH}.`);
+  put($.layersNote, `The paper (Figure 4): the first layer and the later ones share less than 70 % of their top 50 %. This run: layer 0 and the later layers share ${formatPercent(against)} on average; two random sets of this size would share about ${formatPercent(chance / 100)}.`);
   drawRecorded(arm);
 }
 

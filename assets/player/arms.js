@@ -1,10 +1,8 @@
 // The two answers: cards with text, times and memory, and where the answers part.
 
 function shortLabel(arm) {
-  const name = arm.spec.policy.name || arm.spec.label;
-  const title = { AVL: "A-VL", Full: "Full", FastV: "FastV", H2O: "H2O", StreamingLLM: "StreamingLLM" }[name] || arm.spec.label;
-  const twin = view.run.arms.some((other) => other !== arm && other.spec.policy.name === name);
-  return twin ? arm.spec.label : title;
+  const twin = view.run.arms.some((other) => other !== arm && other.spec.title === arm.spec.title);
+  return twin ? arm.spec.label : arm.spec.title || arm.spec.label;
 }
 
 function buildCards() {

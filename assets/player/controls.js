@@ -1,7 +1,7 @@
 // Settings: two arms with the sliders of their policies, immediate predictions, and what is generated.
 
 const root = mount(element);
-const about = props.about, catalogue = props.policies, presets = props.presets;
+const about = props.about, catalog = props.policies;
 const $ = {};
 for (const node of root.querySelectorAll("[data-id]")) $[node.dataset.id] = node;
 let settings = JSON.parse(JSON.stringify(props.value));
@@ -9,16 +9,35 @@ let settings = JSON.parse(JSON.stringify(props.value));
 function publish() {
   // a fresh object, or the page would not notice the change
   props.value = JSON.parse(JSON.stringify(settings));
+  ask();
 }
 
 function defaults(name) {
   const values = { policy: name };
-  for (const parameter of catalogue[name].parameters) values[parameter.key] = parameter.default;
+  for (const parameter of catalog[name].parameters) values[parameter.key] = parameter.default;
   return values;
 }
 
-function sizeNow() {
-  return { layers: about.layers, n_image: about.n_image, n_text: about.n_text, limit: settings.max_new_tokens, token_bytes: about.token_bytes, batch: settings.batch };
+// Predictions come from the server: asked once a slider rests, one question at a time, and only an answer to the latest settings is shown.
+let prediction = null;
+let asking = false;
+
+const ask = debounce(async () => {
+  if (asking) return;
+  asking = true;
+  const asked = JSON.stringify(settings);
+  const answer = await server.predict(JSON.parse(asked)).catch(() => ({ error: "There is no prediction: the server does not answer." }));
+  asking = false;
+  if (asked !== JSON.stringify(settings)) { ask(); return; }
+  prediction = answer;
+  drawPrediction();
+}, 40);
+
+function drawPrediction() {
+  put($.problem, prediction.error || "");
+  show($.problem, Boolean(prediction.error));
+  [...$.arms.children].forEach((box, index) => box.predict(prediction.error ? null : prediction.arms[index]));
+  drawFits();
 }
 
 function build() {
@@ -28,13 +47,15 @@ function build() {
 function panel(arm, index) {
   const box = h("div", { class: `avl-panel avl-choice ${index ? "avl-choice-b" : ""}`, role: "group", "aria-label": `Arm ${index + 1}` });
   const select = h("select", { class: "avl-select", "aria-label": `Policy of arm ${index + 1}` },
-    Object.entries(catalogue).map(([name, entry]) => h("option", { value: name, selected: name === arm.policy }, entry.title)));
+    Object.entries(catalog).map(([name, entry]) => h("option", { value: name, selected: name === arm.policy }, entry.title)));
   select.addEventListener("change", () => { settings.arms[index] = defaults(select.value); publish(); build(); });
   box.append(h("div", { class: "avl-choice-head" }, h("b", {}, index ? "against" : "compare"), select));
   const outputs = {};
-  const rows = h("div", { class: "avl-params" }, catalogue[arm.policy].parameters.map((parameter) => {
+  const { parameters, presets, budget } = catalog[arm.policy];
+  const rows = h("div", { class: "avl-params" }, parameters.filter((parameter) => !parameter.choices.length || arm[parameter.key] !== parameter.default).map((parameter) => {
+    if (parameter.choices.length) return h("p", { class: "avl-note", title: parameter.help }, `${parameter.key} = ${arm[parameter.key]}`); // only a link sets it
     const id = `avl-arm${index}-${parameter.key}`;
-    const range = h("input", { type: "range", class: "avl-range", id, min: String(parameter.low), max: String(Math.min(parameter.high, parameter.key === "layer" ? about.layers : parameter.high)), step: "1", title: parameter.help });
+    const range = h("input", { type: "range", class: "avl-range", id, min: String(parameter.low), max: String(parameter.high), step: String(parameter.step), title: parameter.help });
     const output = h("output", { for: id });
     const toggle = parameter.off ? h("label", { class: "avl-toggle", title: "off: the table’s “–”" }, h("input", { type: "checkbox", "aria-label": `${parameter.key} on` }), "on") : h("span");
     const row = h("div", { class: "avl-param", title: parameter.help }, h("label", { for: id }, h("b", {}, parameter.key.length === 1 ? parameter.key : ""), " ", h("span", {}, parameter.label)), range, output, toggle);
@@ -43,7 +64,7 @@ function panel(arm, index) {
       if (value !== null) range.value = value;
       else if (!range.dataset.kept) range.value = parameter.default;
       row.classList.toggle("avl-off", value === null);
-      put(output, value === null ? "off" : `${value}${parameter.unit ? `${parameter.unit === "%" ? " %" : ` ${value === 1 && parameter.unit === "steps" ? "step" : parameter.unit}`}` : ""}`);
+      put(output, value === null ? "off" : `${value} ${value === 1 ? parameter.unit.replace(/s$/, "") : parameter.unit}`);
       if (parameter.off) toggle.firstChild.checked = value !== null;
     };
     range.addEventListener("input", () => { range.dataset.kept = "1"; set(index, parameter.key, Number(range.value)); });
@@ -53,7 +74,7 @@ function panel(arm, index) {
   }));
   box.append(rows);
   let preset = null;
-  if (arm.policy === "AVL") {
+  if (presets.length) {
     preset = h("select", { class: "avl-select avl-preset", "aria-label": "Presets: rows of the paper’s Table 3" },
       h("option", { value: "" }, "presets: rows of the paper’s Table 3"), presets.map((row, at) => h("option", { value: String(at) }, row.label)));
     preset.addEventListener("change", () => {
@@ -66,26 +87,28 @@ function panel(arm, index) {
   }
   const predicted = h("p", { class: "avl-predicted" });
   box.append(predicted);
-  if (catalogue[arm.policy].budget && server.equal && settings.arms[1 - index] && settings.arms[1 - index].policy !== "Full") {
-    const other = () => settings.arms[1 - index];
+  const other = settings.arms[1 - index];
+  if (budget && other && catalog[other.policy].budget) {
     const button = h("button", { type: "button", class: "avl-btn avl-equal", title: "Set this arm so that it stores as much as the other one" }, "same stored share as the other arm");
     button.addEventListener("click", async () => {
-      const size = sizeNow();
-      const values = await server.equal({ arm, fraction: predict(other(), size, size.limit - 1).stored }).catch(() => null);
+      const values = await server.equal({ settings, arm: index }).catch(() => null);
       if (values && !values.error) { Object.assign(arm, values); publish(); redraw(); } else put(predicted, (values && values.error) || "This policy cannot store that share.");
     });
     box.append(button);
   }
   function redraw() {
     for (const draw of Object.values(outputs)) draw();
-    const size = sizeNow();
-    const forecast = predict(arm, size, settings.max_new_tokens - 1);
-    predicted.replaceChildren("predicted: stores ", h("b", {}, formatPercent(forecast.stored)), ", reads ", h("b", {}, formatPercent(forecast.read)), ` of ${formatBytes(forecast.fullBytes)}`);
     if (preset) {
-      const match = presets.findIndex((row) => ["S", "C", "P", "T"].every((key) => row.params[key] === arm[key]) && (row.params.C === null || row.params.K === arm.K));
+      const match = presets.findIndex((row) => Object.entries(row.params).every(([key, value]) => arm[key] === value));
       preset.value = match < 0 ? "" : String(match);
     }
   }
+  box.predict = (found) => {
+    if (found && found.error) put(predicted, found.error);
+    else if (found) predicted.replaceChildren("predicted: stores ", h("b", {}, formatPercent(found.stored)), ", reads ", h("b", {}, formatPercent(found.read)), ` of ${formatBytes(prediction.full)}`);
+    else put(predicted, `predicted: ${DASH}`);
+  };
+  box.predict(null);
   box.redraw = redraw;
   redraw();
   return box;
@@ -101,16 +124,14 @@ function set(index, key, value) {
   }
   publish();
   $.arms.children[index].redraw();
-  drawFits();
 }
 
-// Rows whose caches fit into the free memory: in a race all arms hold theirs at once, and prefill adds one layer's full share
+// Rows whose caches fit into the free memory: in a race all arms hold theirs at once
 function drawFits() {
-  const free = window.avlFreeBytes;
-  show($.fits, Boolean(free));
-  if (!free) return;
-  const one = { ...sizeNow(), batch: 1 }, entry = one.token_bytes / one.layers;
-  const peaks = settings.arms.map((arm) => (predictStep(arm, one, one.limit).stored + one.n_image + one.n_text) * entry);
+  const free = window.avlFreeBytes, peaks = prediction && prediction.arms ? prediction.arms.map((arm) => arm.peak) : [];
+  const known = Boolean(free) && peaks.length > 0 && peaks.every((peak) => peak !== undefined);
+  show($.fits, known);
+  if (!known) return;
   const row = settings.mode === "isolated" ? Math.max(...peaks) : peaks.reduce((a, b) => a + b, 0);
   const rows = Math.floor(free / row);
   put($.fits, `caches take ${formatBytes(row)} a row; ${formatBytes(free)} are free: ${rows >= 256 ? "every batch fits" : rows < 1 ? "not even one row fits" : `up to about batch ${rows} fits`}`);
@@ -129,7 +150,6 @@ function drawGeneration() {
   $.temperature.value = settings.temperature;
   $.topp.value = settings.top_p;
   $.seed.value = settings.seed === null ? "" : settings.seed;
-  drawFits();
 }
 
 function generation(node, key, read) {
@@ -139,8 +159,6 @@ function generation(node, key, read) {
     settings[key] = value;
     if (key === "max_new_tokens") put($.tokensOut, `≤ ${value}`);
     publish();
-    for (const box of $.arms.children) box.redraw();
-    drawFits();
   });
 }
 
@@ -166,6 +184,7 @@ watch("value", () => {
     settings = JSON.parse(JSON.stringify(value));
     build();
     drawGeneration();
+    ask();
   }
 });
 // a link: the arms' policies, their parameters, and what is generated; anything else in it is ignored
@@ -176,14 +195,22 @@ function fromLink(name, low, high) {
   return /^\d{1,5}$/.test(text) ? Math.max(low, Math.min(high, Number(text))) : null;
 }
 
+// a parameter's value in a link, or undefined where there is none that could be valid
+function linked(name, { low, high, step, off, choices }) {
+  if (choices.length) return choices.find((choice) => choice === link.get(name));
+  if (off && link.get(name) === "off") return null;
+  const value = fromLink(name, low, high);
+  return value === null ? undefined : value - (value - low) % step;
+}
+
 ["a", "b"].forEach((side, index) => {
-  if (link.has(side) && Object.hasOwn(catalogue, link.get(side)) && settings.arms[index]) settings.arms[index] = defaults(link.get(side));
+  if (link.has(side) && Object.hasOwn(catalog, link.get(side)) && settings.arms[index]) settings.arms[index] = defaults(link.get(side));
   const arm = settings.arms[index];
   if (!arm) return;
-  for (const parameter of catalogue[arm.policy].parameters) {
+  for (const parameter of catalog[arm.policy].parameters) {
     const name = arm.policy === "AVL" && index === 1 ? parameter.key : `${side}.${parameter.key}`;
-    if (parameter.off && link.get(name) === "off") arm[parameter.key] = null;
-    else if (fromLink(name, parameter.low, parameter.high) !== null) arm[parameter.key] = fromLink(name, parameter.low, parameter.high);
+    const value = linked(name, parameter);
+    if (value !== undefined) arm[parameter.key] = value;
   }
   if (arm.policy === "AVL" && arm.C !== null) arm.C = Math.min(arm.C, arm.S);
 });
@@ -199,7 +226,8 @@ window.avlLink = () => {
     const arm = settings.arms[index];
     if (!arm) return;
     out.set(side, arm.policy);
-    for (const parameter of catalogue[arm.policy].parameters) {
+    for (const parameter of catalog[arm.policy].parameters) {
+      if (parameter.choices.length && arm[parameter.key] === parameter.default) continue;
       out.set(arm.policy === "AVL" && index === 1 ? parameter.key : `${side}.${parameter.key}`, arm[parameter.key] === null ? "off" : String(arm[parameter.key]));
     }
   });
@@ -211,5 +239,6 @@ window.avlLink = () => {
 };
 build();
 drawGeneration();
+ask();
 // on a phone the settings are folded, or the answers would be far below
 if (matchMedia("(max-width: 760px)").matches) $.drawer.open = false;

@@ -1,4 +1,9 @@
-// The three charts of the player: KV memory, time per token, device memory.
+// What the charts of a run show: KV memory, time per token, device memory.
+
+// charts with a point per token of each run: buildCharts makes their lines, spread their points
+const PER_TOKEN = ["memory", "latency"];
+
+const noPoints = (names) => Object.fromEntries(names.map((name) => [name, charts[name].lines.map(() => [[], []])]));
 
 function buildCharts() {
   const run = view.run;
@@ -21,16 +26,17 @@ function buildCharts() {
   charts.latency.reset(latency);
   view.fullDrawn = -1;
   buildKeys($.memoryKeys, memory.filter((line) => line.name).map((line) => ({ ...line, text: line.name })));
-  buildKeys($.latencyKeys, latency.filter((line, index) => !line.markers || hasUpdates(Math.floor(index / 2))).map((line) => ({ ...line, text: line.name })));
+  buildKeys($.latencyKeys, latencyLines());
   put($.memoryNote, `${unit.name}, all layers${run.start.batch > 1 ? `, ${run.start.batch} rows` : ""}`);
   put($.latencyNote, "ms per decode step");
   charts.device.lines = [];
   setDevice();
 }
 
-function hasUpdates(index) {
-  const policy = view.run.arms[index].spec.policy;
-  return policy.name === "AVL" && policy.C !== null && policy.C !== undefined;
+// update steps have a key once there is one
+function latencyLines() {
+  const lines = charts.latency.lines.filter((line, index) => !line.markers || view.run.arms[Math.floor(index / 2)].update.some(Boolean));
+  return lines.map((line) => ({ ...line, text: line.name }));
 }
 
 function buildKeys(node, lines) {
@@ -62,31 +68,53 @@ function flushSoon() {
     const cost = performance.now() - began;
     measures.flushMs.push(cost);
     view.flushAfter = performance.now() + Math.max(60, 5 * cost);
-  }, Math.max(0, (view.flushAfter || 0) - performance.now()));
+  }, Math.max(0, view.flushAfter - performance.now()));
 }
 
 function flushPoints() {
   if (view.pending.length) {
-    const data = { memory: charts.memory.lines.map(() => [[], []]), latency: charts.latency.lines.map(() => [[], []]) };
+    const data = noPoints(PER_TOKEN);
     for (const [arm, t] of view.pending) spread(data, arm, t);
     view.pending = [];
     const full = uniquePoints(data.memory[0]);
     const from = full[0].findIndex((t) => t > view.fullDrawn);
     data.memory[0] = from < 0 ? [[], []] : [full[0].slice(from), full[1].slice(from)];
     if (from >= 0) view.fullDrawn = full[0][full[0].length - 1];
-    charts.memory.add(data.memory);
-    charts.latency.add(data.latency);
+    for (const name of PER_TOKEN) charts[name].add(data[name]);
+    const lines = latencyLines();
+    if (lines.length !== $.latencyKeys.childElementCount) buildKeys($.latencyKeys, lines);
   }
-  if (view.pendingReadings && view.pendingReadings.length) {
+  if (view.pendingReadings.length) {
     setDevice();
-    const data = charts.device.lines.map(() => [[], []]);
-    for (const event of view.pendingReadings) spreadReading(data, event);
+    const { device } = noPoints(["device"]);
+    for (const event of view.pendingReadings) spreadReading(device, event);
     view.pendingReadings = [];
-    charts.device.add(data);
+    charts.device.add(device);
   }
 }
 
-function readingPoint(event) { (view.pendingReadings ||= []).push(event); }
+// the whole run at once
+function fillCharts() {
+  const run = view.run, data = noPoints(PER_TOKEN);
+  run.arms.forEach((arm, index) => {
+    for (let t = 0; t <= arm.last; t++) spread(data, index, t);
+  });
+  data.memory[0] = uniquePoints(data.memory[0]);
+  for (const name of PER_TOKEN) charts[name].fill(data[name]);
+  setDevice();
+  const { device } = noPoints(["device"]);
+  for (const event of run.readings) spreadReading(device, event);
+  charts.device.fill(device);
+}
+
+// both arms add to the common line: one point per token is enough
+function uniquePoints([x, y]) {
+  const points = new Map(x.map((value, index) => [value, y[index]]));
+  const keys = [...points.keys()].sort((a, b) => a - b);
+  return [keys, keys.map((key) => points.get(key))];
+}
+
+function readingPoint(event) { view.pendingReadings.push(event); }
 
 const READINGS = [
   { key: "device_bytes", name: "device above start (pynvml)", colour: "--avl-a" },
@@ -120,9 +148,12 @@ function spreadReading(data, event) {
   });
 }
 
+// a chart called x has its numbers in the element xTable, if there is one
 for (const [name, source] of [...Object.entries(charts), ...Object.entries(heats)]) {
-  $[`${name}Table`].addEventListener("toggle", () => {
-    const box = $[`${name}Table`].querySelector("div"), filled = source.shown || (source.lines && source.lines.length);
-    box.replaceChildren($[`${name}Table`].open && filled ? tableElement(source.table()) : "");
+  const table = $[`${name}Table`];
+  if (!table) continue;
+  table.addEventListener("toggle", () => {
+    const filled = source.shown || (source.lines && source.lines.length);
+    table.querySelector("div").replaceChildren(table.open && filled ? tableElement(source.table()) : "");
   });
 }

@@ -52,11 +52,6 @@ function setLayer(layer) {
   invalidate();
 }
 
-const LEGENDS = {
-  sets: [["core", "core, read at every step"], ["secondary", "secondary, kept, read at updates"], ["minor", "minor, evicted after prefill"], ["pruned", "dropped in prefill (P)"]],
-  drift: [["gained", "gained"], ["lost", "lost"], ["core", "stayed core"]],
-};
-
 function drawOverlay() {
   const run = view.run, arm = view.focus, t = view.ts[arm] || 0, layer = view.layer;
   let painter = null, legend = [];

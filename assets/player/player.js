@@ -8,7 +8,10 @@ const view = {
   run: null, id: null, state: "idle", recorded: false,
   follow: true, playing: false, compared: "core", clock: null, ts: [0, 0],
   focus: 0, layer: 0, mode: "sets", grid: 0, patch: -1,
-  received: 0, picture: null, pending: [],
+  touchedLayer: false, wantedStep: null, // what a visitor or a link chose
+  received: 0, fetching: false, place: 0, // of the stream; place in the queue
+  pending: [], pendingReadings: [], fullDrawn: -1, flushTimer: 0, flushAfter: 0, // points that the charts do not have yet
+  thumbKey: "", analysisKey: "", recordedKey: "", // what was drawn last
 };
 const cards = [];
 const overlay = new Overlay($.overlay);
@@ -158,30 +161,14 @@ function setUp() {
   ].filter(Boolean).join(" · "));
 }
 
+// the whole run at once
 function refill() {
-  const data = { memory: charts.memory.lines.map(() => [[], []]), latency: charts.latency.lines.map(() => [[], []]) };
   const run = view.run;
   view.received = run.count;
-  run.arms.forEach((arm, index) => {
-    for (let t = 0; t <= arm.last; t++) spread(data, index, t);
-  });
-  // both arms add to the common line: one point per token is enough
-  data.memory[0] = uniquePoints(data.memory[0]);
-  charts.memory.fill(data.memory);
-  charts.latency.fill(data.latency);
-  const readings = charts.device.lines.map(() => [[], []]);
-  for (const event of run.readings) spreadReading(readings, event);
-  setDevice();
-  charts.device.fill(charts.device.lines.map((_, index) => readings[index] || [[], []]));
+  fillCharts();
   view.ts = run.arms.map((arm) => Math.max(0, arm.last));
   if (run.error) showError(run.error);
   invalidate();
-}
-
-function uniquePoints([x, y]) {
-  const points = new Map(x.map((value, index) => [value, y[index]]));
-  const keys = [...points.keys()].sort((a, b) => a - b);
-  return [keys, keys.map((key) => points.get(key))];
 }
 
 // The playhead: one position for every panel.
@@ -285,8 +272,7 @@ function draw() {
   const clock = view.clock !== null ? view.clock : run.arms.length ? Math.max(...run.arms.map((arm, index) => arm.clock[view.ts[index]] || 0)) : null;
   track.draw(run, view.follow && !run.finished ? null : clock, colours());
   const t = run.arms[view.focus] ? view.ts[view.focus] : 0;
-  charts.memory.moveCursor(run.last > 0 ? t : null);
-  charts.latency.moveCursor(run.last > 0 ? t : null);
+  for (const name of PER_TOKEN) charts[name].moveCursor(run.last > 0 ? t : null);
   const last = Math.max(0, run.last);
   if (Number($.step.max) !== last) $.step.max = last;
   const now = currentStep();

@@ -18,7 +18,7 @@ let spokenAt = 0;
 
 function setStatus() {
   const run = view.run, start = run && run.start;
-  const place = view.place || 0;
+  const place = view.place;
   const words = {
     idle: "Pick a picture, ask, press Run.",
     queued: place > 0 ? `Waiting in line: ${place} run${place === 1 ? "" : "s"} before yours.` : "Your run is next.",
@@ -50,15 +50,16 @@ function finish() {
   // a run without a single token has no result to judge
   show($.resultPanel, run.last >= 0);
   drawResult();
-  if (view.wantedStep !== null && view.wantedStep !== undefined && run.last >= 0) { seek(view.wantedStep); view.wantedStep = null; }
+  if (view.wantedStep !== null && run.last >= 0) { seek(view.wantedStep); view.wantedStep = null; }
   invalidate();
 }
 
+// what the run was predicted to store and read over the steps that it took
 function predicted(arm) {
-  const run = view.run, start = run.start, steps = arm.last;
-  if (steps < 1) return null;
-  const { name, ...parameters } = arm.spec.policy;
-  return predict({ policy: name, ...parameters }, { layers: start.layers, n_image: start.n_image, n_text: start.n_text, limit: start.limit, token_bytes: start.token_bytes, batch: start.batch }, steps);
+  const run = view.run, { token_bytes: bytes, layers, batch } = run.start, told = arm.predicted(arm.last);
+  if (!told) return null;
+  const [storedBytes, readBytes] = [told.stored, told.read].map((tokens) => tokens * bytes / layers * batch), full = run.meanFullBytes(arm.last);
+  return { storedBytes, readBytes, stored: storedBytes / full, read: readBytes / full };
 }
 
 function drawResult() {
@@ -73,7 +74,7 @@ function drawResult() {
   $.measured.replaceChildren(h("table", { class: "avl-results" },
     h("thead", {}, h("tr", {}, h("th", { scope: "col" }, h("span", { class: "avl-sr" }, "figure")), run.arms.map((arm, index) => h("th", { scope: "col" }, h("i", { class: `avl-dot avl-dot-${index ? "b" : "a"}` }), arm.spec.label)))),
     h("tbody", {},
-      row("KV stored, measured (predicted)", run.arms.map((arm, i) => `${formatPercent(share(arm, arm.storedBytes))} (${expected[i] ? formatPercent(expected[i].stored) : DASH})`), "mean over the decode steps, as a share of full attention; predicted from the closed forms"),
+      row("KV stored, measured (predicted)", run.arms.map((arm, i) => `${formatPercent(share(arm, arm.storedBytes))} (${expected[i] ? formatPercent(expected[i].stored) : DASH})`), "mean over the decode steps, as a share of full attention; predicted by the cost model before the run"),
       row("KV read per step, measured (predicted)", run.arms.map((arm, i) => `${formatPercent(share(arm, arm.readBytes))} (${expected[i] ? formatPercent(expected[i].read) : DASH})`)),
       row("KV stored at the end", run.arms.map((arm) => formatBytes(arm.storedBytes[arm.last]))),
       row("most KV held at once", run.arms.map((arm) => formatBytes(arm.end ? arm.end.peak_bytes : arm.prefill && arm.prefill.peak_bytes))),
@@ -105,7 +106,7 @@ function rightOrWrong(arm, expected) {
 }
 
 function verdict() {
-  const run = view.run, start = run.start, sentences = [];
+  const run = view.run, sentences = [];
   const full = run.arms.find((arm) => arm.spec.policy.name === "Full");
   for (const arm of run.arms) {
     if (arm === full || arm.last < 1) continue;

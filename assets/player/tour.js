@@ -7,7 +7,7 @@ const HELP = {
   latency: "Time of each decode step on the device. Triangles mark update steps. The first step after a pause of the machine can stand out; the median and p99 above are less easily fooled.",
   device: "Context, not proof: pynvml sees the whole device and what other programs do on it; without an NVIDIA GPU the resident memory of this process stands here.",
   analysis: "Left: does a layer stay with its choice? Each cell compares a layer's core with its first one. Right: do layers agree? Each cell compares the core of two layers at the playhead. Bright is the same set, dark is none in common. Attention is not an explanation of the answer.",
-  result: "Measured means over the decode steps beside what the closed forms of the policy predict from the prompt's size. They must be equal: a difference would be a bug. Times are of this one run on this machine.",
+  result: "Measured means over the decode steps beside what the policy’s cost model predicts from the prompt's size. They should match exactly. Times are of this one run on this machine.",
 };
 
 const TOUR = [

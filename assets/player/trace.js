@@ -69,6 +69,17 @@ class ArmTrace {
     return low;
   }
 
+  // a recording from before this was told has no such layer, and shows tokens dropped in prefill as evicted after it
+  prunedIn(layer) { return Number.isInteger(this.spec.pruned_from) && layer >= this.spec.pruned_from; }
+
+  // means over the first steps, tokens of one row in all layers; null where a recording lacks them
+  predicted(steps) {
+    const told = (this.spec.predicted || []).slice(0, steps);
+    if (steps < 1 || told.length < steps) return null;
+    const [stored, read] = [0, 1].map((kind) => told.reduce((sum, step) => sum + step[kind], 0) / steps);
+    return { stored, read };
+  }
+
   // the sets that step t reads by: the latest chosen before it (for t = 0: those that prefill chose)
   setsIndex(t) {
     let low = -1, high = this.sets.length - 1;
@@ -194,8 +205,7 @@ class Run {
     } else {
       const stored = unpackBits(sets.stored[layer], n);
       const core = sets.core ? unpackBits(sets.core[layer], n) : stored;
-      const prunedFrom = arm.spec.policy && Number.isInteger(arm.spec.policy.layer) ? arm.spec.policy.layer : 2;
-      const pruned = layer >= prunedFrom ? arm.pruned : null;
+      const pruned = arm.prunedIn(layer) ? arm.pruned : null;
       for (let i = 0; i < n; i++) found[i] = stored[i] ? (core[i] ? CORE : SECONDARY) : pruned && pruned[i] ? PRUNED : MINOR;
     }
     if (arm._decoded.size > 6000) arm._decoded.clear();
@@ -245,12 +255,4 @@ class Run {
     for (const event of arm.scores) if (event.t <= t) found = event;
     return found ? { t: found.t, values: unpackScores(found.image[layer], this.start.n_image) } : null;
   }
-}
-
-function runFrom(document_) {
-  const run = new Run();
-  run.images = document_.images || [];
-  run.meta = document_.meta || {};
-  for (const event of document_.events || []) run.push(event);
-  return run;
 }

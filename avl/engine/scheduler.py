@@ -20,7 +20,8 @@ from avl.kernels import resolve_impl, triton_trouble
 from avl.models.families import describe, family_of
 from avl.models.inputs import prepare, repeat
 from avl.models.loading import model_name
-from avl.policies import Policy
+from avl.policies import Policy, PromptShape
+from avl.policies.cost import pruned_from, step_cost
 from avl.telemetry import Meter, machine_card
 from avl.trace import Arm, Error, Event, Start, Warning
 
@@ -121,8 +122,9 @@ def run(
     row = caches[0].rows[0]
     sizes = [image.size for image in request.images]
     implementation = resolve_impl(model.device, dtype=model.dtype, head_size=facts.head_dim)
+    shape = PromptShape(row.n_image, row.n_text, request.max_new_tokens, facts.layers)
     start = Start(
-        arms=tuple(Arm(policy.label, policy.to_dict(), implementation) for policy in request.policies),
+        arms=tuple(_arm(policy, implementation, shape) for policy in request.policies),
         mode="single" if single else request.mode,
         question=request.question,
         prompt=prompt,
@@ -153,6 +155,13 @@ def run(
         seed=request.seed,
     )
     return _events(job, start, stop or threading.Event())
+
+
+def _arm(policy: Policy, implementation: str, shape: PromptShape) -> Arm:
+    """Return what a trace says of a policy before it runs."""
+    costs = [step_cost(policy, shape, t) for t in range(1, shape.max_new_tokens)]
+    predicted = tuple((int(cost.stored), int(cost.read)) for cost in costs)
+    return Arm(policy.label, policy.to_dict(), implementation, policy.title, pruned_from(policy, shape), predicted)
 
 
 @torch.inference_mode()

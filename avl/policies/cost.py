@@ -38,9 +38,10 @@ class Cost:
 
 @dataclass(frozen=True)
 class _Layer:
-    """The answers of a policy's verbs for one layer."""
+    """The answers of a policy's verbs for one layer; ``start`` counts the window's tokens after prefill."""
 
     present: int
+    start: int
     budget: KVBudget
     core: int | None
     accumulates: bool
@@ -48,11 +49,11 @@ class _Layer:
 
 @functools.lru_cache(maxsize=512)
 def _layers(policy: Policy, shape: PromptShape) -> tuple[_Layer, ...]:
-    found = []
+    prompt, found = window_tokens(policy, shape), []
     for layer in range(shape.n_layers):
-        observation = policy.observe(layer, shape)
+        budget, observation = policy.store(layer, shape), policy.observe(layer, shape)
         accumulates = observation is not None and observation.decode
-        found.append(_Layer(policy.present(layer, shape), policy.store(layer, shape), policy.select(layer, shape), accumulates))
+        found.append(_Layer(policy.present(layer, shape), budget.start(prompt), budget, policy.select(layer, shape), accumulates))
     return tuple(found)
 
 
@@ -67,29 +68,32 @@ def window_tokens(policy: Policy, shape: PromptShape) -> int:
     return shape.n_text if policy.pins_image else shape.length
 
 
-def _cost(layer: _Layer, prompt: int, n_text: int, t: int, update: bool) -> Cost:
-    budget = layer.budget
-    start = budget.start(prompt)
+def _counts(layer: _Layer, n_text: int, t: int, update: bool) -> tuple[int, int, int]:
+    """Return the tokens stored, read and scored; plain numbers, because a prediction adds up thousands of them."""
+    budget, window, start, core = layer.budget, layer.budget.window, layer.start, layer.core
     if t == 0:
-        return Cost(budget.image + start, layer.present + n_text, 0)
+        return budget.image + start, layer.present + n_text, 0
     # a new token is stored and read before another one is evicted, so a step reads one token more than the window
-    held = start + t if budget.window is None else min(start + t, budget.window + 1)
-    kept = held if budget.window is None else min(held, budget.window)
-    image = budget.image if layer.core is None or update else layer.core
-    ranked = budget.image if layer.core is not None and update else 0
-    return Cost(budget.image + kept, held + image, ranked + (held if layer.accumulates else 0))
+    held = start + t if window is None else min(start + t, window + 1)
+    kept = held if window is None else min(held, window)
+    image = budget.image if core is None or update else core
+    ranked = budget.image if core is not None and update else 0
+    return budget.image + kept, held + image, ranked + (held if layer.accumulates else 0)
 
 
 def layer_cost(policy: Policy, shape: PromptShape, layer: int, t: int) -> Cost:
     """Return the token counts of one layer at step ``t``."""
-    return _cost(_layers(policy, shape)[layer], window_tokens(policy, shape), shape.n_text, t, policy.is_update(t))
+    return Cost(*_counts(_layers(policy, shape)[layer], shape.n_text, t, policy.is_update(t)))
 
 
 def step_cost(policy: Policy, shape: PromptShape, t: int) -> Cost:
     """Return the token counts of all layers at step ``t``."""
-    prompt, update = window_tokens(policy, shape), policy.is_update(t)
-    parts = (_cost(layer, prompt, shape.n_text, t, update).times(count) for layer, count in _kinds(policy, shape))
-    return sum(parts, Cost(0, 0, 0))
+    update = policy.is_update(t)
+    stored = read = scored = 0
+    for layer, count in _kinds(policy, shape):
+        one = _counts(layer, shape.n_text, t, update)
+        stored, read, scored = stored + count * one[0], read + count * one[1], scored + count * one[2]
+    return Cost(stored, read, scored)
 
 
 def mean_cost(policy: Policy, shape: PromptShape, steps: Iterable[int] | None = None) -> Cost:
@@ -116,3 +120,8 @@ def allocated_tokens(policy: Policy, shape: PromptShape) -> int:
     """Return the number of slots of all layers, free ones included, which determines the memory of a row's cache."""
     prompt = window_tokens(policy, shape)
     return sum(count * (layer.budget.image + layer.budget.capacity(prompt, shape.max_new_tokens)) for layer, count in _kinds(policy, shape))
+
+
+def pruned_from(policy: Policy, shape: PromptShape) -> int | None:
+    """Return the first layer whose prompt lacks image tokens; None where every layer sees all of them."""
+    return next((layer for layer in range(shape.n_layers) if policy.present(layer, shape) < shape.n_image), None)

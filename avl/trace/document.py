@@ -27,12 +27,12 @@ def event_from_dict(data: dict[str, Any]) -> Event:
     cls = KINDS.get(kind) if isinstance(kind, str) else None
     if cls is None:
         raise ValueError(f"unknown event kind {kind!r}; a trace has {', '.join(KINDS)}")
-    if cls is Start:
-        if data.get("schema") != SCHEMA:
-            raise ValueError(f"this trace has schema {data.get('schema')!r}, this version reads schema {SCHEMA}: record it again")
-        data["arms"] = tuple(Arm(**arm) for arm in data["arms"])
-        data["grids"] = tuple(Grid(**{**grid, "box": tuple(grid["box"])}) for grid in data["grids"])
+    if cls is Start and data.get("schema") != SCHEMA:
+        raise ValueError(f"this trace has schema {data.get('schema')!r}, this version reads schema {SCHEMA}: record it again")
     try:
+        if cls is Start:
+            data["arms"] = tuple(Arm(**{key: _tuples(value) for key, value in arm.items()}) for arm in data["arms"])
+            data["grids"] = tuple(Grid(**{key: _tuples(value) for key, value in grid.items()}) for grid in data["grids"])
         return cls(**{key: _tuples(value) for key, value in data.items()})
     except TypeError as error:
         raise ValueError(f"bad {kind} event: {error}") from None

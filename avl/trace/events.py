@@ -33,11 +33,19 @@ class Grid:
 
 @dataclass(frozen=True)
 class Arm:
-    """One of the compared policies: the label to show, its parameters, and the attention implementation of its decode steps."""
+    """One of the compared policies: the label to show, its parameters, and the attention implementation of its decode steps.
+
+    ``title``: the method's name alone, "" in old recordings. ``pruned_from``: first layer whose prompt lacks image tokens, None where every
+    layer sees all of them. ``predicted``: (stored after, read by) decode step 1, 2, … ``limit`` - 1, in tokens of row 0 in all layers, by
+    the cost model before the run; empty in old recordings.
+    """
 
     label: str
     policy: dict[str, Any]
     implementation: str
+    title: str = ""
+    pruned_from: int | None = None
+    predicted: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True)

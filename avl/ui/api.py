@@ -1,4 +1,4 @@
-"""``/compare`` for programs: the same line, the same checks and the same events as the page.
+"""``/compare`` for programs: the same queue, the same checks and the same events as the page.
 
 No ``from __future__ import annotations`` here: Gradio reads the types of the endpoint from its signature as objects.
 """
@@ -16,15 +16,16 @@ import gradio as gr
 from gradio.utils import get_upload_folder
 
 from avl import trace
+from avl.engine.request import GenerationRequest
 from avl.ui import settings as controls
-from avl.ui.queue import Busy, Job, Request, ThreadTransport, batches, sentence
+from avl.ui.queue import Busy, Job, ThreadTransport, batches, sentence
 from avl.ui.settings import About
 
 MAX_BYTES = 8 * 2**20
 
 
 def picture_path(image: Any, folder: Path, name: str = "picture") -> Path:
-    """An API picture as a file: an upload of this server (``handle_file``), or a data URI. Never another path of the server.
+    """Return an API picture as a file: an upload of this server (``handle_file``), or a data URI. Never another path of the server.
 
     Gradio checks the paths of components, but hands the arguments of an API endpoint over as they came.
     """
@@ -48,11 +49,11 @@ def picture_path(image: Any, folder: Path, name: str = "picture") -> Path:
     raise ValueError("Pass the picture with gradio_client.handle_file(...), or as a data URI (data:image/png;base64,…).")
 
 
-def endpoint(line: ThreadTransport, about: About) -> Callable[..., Any]:
-    """The function behind ``/compare``."""
+def endpoint(transport: ThreadTransport, about: About) -> Callable[..., Any]:
+    """Return the function behind ``/compare``."""
     defaults = controls.settings(about)
 
-    def check(images: list[Any], question: Any, chosen: dict[str, Any]) -> Request:
+    def check(images: list[Any], question: Any, chosen: dict[str, Any]) -> GenerationRequest:
         with tempfile.TemporaryDirectory() as folder:
             some = enumerate(images[: controls.MAX_PICTURES + 1])
             paths = [picture_path(image, Path(folder), f"picture-{number}") for number, image in some]
@@ -77,9 +78,7 @@ def endpoint(line: ThreadTransport, about: About) -> Callable[..., Any]:
         Args:
             image: the picture, `gradio_client.handle_file("picture.png")`.
             question: a plain question.
-            arms: one or two of `{"policy": "Full"}`, `{"policy": "AVL", "S": 45, "C": 30, "K": 3, "P": 90, "T": 60}` (null is off),
-                `{"policy": "H2O", "keep": 50, "recent": 75}`, `{"policy": "FastV", "layer": 2, "keep": 50}`,
-                `{"policy": "StreamingLLM", "keep": 50, "sinks": 4}`.
+            arms: one or two of POLICIES; parameters may be left out, null is off.
             max_new_tokens: most tokens of each answer.
             mode: "race" or "isolated".
             batch: the same request this many times at once.
@@ -109,13 +108,13 @@ def endpoint(line: ThreadTransport, about: About) -> Callable[..., Any]:
             if not isinstance(more_images, list | None):
                 raise ValueError("more_images must be a list of pictures.")
             request = await asyncio.to_thread(check, [image, *(more_images or [])], question, chosen)
-            job = line.submit(request, f"api-{secrets.token_hex(8)}")
+            job = transport.submit(request, f"api-{secrets.token_hex(8)}")
             del request
             run = trace.Trace()
-            async for events in batches(line, job):
+            async for events in batches(transport, job):
                 for event in events:
                     run.append(event)
-                yield {"state": job.state, "position": line.position(job), "events": [event.to_dict() for event in events]}
+                yield {"state": job.state, "position": transport.position(job), "events": [event.to_dict() for event in events]}
             errors = [event.message for event in run if isinstance(event, trace.Error)]
             if errors:
                 raise ValueError(errors[-1])
@@ -128,8 +127,10 @@ def endpoint(line: ThreadTransport, about: About) -> Callable[..., Any]:
             raise gr.Error(sentence(error), print_exception=False) from None
         finally:
             if job is not None:
-                line.leave(job)
+                transport.leave(job)
 
+    if compare.__doc__:  # python -OO has none
+        compare.__doc__ = compare.__doc__.replace("POLICIES", ", ".join(f"`{example}`" for example in controls.examples()))
     # a generator function's own annotation would be AsyncIterator, which says nothing to a caller
     compare.__annotations__["return"] = dict
     return compare

@@ -16,6 +16,7 @@ import plotly
 
 from avl._paths import ASSETS
 
+FOLDER = ASSETS / "player"
 PLOTLY_JS = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
 
 SCRIPTS: dict[str, tuple[str, ...]] = {
@@ -25,7 +26,6 @@ SCRIPTS: dict[str, tuple[str, ...]] = {
         "overlay.js",
         "charts.js",
         "race.js",
-        "predict.js",
         "heat.js",
         "analysis.js",
         "tour.js",
@@ -36,7 +36,7 @@ SCRIPTS: dict[str, tuple[str, ...]] = {
         "result.js",
         "start.js",
     ),
-    "controls": ("base.js", "predict.js", "controls.js"),
+    "controls": ("base.js", "controls.js"),
     "gallery": ("base.js", "gallery.js"),
     "header": ("base.js", "header.js"),
 }
@@ -44,16 +44,15 @@ SCRIPTS: dict[str, tuple[str, ...]] = {
 
 
 def script(name: str) -> str:
-    """The JavaScript of one component: its markup and style as string constants, then its files."""
-    folder = ASSETS / "player"
-    markup = (folder / f"{name}.html").read_text("utf-8")
-    style = (folder / "style.css").read_text("utf-8")
+    """Return the JavaScript of one component: its markup and style as string constants, then its files."""
+    markup = (FOLDER / f"{name}.html").read_text("utf-8")
+    style = (FOLDER / "style.css").read_text("utf-8")
     head = f"'use strict';\nconst MARKUP = {json.dumps(markup)};\nconst STYLE = {json.dumps(style)};\n"
-    return head + "\n".join((folder / file).read_text("utf-8") for file in SCRIPTS[name])
+    return head + "\n".join((FOLDER / file).read_text("utf-8") for file in SCRIPTS[name])
 
 
 def component(name: str, value: Any = None, **options: Any) -> gr.HTML:
-    """One of our components as a ``gr.HTML``. ``value`` and further properties are JSON data for its script."""
+    """Return one of our components as a ``gr.HTML``. ``value`` and further properties are JSON data for its script."""
     return gr.HTML(
         value=value,
         html_template=f'<div class="avl avl-{name}"></div>',
@@ -66,7 +65,21 @@ def component(name: str, value: Any = None, **options: Any) -> gr.HTML:
     )
 
 
+def take_paths(component: gr.Image | gr.File) -> None:
+    """Make a component hand uploads over as paths. The stock ones open or check them first, and answer junk with "Error".
+
+    Not a subclass: Gradio writes a stub file beside the source of every subclass of its components.
+    """
+
+    def paths(payload: Any) -> Any:
+        if payload is None:
+            return None
+        return payload.path if hasattr(payload, "path") else [file.path for file in payload]
+
+    component.preprocess = paths  # type: ignore[method-assign]
+
+
 def plotly_address() -> str:
-    """Where the page finds plotly.js, which comes from the installed package."""
-    gr.set_static_paths([PLOTLY_JS])  # this one file: its neighbours stay closed
+    """Return where the page finds plotly.js, which comes from the installed package."""
+    gr.set_static_paths([PLOTLY_JS])  # this one file: its neighbors stay closed
     return f"gradio_api/file={PLOTLY_JS}"

@@ -1,4 +1,4 @@
-"""Between the page and the device: one thread owns the model, visitors wait in line and receive events.
+"""Between the page and the device: one thread owns the model, visitors queue for it and receive events.
 
 Gradio steps a synchronous generator on changing pool threads and frees its slot when a visitor cancels, while the work goes on. So
 the work never runs in a handler: :class:`ThreadTransport` has one worker thread that runs one job after the other, and an
@@ -18,40 +18,22 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from PIL import Image
-
 from avl import trace
+from avl.engine.request import GenerationRequest
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Request:
-    """What a visitor asked for, validated: the arguments of ``engine.race``."""
-
-    images: tuple[Image.Image, ...]
-    question: str
-    policies: tuple[Any, ...]
-    max_new_tokens: int = 64
-    mode: str = "race"
-    batch: int = 1
-    temperature: float = 0.0
-    top_p: float = 1.0
-    seed: int | None = None
-    repeats: int = 1
-    scores: bool = False
-
-
-Race = Callable[[Request, threading.Event], Iterator[trace.Event]]
+Race = Callable[[GenerationRequest, threading.Event], Iterator[trace.Event]]
 """Run a request, polling the event at every step: the only thing the page knows of the engine."""
 
 
 class Busy(RuntimeError):
-    """The line is full. The message is one sentence for the visitor."""
+    """The queue is full. The message is one sentence for the visitor."""
 
 
 def sentence(error: BaseException) -> str:
-    """One clear sentence for the page. Only errors made for a person pass through as they are; the rest goes to the log."""
+    """Return one clear sentence for the page. Only errors made for a person pass through as they are; the rest goes to the log."""
     if isinstance(error, ValueError | Busy):
         text = str(error)
         # the library's sentences begin small; names of parameters stay as they are
@@ -66,7 +48,7 @@ def sentence(error: BaseException) -> str:
 class Job:
     """One run of one visitor: written by the worker thread, read by the handler's event loop."""
 
-    request: Request
+    request: GenerationRequest
     owner: str
     loop: asyncio.AbstractEventLoop
     id: str = field(default_factory=lambda: secrets.token_urlsafe(16))
@@ -108,11 +90,11 @@ class Job:
 
 
 class ThreadTransport:
-    """A first-come-first-served line in front of one worker thread."""
+    """A first-come-first-served queue in front of one worker thread."""
 
-    def __init__(self, race: Race, *, places: int = 20) -> None:
+    def __init__(self, race: Race, *, capacity: int = 20) -> None:
         self._race = race
-        self._places = places
+        self._capacity = capacity
         self._waiting: deque[Job] = deque()
         self._running: Job | None = None
         self._change = threading.Condition()
@@ -130,14 +112,14 @@ class ThreadTransport:
         with self._change:
             return int(self._running is not None), len(self._waiting)
 
-    def submit(self, request: Request, owner: str) -> Job:
-        """Join the line. Call it on the event loop that will read the job."""
+    def submit(self, request: GenerationRequest, owner: str) -> Job:
+        """Join the queue. Call it on the event loop that will read the job."""
         job = Job(request, owner, asyncio.get_running_loop())
         with self._change:
             if not self.alive:
                 raise Busy("The device thread has ended: restart the server.")
-            if len(self._waiting) >= self._places:
-                raise Busy(f"{self._places} visitors are waiting already: try again in a minute.")
+            if len(self._waiting) >= self._capacity:
+                raise Busy(f"{self._capacity} visitors are waiting already: try again in a minute.")
             self._waiting.append(job)
             self._change.notify()
         return job
@@ -158,7 +140,7 @@ class ThreadTransport:
         return bool(jobs)
 
     def leave(self, job: Job) -> None:
-        """End one job: out of the line at once, or out of the device within one step. Never blocks: handlers call it on the event loop."""
+        """End one job: out of the queue at once, or out of the device within one step. Never blocks: handlers call it on the event loop."""
         job.stop.set()
         with self._change:
             if job in self._waiting:
@@ -211,21 +193,23 @@ class ThreadTransport:
                 close()
 
 
-async def batches(transport: ThreadTransport, job: Job, *, interval: float = 0.08, beat: float = 1.0) -> AsyncIterator[list[trace.Event]]:
-    """Events of a job, coalesced to one batch per ``interval`` seconds; an empty batch every ``beat`` seconds of silence.
+async def batches(
+    transport: ThreadTransport, job: Job, *, interval: float = 0.08, heartbeat: float = 1.0
+) -> AsyncIterator[list[trace.Event]]:
+    """Events of a job, coalesced to one batch per ``interval`` seconds; an empty batch every ``heartbeat`` seconds of silence.
 
-    The empty batches carry the place in the line to the page, and they are where Gradio notices that a tab was closed.
+    The empty batches carry the position in the queue to the page, and they are where Gradio notices that a tab was closed.
     """
     last = 0.0
     while True:
         done = job.state == "done"  # read before the events, or the last ones could be missed
         events = job.take()
-        if events or done or time.monotonic() - last >= beat:
+        if events or done or time.monotonic() - last >= heartbeat:
             last = time.monotonic()
             yield events
         if done:
             return
-        await job.wait(beat)
+        await job.wait(heartbeat)
         rest = interval - (time.monotonic() - last)
         if rest > 0:
             await asyncio.sleep(rest)
@@ -239,12 +223,12 @@ class ZeroGPUTransport:
     """
 
     def __init__(self, race: Race, gpu: Callable[..., Any], *, seconds_per_token: float = 0.25) -> None:
-        def duration(request: Request) -> int:
-            # quota is charged by this estimate: two arms, prefill and start-up included
+        def duration(request: GenerationRequest) -> int:
+            # quota is charged by this estimate: two policies, prefill and start-up included
             times = request.repeats + request.scores
             return int(min(120, 20 + 2 * times * request.max_new_tokens * seconds_per_token * request.batch**0.5))
 
-        def stream(request: Request) -> Iterator[trace.Event | None]:
+        def stream(request: GenerationRequest) -> Iterator[trace.Event | None]:
             yield None  # closing is only noticed after a yield, so there is one before prefill
             yield from race(request, threading.Event())
 

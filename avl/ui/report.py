@@ -7,25 +7,27 @@ import io
 import json
 import threading
 from collections import OrderedDict
+from string import Template
 from typing import Any
 
 from avl import trace
-from avl.ui import components as player
+from avl.ui import components
+from avl.ui.components import FOLDER
 
 
 class Runs:
     """The last runs by their unguessable id, for downloads and for pages that missed a batch; the oldest leave first."""
 
-    def __init__(self, places: int = 32, max_events: int = 200_000) -> None:
+    def __init__(self, capacity: int = 32, max_events: int = 200_000) -> None:
         self._runs: OrderedDict[str, trace.Trace] = OrderedDict()
-        self._places = places
+        self._capacity = capacity
         self._max_events = max_events
         self._lock = threading.Lock()
 
     def add(self, key: str, run: trace.Trace) -> None:
         with self._lock:
             self._runs[key] = run
-            while len(self._runs) > 1 and (len(self._runs) > self._places or self._events() > self._max_events):
+            while len(self._runs) > 1 and (len(self._runs) > self._capacity or self._events() > self._max_events):
                 self._runs.popitem(last=False)
 
     def _events(self) -> int:
@@ -40,7 +42,7 @@ class Runs:
 
 
 def steps_csv(run: trace.Trace) -> str:
-    """One line per token of each arm."""
+    """Return one line per token of each arm."""
     out = io.StringIO()
     writer = csv.writer(out)
     writer.writerow(["arm", "policy", "t", "token", "text", "ms", "clock_ms", "stored", "read", "stored_bytes", "read_bytes", "update"])
@@ -61,33 +63,23 @@ def steps_csv(run: trace.Trace) -> str:
 
 
 def page(run: trace.Trace) -> str:
-    """A self-contained HTML file: the player, plotly.js and the trace; opens without a server and asks the network for nothing."""
-    # inside <script> only "</" and "<!--" could end the data; \u003c is the same character to JSON and to JavaScript
-    document = run.to_json().replace("<", "\\u003c")
+    """Return a self-contained HTML file: the player, plotly.js and the trace; it opens without a server and asks the network for nothing.
+
+    What the trace says enters the file as data: JSON without a "<", in a script, under a policy that forbids every request.
+    """
     files = {"json": run.to_json(), "csv": steps_csv(run)}
-    downloads = json.dumps(files, ensure_ascii=False).replace("<", "\\u003c")
-    plotly = player.PLOTLY_JS.read_text("utf-8").replace("</script", "<\\/script")
-    script = player.script("player").replace("</script", "<\\/script")
-    # the policy forbids every request, so the file cannot call anywhere
-    policy = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:; font-src data:"
-    return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="{policy}">
-<title>A-VL report</title>
-<style>body {{ margin: 0; padding: 16px; background: var(--avl-bg); }} main {{ max-width: 1100px; margin: auto; }}</style></head>
-<body><main id="main"><div class="avl avl-player"></div></main>
-<script>{plotly}</script>
-<script>
-if (matchMedia("(prefers-color-scheme: dark)").matches) document.body.classList.add("dark");
-const files = {downloads};
-const value = {{ run: "report", state: "done", recorded: true, trace: {document} }};
-const server = {{
-  missing: async () => null,
-  download: async ({{ kind }}) => files[kind] || "<!doctype html>\\n" + pristine,
-}};
-const pristine = document.documentElement.outerHTML;
-(function (element, trigger, props, server, upload, watch) {{
-{script}
-}})(document.getElementById("main"), () => {{}}, {{ value }}, server, null, () => {{}});
-</script></body></html>
-"""
+    return Template((FOLDER / "report.html").read_text("utf-8")).substitute(
+        plotly=_script(components.PLOTLY_JS.read_text("utf-8")),
+        player=_script(components.script("player")),
+        files=_data(json.dumps(files, ensure_ascii=False)),
+        trace=_data(run.to_json()),
+    )
+
+
+def _data(document: str) -> str:
+    # inside <script> only "</" and "<!--" could end the data; \u003c is the same character to JSON and to JavaScript
+    return document.replace("<", "\\u003c")
+
+
+def _script(source: str) -> str:
+    return source.replace("</script", "<\\/script")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import threading
-from collections.abc import Iterator
 from typing import Any
 
 from avl import trace
-from avl.engine.scheduler import race
+from avl.engine import scheduler
+from avl.engine.request import GenerationRequest
 from avl.models.loading import load
 from avl.policies import AVL, Full
 from avl.telemetry import idle
@@ -53,7 +54,6 @@ def serve(
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio is imported
     try:
         from avl.ui import gallery, page
-        from avl.ui.queue import Request
         from avl.ui.settings import About
     except ModuleNotFoundError as error:
         if error.name not in ("gradio", "plotly"):
@@ -64,26 +64,10 @@ def serve(
         ) from None
     model, processor = load(name, device=device, dtype=dtype, revision=revision)
 
-    def run(request: Request, stop: threading.Event) -> Iterator[trace.Event]:
-        return race(
-            model,
-            processor,
-            list(request.images),
-            request.question,
-            request.policies,
-            max_new_tokens=request.max_new_tokens,
-            mode=request.mode,
-            batch=request.batch,
-            temperature=request.temperature,
-            top_p=request.top_p,
-            seed=request.seed,
-            stop=stop,
-            repeats=request.repeats,
-            scores=request.scores,
-        )
-
+    run = functools.partial(scheduler.run, model, processor)
     bundled = name == "tiny"
-    warm = Request((scenes.draw(0).image,), "Describe the picture.", (Full(), AVL(S=45, C=30, K=3, P=90, T=60)), max_new_tokens=6)
+    policies = (Full(), AVL(S=45, C=30, K=3, P=90, T=60))
+    warm = GenerationRequest((scenes.draw(0).image,), "Describe the picture.", policies, max_new_tokens=6)
     start = next(event for event in list(run(warm, threading.Event())) if isinstance(event, trace.Start))
     hardware = start.machine.get("gpu") or start.machine.get("cpu")
     about = About(

@@ -1,21 +1,22 @@
-"""What a visitor may set: policies and their ranges, presets, limits; and the door every request passes.
+"""What a visitor may set: sliders and limits, presets, predictions; and the check that every request passes.
 
-Whatever reaches :func:`prepare` is hostile until checked: the page's own widgets and a raw HTTP call arrive the same way.
+Whatever reaches :func:`prepare` is hostile until checked: the page's own widgets and a raw HTTP call arrive the same way. Policies, their
+parameters and ranges come from the registry (avl/policies), predictions from the cost model (avl/policies/cost.py).
 """
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
-from avl.models import images as pictures
-from avl.policies import TABLE_3
-from avl.ui.queue import Request
+from avl.engine.request import MODES, GenerationRequest
+from avl.policies import AVL, POLICIES, TABLE_3, Full, Param, Policy, PromptShape
+from avl.policies.cost import mean_cost, step_cost
+from avl.ui.queue import sentence
 
 MAX_QUESTION = 2_000
 MAX_BATCH = 256
@@ -25,63 +26,58 @@ MAX_SCORES = 5_000_000
 """Attention weights of a run that the page records at most: image tokens x layers x passes of all arms. They travel as two bytes each."""
 
 
-@dataclass(frozen=True)
-class Parameter:
-    """One slider of a policy. ``off``: the value may be None, the table's "–"."""
-
-    key: str
-    label: str
-    low: int
-    high: int
-    default: int | None
-    off: bool = False
-    unit: str = "%"
-    help: str = ""
+def start_value(one: Param) -> Any:
+    """Return the value that a parameter starts with on the page and in the API."""
+    return one.default if one.choices else one.start
 
 
-POLICIES: dict[str, tuple[str, tuple[Parameter, ...]]] = {
-    "Full": ("Full attention", ()),
-    "AVL": (
-        "A-VL",
-        (
-            Parameter("S", "secondary", 1, 100, 45, help="share of image tokens kept in memory after prefill"),
-            Parameter("C", "core", 1, 100, 30, off=True, help="share of image tokens read at every step; off reads all that is kept"),
-            Parameter("K", "update every", 1, 32, 3, unit="steps", help="every K-th step reads all kept tokens and chooses the core anew"),
-            Parameter("P", "prefill keeps", 1, 100, 90, off=True, help="share of image tokens that stay in prefill after the second layer"),
-            Parameter("T", "text window", 1, 100, 60, off=True, help="share of the text length that the text cache may hold"),
-        ),
-    ),
-    "H2O": (
-        "H2O",
-        (
-            Parameter("keep", "keeps", 1, 100, 50, help="share of the full cache that stays"),
-            Parameter("recent", "recent part", 1, 100, 75, help="share of what stays that is simply the most recent"),
-        ),
-    ),
-    "FastV": (
-        "FastV",
-        (
-            Parameter("layer", "after layer", 1, 80, 2, unit="", help="image tokens leave after this many layers"),
-            Parameter("keep", "keeps", 1, 100, 50, help="share of image tokens that stay"),
-        ),
-    ),
-    "StreamingLLM": (
-        "StreamingLLM",
-        (
-            Parameter("keep", "keeps", 1, 100, 50, help="share of the full cache that stays"),
-            Parameter("sinks", "sink tokens", 0, 64, 4, unit="", help="first tokens that always stay"),
-        ),
-    ),
-}
+def catalog(layers: int | None = None) -> dict[str, Any]:
+    """Return what the page needs to draw each policy's settings: title, sliders, presets, and whether a parameter sets what is stored.
+
+    Args:
+        layers: decoder layers of the model, which bound sliders that count layers; None for no bound.
+    """
+    return {
+        name: {
+            "title": cls.title,
+            "budget": cls.budget is not None,
+            "presets": presets() if cls is AVL else [],
+            "parameters": [_slider(one, layers) for one in cls.params()],
+        }
+        for name, cls in POLICIES.items()
+    }
+
+
+def _slider(one: Param, layers: int | None) -> dict[str, Any]:
+    # nothing follows the last layer
+    high = max(one.low, min(one.high, layers - 1)) if one.unit == "layers" and layers else one.high
+    return {
+        "key": one.name,
+        "label": one.label,
+        "help": one.help,
+        "unit": one.unit,
+        "low": one.low,
+        "high": high,
+        "step": 2 if one.odd else 1,
+        "default": start_value(one),
+        "off": one.optional,
+        "choices": one.choices,
+    }
+
+
+def examples() -> list[str]:
+    """Return the settings of every policy as JSON, for the API's documentation."""
+    return [json.dumps({"policy": name, **{one.name: start_value(one) for one in cls.params()}}) for name, cls in POLICIES.items()]
 
 
 def presets() -> list[dict[str, Any]]:
-    """The rows of Table 3 for the page's preset menu."""
+    """Return the rows of Table 3 for the page's preset menu. Without a core there is nothing to update, so such a row leaves K as it is."""
     rows = []
     for key, name, settings in TABLE_3:
         for S, C, K, P, T in settings:
             words = " ".join(f"{letter}{'–' if value is None else value}" for letter, value in zip("SCKPT", (S, C, K, P, T), strict=True))
-            rows.append({"model": key, "label": f"{name}: {words}", "params": {"S": S, "C": C, "K": K or 3, "P": P, "T": T}})
+            params = {"S": S, "C": C, **({} if K is None else {"K": K}), "P": P, "T": T}
+            rows.append({"model": key, "label": f"{name}: {words}", "params": params})
     return rows
 
 
@@ -97,23 +93,21 @@ class About:
     device: str
     dtype: str
     bundled: bool = False
-    revision: str = ""
     machine: str = ""
     max_tokens: int = 256
     default_tokens: int = 64
-    hosted: str = ""
     preset: str = ""
     notes: tuple[str, ...] = field(default_factory=tuple)
 
 
 def settings(about: About) -> dict[str, Any]:
-    """The settings the page opens with: full attention against A-VL with the last row of Table 3 for this model, if it is in the table."""
-    avl = {"policy": "AVL", **{p.key: p.default for p in POLICIES["AVL"][1]}}
+    """Return the settings that the page opens with: full attention against A-VL, with the model's last row of Table 3 where it has one."""
+    avl = {"policy": AVL.name, **{one.name: start_value(one) for one in AVL.params()}}
     rows = [row for row in presets() if row["model"] == about.preset]
     if rows:
         avl |= rows[-1]["params"]
     return {
-        "arms": [{"policy": "Full"}, avl],
+        "arms": [{"policy": Full.name}, avl],
         "max_new_tokens": about.default_tokens,
         "mode": "race",
         "batch": 1,
@@ -126,7 +120,7 @@ def settings(about: About) -> dict[str, Any]:
 
 
 def number(data: dict[str, Any], key: str, low: float, high: float, default: float | None = None, *, whole: bool = True) -> Any:
-    """One number of a hostile mapping, or a ValueError that names it, its value and its range."""
+    """Return one number of a hostile mapping, or raise ValueError that names it, its value and its range."""
     value = data.get(key, default)
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise ValueError(f"{key} must be a number from {low:g} to {high:g}, not {str(value)[:40]!r}.")
@@ -137,85 +131,158 @@ def number(data: dict[str, Any], key: str, low: float, high: float, default: flo
     return int(value) if whole else float(value)
 
 
-def policy(choice: Any) -> Any:
-    """One arm's settings, ``{"policy": "AVL", "S": 45, …}`` -> the policy object. Raises ValueError with one sentence."""
-    import avl
+def policy(choice: Any) -> Policy:
+    """Return the policy of one arm's settings, ``{"policy": "AVL", "S": 45, …}``.
 
-    if not isinstance(choice, dict) or choice.get("policy") not in POLICIES:
+    Raises:
+        ValueError: no such policy, or a value out of range; one sentence.
+    """
+    name = choice.get("policy") if isinstance(choice, dict) else None
+    if not isinstance(name, str) or name not in POLICIES:
         raise ValueError(f"Each arm needs a policy: one of {', '.join(POLICIES)}.")
-    name = choice["policy"]
+    return POLICIES[name](**{one.name: _parameter(choice, one) for one in POLICIES[name].params()})
+
+
+def _parameter(choice: dict[str, Any], one: Param) -> Any:
+    value = choice.get(one.name, start_value(one))
+    if one.choices:
+        if value not in one.choices:
+            raise ValueError(f"{one.name} must be {' or '.join(f'“{word}”' for word in one.choices)}, not {str(value)[:40]!r}.")
+        return value
+    return None if one.optional and value is None else number({one.name: value}, one.name, one.low, one.high)
+
+
+def at_stored(choice: Any, fraction: float, about: About) -> dict[str, Any]:
+    """Return the parameters with which an arm stores ``fraction`` of the full cache, as near as sliders come.
+
+    Raises:
+        ValueError: bad settings, or the policy cannot store that share; one sentence.
+    """
+    fitted = policy(choice).at_stored(fraction, about.n_image, about.n_text, about.layers)
     values: dict[str, Any] = {}
-    for parameter in POLICIES[name][1]:
-        value = choice.get(parameter.key, parameter.default)
-        off = parameter.off and value is None
-        values[parameter.key] = None if off else number({parameter.key: value}, parameter.key, parameter.low, parameter.high)
-    return getattr(avl, name)(**values)
-
-
-def at_stored(choice: Any, fraction: Any, about: About) -> dict[str, Any]:
-    """An arm's settings changed so that it stores ``fraction`` of the full cache; ``{"error": …}`` with one sentence where it cannot."""
-    try:
-        share = number({"fraction": fraction}, "fraction", 0.001, 1, whole=False)
-        fitted = policy(choice).at_stored(share, about.n_image, about.n_text, about.layers)
-        values: dict[str, Any] = {}
-        for parameter in POLICIES[choice["policy"]][1]:
-            value = getattr(fitted, parameter.key)
-            values[parameter.key] = None if value is None else max(parameter.low, min(parameter.high, round(value)))
-    except ValueError as error:
-        return {"error": str(error)}
+    for one in fitted.params():
+        value = getattr(fitted, one.name)
+        values[one.name] = max(one.low, min(one.high, round(value))) if isinstance(value, int | float) else value
     return values
 
 
-def picture(path: Any) -> Image.Image:
-    """Open an upload: upright, RGB, not too large. Raises ValueError with one sentence, which never names a path of the server."""
+def equal(chosen: Any, index: Any, about: About) -> dict[str, Any]:
+    """Return the parameters with which arm ``index`` stores as much as the other one; ``{"error": sentence}`` where it cannot."""
+    try:
+        checked = check(chosen, about)
+        if isinstance(index, bool) or index not in (0, 1) or len(checked["policies"]) != 2:
+            raise ValueError("There is no other arm to compare with.")
+        return at_stored(chosen["arms"][index], _shares(checked["policies"][1 - index], _shape(checked, about))[0], about)
+    except ValueError as error:
+        return {"error": sentence(error)}
+
+
+def predict(chosen: Any, about: About) -> dict[str, Any]:
+    """Return what the arms of some settings will store and read, before any run, for a prompt as long as the warm-up's.
+
+    Args:
+        chosen: settings, as for :func:`prepare`.
+        about: the model that is asked.
+
+    Returns:
+        ``arms``: of each ``stored`` and ``read``, shares of full attention, means over the decode steps, and ``peak``, the most bytes
+        that one row takes, or ``error``, one sentence; ``full``: bytes that full attention stores, all rows, mean over the decode steps.
+        Where the settings themselves are wrong, ``error`` alone.
+    """
+    try:
+        checked = check(chosen, about, policies=False)
+    except ValueError as error:
+        return {"error": sentence(error)}
+    shape = _shape(checked, about)
+    token = about.token_bytes / about.layers
+
+    def arm(choice: Any) -> dict[str, Any]:
+        try:
+            chosen_policy = policy(choice)
+            chosen_policy.check_model(about.layers)
+        except ValueError as error:
+            return {"error": sentence(error)}
+        stored, read = _shares(chosen_policy, shape)
+        # during prefill one layer at a time holds the whole prompt
+        peak = (step_cost(chosen_policy, shape, shape.max_new_tokens - 1).stored + shape.length) * token
+        return {"stored": stored, "read": read, "peak": peak}
+
+    return {"arms": [arm(choice) for choice in chosen["arms"]], "full": mean_cost(Full(), shape).stored * token * checked["batch"]}
+
+
+def _shape(checked: dict[str, Any], about: About) -> PromptShape:
+    return PromptShape(about.n_image, about.n_text, checked["max_new_tokens"], about.layers)
+
+
+def _shares(one: Policy, shape: PromptShape) -> tuple[float, float]:
+    """Stored and read, as shares of full attention, means over the decode steps."""
+    cost, full = mean_cost(one, shape), mean_cost(Full(), shape)
+    return cost.stored / full.stored, cost.read / full.read
+
+
+def upload(path: Any) -> Path:
+    """Return the file of an upload. Raise ValueError with one sentence, which never names a path of the server."""
     if not path:
         raise ValueError("There is no picture yet: upload one, pick an example or press “New scene”.")
     if not Path(path).is_file():
         raise ValueError("The server no longer has this picture: choose it again.")
-    return pictures.open_image(Path(path))
+    return Path(path)
 
 
-def prepare(paths: Sequence[Any], question: Any, chosen: Any, about: About) -> Request:
-    """Check everything a visitor sent and build the request. Raises ValueError with one sentence, before anything runs.
+def check(chosen: Any, about: About, *, policies: bool = True) -> dict[str, Any]:
+    """Check settings; return the fields of a :class:`GenerationRequest` that they give, ``policies`` only where they are asked for.
 
-    Args:
-        paths: the pictures, in the order in which the question has them.
-        question, chosen: what was typed and set. about: the model that is asked.
+    Raises:
+        ValueError: a setting is missing or out of range; one sentence.
     """
-    if not isinstance(question, str) or not question.strip():
-        raise ValueError("The question is empty: type one, or pick one of the suggestions.")
-    if len(question) > MAX_QUESTION:
-        raise ValueError(f"The question is too long: {len(question)} characters, {MAX_QUESTION} at most.")
     if not isinstance(chosen, dict):
         raise ValueError("The settings are missing: reload the page.")
     arms = chosen.get("arms")
     if not isinstance(arms, list) or not 1 <= len(arms) <= 2:
         raise ValueError("Choose one or two arms to compare.")
-    policies = tuple(policy(arm) for arm in arms)
-    mode = chosen.get("mode", "race")
-    if mode not in ("race", "isolated"):
-        raise ValueError("The mode must be “race” or “isolated”.")
+    checked: dict[str, Any] = {"policies": tuple(policy(arm) for arm in arms)} if policies else {}
+    mode = chosen.get("mode", MODES[0])
+    if mode not in MODES:
+        raise ValueError(f"The mode must be {' or '.join(f'“{word}”' for word in MODES)}.")
     seed = chosen.get("seed")
     scores = chosen.get("scores", False)
     if not isinstance(scores, bool):
         raise ValueError("The scores must be true or false.")
-    request = Request(
-        images=(),
-        question=question.strip(),
-        policies=policies,
-        max_new_tokens=number(chosen, "max_new_tokens", 1, about.max_tokens, about.default_tokens),
-        mode=mode,
-        batch=number(chosen, "batch", 1, MAX_BATCH, 1),
-        temperature=number(chosen, "temperature", 0, 2, 0.0, whole=False),
-        top_p=number(chosen, "top_p", 0.01, 1, 1.0, whole=False),
-        seed=None if seed is None else number(chosen, "seed", 0, 2**31 - 1),
-        repeats=number(chosen, "repeats", 1, MAX_REPEATS, 1),
-        scores=scores,
-    )
-    weights = about.n_image * about.layers * request.max_new_tokens * len(policies)
+    checked |= {
+        "max_new_tokens": number(chosen, "max_new_tokens", 1, about.max_tokens, about.default_tokens),
+        "mode": mode,
+        "batch": number(chosen, "batch", 1, MAX_BATCH, 1),
+        "temperature": number(chosen, "temperature", 0, 2, 0.0, whole=False),
+        "top_p": number(chosen, "top_p", 0.01, 1, 1.0, whole=False),
+        "seed": None if seed is None else number(chosen, "seed", 0, 2**31 - 1),
+        "repeats": number(chosen, "repeats", 1, MAX_REPEATS, 1),
+        "scores": scores,
+    }
+    weights = about.n_image * about.layers * checked["max_new_tokens"] * len(arms)
     if scores and weights > MAX_SCORES:
-        most = MAX_SCORES * request.max_new_tokens // weights
+        most = MAX_SCORES * checked["max_new_tokens"] // weights
         raise ValueError(f"Recording the attention of so many tokens would take too much memory: {most} new tokens at most with it.")
+    return checked
+
+
+def prepare(paths: Sequence[Any], question: Any, chosen: Any, about: About) -> GenerationRequest:
+    """Check everything a visitor sent and build the request, before anything runs.
+
+    Args:
+        paths: the pictures, in the order in which the question has them.
+        question: what was typed.
+        chosen: what was set.
+        about: the model that is asked.
+
+    Raises:
+        ValueError: one sentence.
+    """
+    if not isinstance(question, str) or not question.strip():
+        raise ValueError("The question is empty: type one, or pick one of the suggestions.")
+    if len(question) > MAX_QUESTION:
+        raise ValueError(f"The question is too long: {len(question)} characters, {MAX_QUESTION} at most.")
+    checked = check(chosen, about)
     if len(paths) > MAX_PICTURES:
         raise ValueError(f"There are too many pictures: {MAX_PICTURES} at most.")
-    return Request(**{**vars(request), "images": tuple(picture(path) for path in paths or [None])})
+    files: Any = [upload(path) for path in paths or [None]]
+    return GenerationRequest(files, question.strip(), **checked)

@@ -6,6 +6,7 @@ import pickle
 import threading
 
 import oracle
+import policy_cases
 import pytest
 import torch
 from random_models import ARCHITECTURES, LAYERS, build_model, encode, picture, request, shared_processor
@@ -48,6 +49,21 @@ def test_order_of_events(architecture, model, processor):
     end = trace.of(End)[0]
     assert end.reason == "length"
     assert list(end.tokens) == [trace.of(Prefill)[0].token, *(step.token for step in trace.of(Step))]
+
+
+@pytest.mark.parametrize("policy", [*policy_cases.POLICIES, avl.AVL(S=60, C=10, K=2, update="after")], ids=lambda policy: policy.label)
+def test_a_run_carries_its_prediction(policy, small):
+    trace = run(*small, policy)
+    arm = trace.start.arms[0]
+    assert (arm.title, arm.label) == (policy.title, policy.label)
+    assert list(arm.predicted) == [(step.stored, step.read) for step in trace.of(Step)]
+    pruned = [sets.pruned for sets in trace.of(Sets) if sets.pruned]
+    assert (arm.pruned_from is not None) == bool(pruned)
+    if arm.pruned_from is not None:
+        left = unpack_bits(pruned[0], trace.start.n_image)
+        holds_one = [bool((unpack_bits(stored, trace.start.n_image) & left).any()) for stored in trace.of(Sets)[0].stored]
+        assert not any(holds_one[arm.pruned_from :])
+        assert any(holds_one[: arm.pruned_from])
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

@@ -38,3 +38,19 @@ def test_recorded_traces_open_and_are_whole(file):
         steps = recorded.of(trace.Step, arm)
         assert [step.t for step in steps] == list(range(1, len(steps) + 1))
         assert len(recorded.of(trace.Scores, arm)) == len(steps) + 1
+
+
+def test_recordings_from_before_predictions_open():
+    document = json.loads((FOLDER / "scene.json").read_text("utf-8"))
+    for arm in document["events"][0]["arms"]:
+        for field in ("title", "pruned_from", "predicted"):
+            del arm[field]
+    recorded = trace.Trace.from_json(json.dumps(document))
+    assert [(arm.title, arm.pruned_from, arm.predicted) for arm in recorded.start.arms] == [("", None, ())] * 2
+
+
+def test_an_unknown_field_of_an_arm_is_one_sentence():
+    document = json.loads((FOLDER / "scene.json").read_text("utf-8"))
+    document["events"][0]["arms"][0]["color"] = "red"
+    with pytest.raises(ValueError, match=r"bad start event: .*color"):
+        trace.Trace.from_json(json.dumps(document))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import threading
 import time
 from collections.abc import Iterator
@@ -11,7 +10,9 @@ from typing import Any
 import numpy as np
 
 from avl import trace
-from avl.ui.queue import Request
+from avl.engine.request import GenerationRequest
+from avl.policies import Policy, PromptShape
+from avl.policies.cost import layer_cost, pruned_from, step_cost
 from avl.ui.settings import About
 
 ANSWER = "The picture shows a small red house beside a tall green tree , a white sign with the word BREAD and a price tag of 12 dollars ."
@@ -70,7 +71,7 @@ class Fake:
         self.active = 0
         self.most_active = 0
 
-    def __call__(self, request: Request, stop: threading.Event) -> Iterator[trace.Event]:
+    def __call__(self, request: GenerationRequest, stop: threading.Event) -> Iterator[trace.Event]:
         self.active += 1
         self.most_active = max(self.most_active, self.active)
         self.log.append("begin")
@@ -82,10 +83,11 @@ class Fake:
             self.active -= 1
             self.log.append("freed")
 
-    def _start(self, request: Request) -> trace.Start:
+    def _start(self, request: GenerationRequest) -> trace.Start:
         size = request.images[0].size
         blocks, n_image = grids(self.side, size, self.kind)
-        arms = tuple(trace.Arm(policy.label, policy.to_dict(), "reference (torch)") for policy in request.policies)
+        shape = PromptShape(n_image, 40, request.max_new_tokens, self.layers)
+        arms = tuple(self._arm(policy, shape) for policy in request.policies)
         images = (size,) * (2 if self.kind == "two" else 1)
         return trace.Start(
             arms=arms,
@@ -109,7 +111,13 @@ class Fake:
             seed=request.seed,
         )
 
-    def _run(self, request: Request, stop: threading.Event) -> Iterator[trace.Event]:
+    @staticmethod
+    def _arm(policy: Policy, shape: PromptShape) -> trace.Arm:
+        costs = [step_cost(policy, shape, t) for t in range(1, shape.max_new_tokens)]
+        predicted = tuple((int(cost.stored), int(cost.read)) for cost in costs)
+        return trace.Arm(policy.label, policy.to_dict(), "reference (torch)", policy.title, pruned_from(policy, shape), predicted)
+
+    def _run(self, request: GenerationRequest, stop: threading.Event) -> Iterator[trace.Event]:
         start = self._start(request)
         yield start
         arms = [_Arm(self, start, index, policy) for index, policy in enumerate(request.policies)]
@@ -150,6 +158,7 @@ class _Arm:
         self.kept = self.pruned = None
         self.peak = 0
         n, layers = start.n_image, start.layers
+        self.shape = PromptShape(n, start.n_text, start.limit, layers)
         # smooth bumps that differ per layer, so that pictures look like attention
         centres = self.rng.uniform(0, 1, (layers, 3, 2))
         at = np.array([[(i % fake.side) / fake.side, (i // fake.side % fake.side) / fake.side] for i in range(n)])
@@ -181,12 +190,9 @@ class _Arm:
         n = start.n_image
         counts = [self._counts(layer) for layer in range(start.layers)]
         entry = start.token_bytes // start.layers
-        # with T the window holds at most W entries; the made-up engine keeps it simple and exact
-        window = self._window()
-        text_now = min(start.n_text + self.t, window)
         update = self.policy.is_update(self.t) if self.t else False
-        stored = sum(image + text_now for image, _ in counts)
-        read = sum((image if update else core) + min(start.n_text + self.t, window + 1) for image, core in counts)
+        costs = [layer_cost(self.policy, self.shape, layer, self.t) for layer in range(start.layers)]
+        stored, read = (int(sum(getattr(cost, name) for cost in costs)) for name in ("stored", "read"))
         rows = start.batch
         self.peak = max(self.peak, rows * (stored + (n - counts[0][0] if self.t == 0 else 0)) * entry)
         if self.t == 0:
@@ -195,7 +201,7 @@ class _Arm:
                 ms,
                 token,
                 text,
-                tuple(rows * (image + text_now) for image, _ in counts),
+                tuple(int(rows * cost.stored) for cost in costs),
                 rows * stored * entry,
                 rows * (stored + n - counts[0][0]) * entry,
             )
@@ -217,8 +223,8 @@ class _Arm:
             )
             if update and self.kept is not None and counts[-1][1] < counts[-1][0]:
                 yield trace.Sets(self.index, self.t, None, self._top(self._scores(), counts[-1][1], self.kept))
-            elif self.policy.name == "H2O":
-                yield trace.Sets(self.index, self.t, self._top(self._scores(), n // 2), None)
+            elif not self.policy.pins_image and (seen := self.policy.observe(0, self.shape)) and seen.decode:
+                yield trace.Sets(self.index, self.t, self._top(self._scores(), counts[0][0]), None)
         if self.t % 4 == 0:
             used = 173_000_000 if fake.device_bytes else None
             note = "" if fake.device_bytes else "n/a (no NVIDIA GPU)"
@@ -232,10 +238,11 @@ class _Arm:
         if self.policy.name in ("Full", "StreamingLLM"):
             return
         pruned = None
-        if getattr(self.policy, "P", None):
-            order = np.argsort(-scores[1])[math.ceil(self.policy.P * n / 100) :]
+        left = pruned_from(self.policy, self.shape)
+        if left is not None:
+            order = np.argsort(-scores[left - 1])[self.policy.present(left, self.shape) :]
             pruned = trace.pack_bits(order.tolist(), n)
-            scores[2:, order] = -1
+            scores[left:, order] = -1
         stored = tuple(self._top(scores[layer : layer + 1], image)[0] for layer, (image, _) in enumerate(counts))
         self.kept = np.stack([trace.unpack_bits(bits, n) for bits in stored])
         core = None
@@ -249,16 +256,11 @@ class _Arm:
         generated = min(0.3, 0.02 * t)
         return trace.Scores(self.index, t, packed, tuple((0.4 - generated, 0.3, 0.3, generated) for _ in scores))
 
-    def _window(self) -> int:
-        share = getattr(self.policy, "T", None)
-        return 10**9 if share is None else math.ceil(share / 100 * (self.start.n_text + self.start.limit))
-
     def _counts(self, layer: int) -> tuple[int, int]:
-        n = self.start.n_image
-        if self.policy.name == "H2O":
-            return n // 2, n // 2
-        image = min(self.policy.store(layer, n, 40, self.start.limit).image or n // 2, n)
-        core = self.policy.select(layer, n)
+        """Image tokens that a layer stores and reads; where images are not pinned, their share of what it stores."""
+        budget, n = self.policy.store(layer, self.shape), self.start.n_image
+        image = budget.image if self.policy.pins_image else budget.start(self.shape.length) * n // self.shape.length
+        core = self.policy.select(layer, self.shape)
         return image, image if core is None else core
 
     def end(self, reason: str) -> trace.End:

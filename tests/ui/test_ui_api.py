@@ -13,8 +13,10 @@ from fake import Fake, about
 from gradio.utils import get_upload_folder
 from PIL import Image
 
+from avl.engine.request import GenerationRequest
+from avl.policies import POLICIES
 from avl.ui import api, page
-from avl.ui.queue import Request, ThreadTransport
+from avl.ui.queue import ThreadTransport
 
 
 def uri(path: Path) -> str:
@@ -47,7 +49,7 @@ def test_several_pictures_reach_the_engine_in_order(picture: Path, tmp_path: Pat
     Image.new("RGB", (30, 50)).save(other)
     seen: list[tuple[int, int]] = []
 
-    def race(request: Request, stop: Any) -> Any:
+    def race(request: GenerationRequest, stop: Any) -> Any:
         seen.extend(image.size for image in request.images)
         yield from Fake(pace=0, prefill=0)(request, stop)
 
@@ -113,5 +115,10 @@ def test_the_page_offers_it_with_types() -> None:
         assert [parameter["parameter_name"] for parameter in endpoint["parameters"]][:3] == ["image", "question", "arms"]
         assert endpoint["parameters"][1]["type"]["type"] == "string"
         assert len(endpoint["returns"]) == 1
+        told = next(fn.fn for fn in built.blocks.fns.values() if fn.api_name == "compare").__doc__
+        for name, policy in POLICIES.items():
+            assert f'{{"policy": "{name}"' in told
+            assert all(f'"{one.name}": ' in told for one in policy.params())
+        assert "POLICIES" not in told
     finally:
         built.transport.close()

@@ -5,12 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import policy_cases
 import pytest
 from fake import about
 from PIL import Image
 
 import avl
 from avl.models import images as pictures
+from avl.policies import POLICIES
+from avl.policies.cost import step_cost
 from avl.ui import settings as controls
 
 
@@ -49,6 +52,9 @@ def test_several_pictures_keep_their_order(picture: Path, tmp_path: Path) -> Non
         ({"policy": "FastV", "layer": 3, "keep": 40}, avl.FastV(layer=3, keep=40)),
         ({"policy": "StreamingLLM", "sinks": 0}, avl.StreamingLLM(sinks=0)),
         ({"policy": "Full", "S": "ignored"}, avl.Full()),
+        (avl_arm(update="after"), avl.AVL(S=45, C=30, K=3, P=90, T=60, update="after")),
+        ({"policy": "SnapKV", "pool": 9}, avl.SnapKV(pool=9)),
+        ({"policy": "PyramidKV", "beta": 5}, avl.PyramidKV(beta=5)),
     ],
 )
 def test_an_arms_settings_become_its_policy(arm: dict[str, Any], policy: Any) -> None:
@@ -76,6 +82,10 @@ def test_an_arms_settings_become_its_policy(arm: dict[str, Any], policy: Any) ->
         ("q", {"arms": [avl_arm(C=60)]}, "C"),
         ("q", {"arms": [avl_arm(K=0)]}, "K must be"),
         ("q", {"arms": [avl_arm(K=2.5)]}, "whole number"),
+        ("q", {"arms": [avl_arm(update="never")]}, "update must be “every” or “after”"),
+        ("q", {"arms": [avl_arm(update=["every"])]}, "update must be"),
+        ("q", {"arms": [{"policy": ["AVL"]}]}, "one of Full, AVL, H2O, SnapKV, PyramidKV, FastV, StreamingLLM."),
+        ("q", {"arms": [{"policy": "SnapKV", "pool": 4}]}, "an odd number"),
         ("q", {"max_new_tokens": 0}, "max_new_tokens must be"),
         ("q", {"max_new_tokens": 10**9}, "max_new_tokens must be"),
         ("q", {"batch": 10**6}, "batch must be"),
@@ -149,8 +159,12 @@ def junk(tmp_path: Path, name: str) -> str | None:
 )
 def test_bad_pictures_are_one_sentence(tmp_path: Path, name: str, word: str) -> None:
     with pytest.raises(ValueError, match=word) as caught:
-        controls.picture(junk(tmp_path, name))
+        controls.prepare([junk(tmp_path, name)], "q", settings(), about())
     assert str(tmp_path) not in str(caught.value)
+
+
+def opened(path: Path) -> Image.Image:
+    return controls.prepare([str(path)], "q", settings(), about()).images[0]
 
 
 def test_pictures_are_upright_and_opaque(tmp_path: Path) -> None:
@@ -158,9 +172,9 @@ def test_pictures_are_upright_and_opaque(tmp_path: Path) -> None:
     exif = turned.getexif()
     exif[274] = 6
     turned.save(tmp_path / "turned.jpg", exif=exif)
-    assert controls.picture(str(tmp_path / "turned.jpg")).size == (20, 40)
+    assert opened(tmp_path / "turned.jpg").size == (20, 40)
     Image.new("RGBA", (8, 8), (255, 0, 0, 0)).save(tmp_path / "clear.png")
-    assert controls.picture(str(tmp_path / "clear.png")).getpixel((4, 4)) == (255, 255, 255)
+    assert opened(tmp_path / "clear.png").getpixel((4, 4)) == (255, 255, 255)
 
 
 def test_presets_are_rows_of_table_3_and_agree_with_the_library() -> None:
@@ -182,13 +196,61 @@ def test_the_picture_sent_to_the_player_stays_below_1500_kb(tmp_path: Path) -> N
     assert len(uri) < 1_500_000
 
 
-def test_at_stored_fits_the_parameters_to_a_stored_share() -> None:
-    facts = about()
-    fitted = controls.at_stored({"policy": "H2O", "keep": 90, "recent": 75}, 0.48, facts)
-    assert fitted == {"keep": 48, "recent": 75}
-    avl_fitted = controls.at_stored(avl_arm(), 0.3, facts)
-    assert avl_fitted["C"] <= avl_fitted["S"] < 45
+def test_equal_fits_the_parameters_to_the_other_arms_stored_share() -> None:
+    def fit(arm: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+        return controls.equal(settings(arms=[other, arm]), 1, about())
+
+    h2o = {"policy": "H2O", "keep": 48, "recent": 75}
+    assert fit({"policy": "H2O", "keep": 90, "recent": 75}, h2o) == {"keep": 46, "recent": 75}, "shares of the longest answer's mean"
+    fitted = fit(avl_arm(update="after"), {"policy": "SnapKV", "keep": 30})
+    assert fitted["C"] <= fitted["S"] < 45
+    assert fitted["update"] == "after"
     for hostile in (None, "x", {}, {"policy": "AVL", "S": -1}):
-        assert "error" in controls.at_stored(hostile, 0.5, facts)
-    assert "error" in controls.at_stored(avl_arm(), "much", facts)
-    assert "error" in controls.at_stored({"policy": "Full"}, 0.5, facts)
+        assert "error" in fit(hostile, h2o)
+        assert "error" in controls.equal(hostile, 1, about())
+    for index in (2, -1, None, "1", True, [0]):
+        assert "error" in controls.equal(settings(arms=[h2o, avl_arm()]), index, about())
+    assert "error" in fit({"policy": "Full"}, h2o)
+    assert "error" in controls.equal(settings(arms=[h2o]), 0, about())
+
+
+def test_the_catalog_has_every_registered_policy() -> None:
+    found = controls.catalog(layers=8)
+    assert list(found) == list(POLICIES)
+    for name, entry in found.items():
+        assert entry["title"] == POLICIES[name].title
+        assert [one["key"] for one in entry["parameters"]] == [one.name for one in POLICIES[name].params()]
+        values = {"policy": name, **{one["key"]: one["default"] for one in entry["parameters"]}}
+        controls.policy(values)
+        for one in entry["parameters"]:
+            coupled = {"S": {"C": 1}, "C": {"S": 100}}.get(one["key"], {})
+            for value in one["choices"] or range(one["low"], one["high"] + 1, one["step"]):
+                controls.policy({**values, **coupled, one["key"]: value})
+    sliders = {one["key"]: one for one in found["PyramidKV"]["parameters"]}
+    assert sliders["pool"]["step"] == 2
+    assert next(one for one in found["FastV"]["parameters"] if one["key"] == "layer")["high"] == 7
+    assert next(one for one in controls.catalog()["FastV"]["parameters"] if one["key"] == "layer")["high"] == 80
+
+
+@pytest.mark.parametrize("policy", [*policy_cases.POLICIES, avl.AVL(S=45, C=30, K=3, update="after")], ids=lambda policy: policy.label)
+def test_predictions_come_from_the_cost_model(policy: avl.Policy) -> None:
+    facts = about()
+    shape = avl.PromptShape(facts.n_image, facts.n_text, 20, facts.layers)
+    choice = {"policy" if key == "name" else key: value for key, value in policy.to_dict().items()}
+    told = controls.predict(settings(arms=[{"policy": "Full"}, choice], max_new_tokens=20, batch=3), facts)
+    costs, full = ([step_cost(one, shape, t) for t in range(1, 20)] for one in (policy, avl.Full()))
+    token = facts.token_bytes / facts.layers
+    assert told["arms"][0]["stored"] == told["arms"][0]["read"] == 1
+    assert told["arms"][1]["stored"] == pytest.approx(sum(cost.stored for cost in costs) / sum(cost.stored for cost in full))
+    assert told["arms"][1]["read"] == pytest.approx(sum(cost.read for cost in costs) / sum(cost.read for cost in full))
+    assert told["arms"][1]["peak"] == pytest.approx((costs[-1].stored + shape.length) * token)
+    assert told["full"] == pytest.approx(sum(cost.stored for cost in full) / 19 * token * 3)
+
+
+def test_predictions_of_wrong_settings_are_one_sentence() -> None:
+    assert controls.predict(settings(batch=999), about()) == {"error": "Batch must be from 1 to 256, not 999."}
+    for hostile in (None, [], "x", {"arms": 5}):
+        assert list(controls.predict(hostile, about())) == ["error"]
+    arms = [{"policy": "PyramidKV", "pool": 4}, {"policy": "FastV", "layer": 70}]
+    told = controls.predict(settings(arms=arms), about())
+    assert ["odd" in told["arms"][0]["error"], "1 to 7" in told["arms"][1]["error"]] == [True, True]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import gc
 import random
 import time
@@ -14,8 +15,9 @@ from random_models import shared_model, shared_processor
 
 import avl
 from avl.cache.cache import AdaptiveCache
-from avl.engine import scheduler as engine
-from avl.ui.queue import Request, ThreadTransport, batches
+from avl.engine import scheduler
+from avl.engine.request import GenerationRequest
+from avl.ui.queue import ThreadTransport, batches
 
 pytestmark = pytest.mark.slow
 
@@ -31,25 +33,20 @@ def test_sixty_stops_leave_no_cache_behind() -> None:
     """The real engine behind the real line; two visitors who start, stop and go away at random moments."""
     model, processor = shared_model("llava"), shared_processor("llava")
 
-    def race(request: Request, stop: Any) -> Any:
-        return engine.race(
-            model, processor, list(request.images), request.question, request.policies, max_new_tokens=request.max_new_tokens, stop=stop
-        )
-
     seed = random.randrange(10**6)
     rng = random.Random(seed)
-    transport = ThreadTransport(race)
+    transport = ThreadTransport(functools.partial(scheduler.run, model, processor))
     policies = (avl.Full(), avl.AVL(S=45, C=30))
     before = len(caches())
     ended = []
 
     async def visitor(owner: str) -> None:
         for _ in range(CYCLES // 2):
-            job = transport.submit(Request((Image.new("RGB", (48, 48)),), "what is this ?", policies, max_new_tokens=40), owner)
+            job = transport.submit(GenerationRequest((Image.new("RGB", (48, 48)),), "what is this ?", policies, max_new_tokens=40), owner)
             patience = rng.uniform(0, 0.12)
 
             async def watch(job: Any = job) -> None:
-                async for _ in batches(transport, job, interval=0.01, beat=0.05):
+                async for _ in batches(transport, job, interval=0.01, heartbeat=0.05):
                     pass
 
             reader = asyncio.create_task(watch())

@@ -18,10 +18,10 @@ from PIL import Image
 
 import avl
 from avl import trace
+from avl.engine.request import GenerationRequest
 from avl.ui import components as player
 from avl.ui import gallery, page, report
 from avl.ui import settings as controls
-from avl.ui.queue import Request
 
 PAYLOADS = [
     "${alert(1)}",
@@ -175,7 +175,7 @@ def test_missing_batches_and_downloads(make: Any, picture: Path) -> None:
 
 
 def test_the_store_of_runs_is_bounded() -> None:
-    runs = report.Runs(places=3)
+    runs = report.Runs(capacity=3)
     for number in range(10):
         runs.add(str(number), trace.Trace())
     assert len(runs) == 3
@@ -205,7 +205,7 @@ def test_scripts_only_turn_constants_into_markup() -> None:
 
 def finished(text: str, question: str = "What?") -> trace.Trace:
     """A short made-up run, without a page."""
-    request = Request((Image.new("RGB", (32, 32)),), question, (avl.Full(), avl.AVL(S=45, C=30)), max_new_tokens=4)
+    request = GenerationRequest((Image.new("RGB", (32, 32)),), question, (avl.Full(), avl.AVL(S=45, C=30)), max_new_tokens=4)
     return trace.Trace(list(Fake(pace=0, prefill=0, text=[text])(request, threading.Event())))
 
 
@@ -228,14 +228,14 @@ def test_the_gallery_suits_the_model(bundled: bool) -> None:
     shelf = gallery.examples(bundled)
     assert len(shelf) >= 4
     for example in shelf:
-        assert controls.picture(str(example.path)).width >= 300
+        assert Image.open(example.path).width >= 300
         assert example.questions
         assert gallery.thumbnail(example.path).startswith("data:image/webp")
 
 
 def test_new_scene_examples_and_questions(make: Any) -> None:
     drawn = SimpleNamespace(
-        image=controls.picture(str(gallery.examples(True)[0].path)), questions=[SimpleNamespace(text="what is it", answer="a cup")]
+        image=Image.open(gallery.examples(True)[0].path), questions=[SimpleNamespace(text="what is it", answer="a cup")]
     )
     built = make(Fake(), scene=lambda seed: drawn)
     pick = handler(built, "pick")

@@ -16,11 +16,12 @@ from PIL import Image
 
 import avl
 from avl import trace
-from avl.ui.queue import Busy, Job, Request, ThreadTransport, ZeroGPUTransport, batches, sentence
+from avl.engine.request import GenerationRequest
+from avl.ui.queue import Busy, Job, ThreadTransport, ZeroGPUTransport, batches, sentence
 
 
-def request(tokens: int = 12, **changes: Any) -> Request:
-    return Request((Image.new("RGB", (48, 48)),), "What?", (avl.Full(), avl.AVL(S=45, C=30)), max_new_tokens=tokens, **changes)
+def request(tokens: int = 12, **changes: Any) -> GenerationRequest:
+    return GenerationRequest((Image.new("RGB", (48, 48)),), "What?", (avl.Full(), avl.AVL(S=45, C=30)), max_new_tokens=tokens, **changes)
 
 
 @pytest.fixture
@@ -37,7 +38,7 @@ def make() -> Iterator[Any]:
 
 
 async def drain(transport: ThreadTransport, job: Job) -> list[trace.Event]:
-    return [event async for batch in batches(transport, job, interval=0.01, beat=0.2) for event in batch]
+    return [event async for batch in batches(transport, job, interval=0.01, heartbeat=0.2) for event in batch]
 
 
 def test_a_run_arrives_whole_and_in_order(make: Any) -> None:
@@ -146,7 +147,7 @@ def test_nothing_of_a_run_stays_with_the_idle_worker(make: Any) -> None:
 
 
 def test_a_full_line_refuses_in_words(make: Any) -> None:
-    transport = make(Fake(pace=0.05), places=2)
+    transport = make(Fake(pace=0.05), capacity=2)
 
     async def go() -> None:
         transport.submit(request(), "a")
@@ -174,7 +175,7 @@ def test_a_failure_is_one_sentence_and_the_worker_lives(make: Any) -> None:
 
 
 def test_a_refusal_of_the_engine_is_a_sentence_of_the_page(make: Any) -> None:
-    def race(_: Request, __: threading.Event) -> Iterator[trace.Event]:
+    def race(_: GenerationRequest, __: threading.Event) -> Iterator[trace.Event]:
         raise ValueError("the prompt is longer than the model's context")
 
     transport = make(race)
@@ -198,7 +199,7 @@ def test_events_are_coalesced_and_silence_has_a_heartbeat(make: Any) -> None:
 
     async def go() -> list[int]:
         job = transport.submit(request(40), "a")
-        return [len(batch) async for batch in batches(transport, job, interval=0.05, beat=0.1)]
+        return [len(batch) async for batch in batches(transport, job, interval=0.05, heartbeat=0.1)]
 
     sizes = asyncio.run(go())
     assert sizes.count(0) >= 2
@@ -210,7 +211,7 @@ def test_zero_gpu_is_a_synchronous_generator_that_yields_before_prefill() -> Non
 
     def gpu(duration: Any) -> Any:
         def decorate(function: Any) -> Any:
-            def wrapped(one: Request) -> Any:
+            def wrapped(one: GenerationRequest) -> Any:
                 asked.append(duration(one))
                 return function(one)
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from avl.ui import gallery, report
 
 pytestmark = pytest.mark.browser
 
@@ -131,3 +134,41 @@ def test_the_report_plays_offline(serve: Any, tab: Any, tmp_path: Path) -> None:
     assert Path(waiting.value.path()).read_text().startswith("arm,policy")
     assert other.errors == []
     assert other.outside == []
+
+
+def test_a_chart_needs_no_table(tab: Any, tmp_path: Path) -> None:
+    recorded = gallery.recording(True)
+    assert recorded is not None
+    html = report.page(recorded)
+    marked = 'data-id=\\"deviceTable\\"'
+    assert html.count(marked) == 1
+    file = tmp_path / "report.html"
+    file.write_text(html.replace(marked, ""), "utf-8")
+    one = tab(file.as_uri())
+    one.page.goto(file.as_uri())
+    one.page.wait_for_selector(".avl-player[data-ready]", timeout=20_000)
+    one.page.locator("[data-id=memoryTable] summary").click()
+    one.until("document.querySelectorAll('[data-id=memoryTable] tbody tr').length > 10")
+    assert one.errors == []
+
+
+def test_a_recording_without_predictions_shows_dashes(tab: Any, tmp_path: Path) -> None:
+    recorded = gallery.recording(True)
+    assert recorded is not None
+    document = recorded.to_dict()
+    for arm in document["events"][0]["arms"]:
+        for field in ("title", "pruned_from", "predicted"):
+            del arm[field]
+    for known, name in ((True, "new"), (False, "old")):
+        file = tmp_path / f"{name}.html"
+        html = report.page(recorded)
+        if not known:
+            html = html.replace(recorded.to_json().replace("<", "\\u003c"), json.dumps(document).replace("<", "\\u003c"))
+        file.write_text(html, "utf-8")
+        one = tab(file.as_uri())
+        one.page.goto(file.as_uri())
+        one.page.wait_for_selector(".avl-player[data-ready]")
+        shown = one.page.locator("[data-id=measured] tr").nth(1).locator("td").all_inner_texts()
+        assert len(shown) == 2
+        assert all(text.endswith("(–)") != known for text in shown), shown
+        assert one.errors == []

@@ -1,0 +1,264 @@
+"""What the page does when something is pressed: runs, examples and scenes, predictions, downloads."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import secrets
+import tempfile
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from starlette.requests import Request as HttpRequest
+from starlette.responses import JSONResponse
+
+from avl import trace
+from avl.engine.request import GenerationRequest
+from avl.models import images as pictures
+from avl.ui import report
+from avl.ui import settings as controls
+from avl.ui.gallery import Example
+from avl.ui.queue import Busy, Job, ThreadTransport, ZeroGPUTransport, batches, sentence
+from avl.ui.settings import About
+
+log = logging.getLogger(__name__)
+
+Scene = Callable[[int], Any]
+"""Draw the scene of a seed: an object with ``image`` and ``questions`` (each with ``text`` and ``answer``)."""
+
+_numbers = itertools.count(1)
+
+
+def message(**fields: Any) -> dict[str, Any]:
+    """Return one value for the player. The number makes every value differ, or the front end would skip a repeated one."""
+    return {"seq": next(_numbers), **fields}
+
+
+def suggestions(questions: list[str], answers: dict[str, str], link: str = "") -> list[Any]:
+    """Return the values of the strip and of what the server knows about the picture; ``link`` names it in an address, where it has one."""
+    return [message(questions=questions, link=link), {"questions": questions, "answers": answers}]
+
+
+def spread(questions: list[tuple[str, str]], most: int = 6) -> list[tuple[str, str]]:
+    """Return a few of a scene's many questions, of different kinds: the first ones and an even pick of the rest."""
+    if len(questions) <= most:
+        return questions
+    rest = questions[3:]
+    return questions[:3] + [rest[i * len(rest) // (most - 3)] for i in range(most - 3)]
+
+
+def _buttons(running: bool) -> list[gr.Button]:
+    """Run and Stop, of which one can be pressed."""
+    return [gr.Button(interactive=not running), gr.Button(interactive=running)]
+
+
+class Stream:
+    """One run as the values that the player receives: batches of events, at the end the whole trace."""
+
+    def __init__(self, key: str, request: GenerationRequest, meta: dict[str, Any], runs: report.Runs) -> None:
+        self.key = key
+        self.trace = trace.Trace(images=[pictures.data_uri(image) for image in request.images], meta=meta)
+        self._pictures_sent = False
+        runs.add(key, self.trace)
+
+    def batch(self, events: list[trace.Event], state: str, position: int) -> dict[str, Any]:
+        """Return the next value: ``events`` and the number of those before them."""
+        first = len(self.trace.events)
+        for event in events:
+            self.trace.append(event)
+        images = [] if self._pictures_sent else self.trace.images
+        self._pictures_sent = True
+        return message(run=self.key, state=state, position=position, first=first, images=images, events=[e.to_dict() for e in events])
+
+    def whole(self) -> dict[str, Any]:
+        """Return the last value."""
+        return message(run=self.key, state="done", trace=self.trace.to_dict())
+
+
+class RunHandlers:
+    """Run and Stop, on the worker thread or on ZeroGPU; and the server's health.
+
+    Args:
+        about: the model that is asked.
+        runs: where runs are kept for downloads.
+        transport: the worker thread with its queue, None on ZeroGPU.
+        zero: ZeroGPU's generator, None elsewhere.
+    """
+
+    def __init__(self, about: About, runs: report.Runs, transport: ThreadTransport | None, zero: ZeroGPUTransport | None) -> None:
+        self._about, self._runs, self._transport, self._zero = about, runs, transport, zero
+
+    def _check(self, path: Any, more: Any, question: Any, chosen: Any, known: Any) -> tuple[GenerationRequest, dict[str, Any]]:
+        request = controls.prepare([one for one in (path, *(more or [])) if one], question, chosen, self._about)
+        meta: dict[str, Any] = {}
+        answers = known.get("answers") if isinstance(known, dict) else None
+        if not more and isinstance(answers, dict) and isinstance(answers.get(request.question), str):
+            meta["expected"] = answers[request.question]
+        return request, meta
+
+    async def run(self, path: Any, more: Any, question: Any, chosen: Any, known: Any, visitor: gr.Request) -> AsyncIterator[list[Any]]:
+        """Queue a run and hand its events on as they come."""
+        transport = self._transport
+        assert transport is not None
+        job: Job | None = None
+        try:
+            request, meta = await asyncio.to_thread(self._check, path, more, question, chosen, known)
+            stream = await asyncio.to_thread(Stream, secrets.token_urlsafe(16), request, meta, self._runs)
+            job = transport.submit(request, str(visitor.session_hash))
+            del request  # the job holds the pictures, and gives them up with its end
+            yield [stream.batch([], "queued", transport.position(job)), *_buttons(running=True)]
+            async for events in batches(transport, job):
+                state = "stopping" if job.stop.is_set() and job.state != "done" else "running" if job.state == "done" else job.state
+                yield [stream.batch(events, state, transport.position(job)), gr.skip(), gr.skip()]
+            yield [stream.whole(), *_buttons(running=False)]
+        except (ValueError, Busy) as error:
+            yield [message(state="refused", message=sentence(error)), *_buttons(running=False)]
+        except Exception as error:  # a person sees a sentence, the log the rest
+            log.exception("the handler failed")
+            yield [message(state="refused", message=sentence(error)), *_buttons(running=False)]
+        finally:
+            # may run on the event loop when a tab closes: it only sets a flag, the worker cleans up
+            if job is not None:
+                transport.leave(job)
+
+    def run_on_zero(self, path: Any, more: Any, question: Any, chosen: Any, known: Any) -> Iterator[list[Any]]:
+        """Run in ZeroGPU's child process and hand the events on as they come."""
+        assert self._zero is not None
+        try:
+            request, meta = self._check(path, more, question, chosen, known)
+            stream = Stream(secrets.token_urlsafe(16), request, meta, self._runs)
+            yield [stream.batch([], "queued", 0), *_buttons(running=True)]
+            for event in self._zero.stream(request):
+                yield [stream.batch([] if event is None else [event], "running", 0), gr.skip(), gr.skip()]
+            yield [stream.whole(), *_buttons(running=False)]
+        except ValueError as error:
+            yield [message(state="refused", message=sentence(error)), *_buttons(running=False)]
+        except gr.Error:
+            raise  # ZeroGPU's own words about quota
+        except Exception as error:
+            log.exception("the handler failed")
+            yield [message(state="refused", message=sentence(error)), *_buttons(running=False)]
+
+    def stop(self, visitor: gr.Request) -> None:
+        """End the visitor's runs, waiting and running ones."""
+        if self._transport is not None:
+            self._transport.stop(str(visitor.session_hash))
+
+    def stopped_on_zero(self) -> list[Any]:
+        """Return what the page shows once ZeroGPU's generator was closed."""
+        return [message(state="done"), *_buttons(running=False)]
+
+    async def health(self, _: HttpRequest) -> JSONResponse:
+        """Answer ``/healthz``."""
+        ready = self._transport is None or self._transport.alive
+        running, waiting = self._transport.load if self._transport is not None else (0, 0)
+        state = {"state": "ready" if ready else "failed", "model": self._about.name, "running": running, "waiting": waiting}
+        return JSONResponse(state, 200 if ready else 503)
+
+
+class PictureHandlers:
+    """The strip of examples, scenes and questions, and uploads.
+
+    Args:
+        shelf: the example pictures.
+        scene: draws a scene with known answers, None where there is none to draw.
+    """
+
+    def __init__(self, shelf: tuple[Example, ...], scene: Scene | None) -> None:
+        self._shelf, self._scene = shelf, scene
+        self._folder = Path(tempfile.mkdtemp(prefix="avl-scenes-")) if scene else None
+
+    @property
+    def draws(self) -> bool:
+        """Whether there are scenes to draw."""
+        return self._scene is not None
+
+    def opening(self) -> list[Any]:
+        """Return the strip's first value and what is known about the first example."""
+        return self._offer(self._shelf[0]) if self._shelf else suggestions([], {})
+
+    @staticmethod
+    def _offer(example: Example) -> list[Any]:
+        return suggestions(list(example.questions), dict(example.answers), f"ex={example.key}")
+
+    def pick(self, event: gr.EventData, known: Any, path: Any, more: Any) -> list[Any]:
+        """Follow a click in the strip: an example, a new scene, or a question.
+
+        Pictures that stay are given back, never skipped: for a skipped output Gradio builds the component anew in this visitor's session,
+        and the new one would decode uploads by itself.
+        """
+        data = event._data if isinstance(event._data, dict) else {}
+        questions = known.get("questions", []) if isinstance(known, dict) else []
+        number = data.get("question")
+        if isinstance(number, int) and 0 <= number < len(questions):
+            return [path, more, questions[number], gr.skip(), gr.skip()]
+        number = data.get("example")
+        if isinstance(number, int) and 0 <= number < len(self._shelf):
+            example = self._shelf[number]
+            return [str(example.path), None, example.questions[0], *self._offer(example)]
+        if data.get("scene") and self._scene is not None:
+            return self._draw(self._scene, data.get("seed"))
+        return [path, more, gr.skip(), gr.skip(), gr.skip()]
+
+    def _draw(self, scene: Scene, seed: Any) -> list[Any]:
+        assert self._folder is not None
+        if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**31:
+            seed = secrets.randbelow(2**31)
+        drawn = scene(seed)
+        # few files, written over and over: a button that anybody may press must not fill the disk
+        file = self._folder / f"scene-{seed % 64}.png"
+        drawn.image.save(file)
+        asked = spread([(question.text[:1].upper() + question.text[1:], question.answer) for question in drawn.questions])
+        return [str(file), None, asked[0][0], *suggestions([text for text, _ in asked], dict(asked), f"scene={seed}")]
+
+    def own_picture(self) -> list[Any]:
+        """Forget the example: an upload replaces it, and nothing is known about that."""
+        return suggestions(["Describe the picture."], {})
+
+
+# what the scripts of the page call: plain functions, because Gradio marks each with an attribute, which a method does not take
+
+
+def player_functions(runs: report.Runs, recorded: trace.Trace | None) -> list[Callable[[Any], Any]]:
+    """Return the functions that the player calls: ``missing``, ``download`` and ``recording``."""
+    recording_json = None if recorded is None else recorded.to_json()
+
+    def missing(wanted: Any) -> Any:
+        """Events of a run from a number on, for a page that missed a batch."""
+        run = runs.get(wanted.get("run")) if isinstance(wanted, dict) else None
+        first = wanted.get("first") if isinstance(wanted, dict) else None
+        if run is None or not isinstance(first, int) or first < 0:
+            return None
+        return [event.to_dict() for event in run.events[first:]]
+
+    def download(wanted: Any) -> str:
+        """A run as JSON, CSV or an offline page."""
+        run = runs.get(wanted.get("run")) if isinstance(wanted, dict) else None
+        if run is None or not run.events:
+            raise gr.Error("The server no longer has this run.", print_exception=False)
+        kind = wanted.get("kind")
+        return report.page(run) if kind == "html" else report.steps_csv(run) if kind == "csv" else run.to_json()
+
+    def recording(_: Any) -> str | None:
+        """The run that the page opens with, asked for after the first paint: within the page, its size would hold that up."""
+        return recording_json
+
+    return [missing, download, recording]
+
+
+def settings_functions(about: About) -> list[Callable[[Any], Any]]:
+    """Return the functions that the settings call: ``predict`` and ``equal``."""
+
+    def predict(wanted: Any) -> dict[str, Any]:
+        """What the arms of the settings will store and read."""
+        return controls.predict(wanted, about)
+
+    def equal(wanted: Any) -> dict[str, Any]:
+        """An arm's parameters at the stored share of the other arm."""
+        wanted = wanted if isinstance(wanted, dict) else {}
+        return controls.equal(wanted.get("settings"), wanted.get("arm"), about)
+
+    return [predict, equal]
