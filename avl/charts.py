@@ -13,7 +13,7 @@ PALETTE = ("#0072B2", "#D55E00", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#0
 """Okabe and Ito's palette, told apart with every kind of color vision (yellow darkened, to be seen on white); the markers differ too."""
 
 MARKERS = "osD^vPX*"
-INK, GREY, PALE = "#26262b", "#6b6b73", "#e3e3e8"
+INK, GRAY, PALE = "#26262b", "#6b6b73", "#e3e3e8"
 FONT = ASSETS / "fonts" / "DejaVuSansCondensed-Bold.ttf"
 
 
@@ -53,7 +53,7 @@ def figure(width: float, height: float, columns: int = 1) -> Iterator[tuple[Any,
     look: Any = {
         "font.family": known.pop(), "font.weight": "bold", "font.stretch": "condensed",
         "axes.titleweight": "bold", "axes.labelweight": "bold", "figure.labelweight": "bold",
-        "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": GREY, "xtick.color": GREY, "ytick.color": GREY,
+        "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": GRAY, "xtick.color": GRAY, "ytick.color": GRAY,
         "axes.grid": True, "axes.grid.axis": "y", "grid.color": PALE, "axes.axisbelow": True,
         "axes.spines.top": False, "axes.spines.right": False, "axes.titlelocation": "left",
     }  # fmt: skip

@@ -101,7 +101,7 @@ def parse_arms(specs: Sequence[str], subject: Subject) -> Arms:
 
 
 def card(subject: Subject, arms: Arms, batches: Sequence[int], rates: roofline.Rates) -> dict[str, Any]:
-    """The roofline card: what a step must move, per policy for one row, and the floor of a step at each batch."""
+    """Return the roofline card: what a step must move, per policy for one row, and its bound at each batch."""
     sizes = subject.sizes
     costs = {key: mean_cost(policy, subject.shape) for key, policy in arms.items()}
     return {

@@ -14,7 +14,7 @@ WIDTH, HEIGHT = 960, 600
 
 
 def _caption(figure: Any, result: Result) -> None:
-    figure.supxlabel(f"{subject(result)}; {result['date'][:10]}\n{machine(result)}", x=0.01, ha="left", fontsize=8, color=charts.GREY)
+    figure.supxlabel(f"{subject(result)}; {result['date'][:10]}\n{machine(result)}", x=0.01, ha="left", fontsize=8, color=charts.GRAY)
 
 
 def _lines(result: Result, value: Callable[[Result], dict[str, Any] | None], floor: str, heading: str, unit: str, path: Path) -> Path:
@@ -38,7 +38,7 @@ def _lines(result: Result, value: Callable[[Result], dict[str, Any] | None], flo
             high = [spread["q3"] - spread["median"] for spread in spreads]
             panel.errorbar(at, middle, yerr=[low, high], elinewidth=2, label=title(result, arm), **look)
             panel.plot(at, [row[floor] for row in own], color=look["color"], linestyle="--", linewidth=1.5, marker="_", markersize=16)
-        panel.plot([], [], color=charts.GREY, linestyle="--", linewidth=1.5, label="floor by bytes")
+        panel.plot([], [], color=charts.GRAY, linestyle="--", linewidth=1.5, label="floor by bytes")
         panel.set(title=heading, ylabel=unit, xlabel="rows decoded at once (batch)", ylim=(0, None), xlim=(-0.5, len(batches) - 0.5))
         panel.set_xticks(range(len(batches)), [str(batch) for batch in batches])
         panel.legend(frameon=False)

@@ -35,7 +35,7 @@ def steps(result: Result) -> str:
 
 
 def title(result: Result, arm: str) -> str:
-    """A policy's name for people."""
+    """Return a policy's name for people."""
     names = {"full": "full attention", "evict": "evict only", "avl": "A-VL", "prune": "A-VL, pruned prompt"}
     return names.get(arm) or result["arms"][arm]["label"]
 
@@ -58,7 +58,7 @@ def number(value: float | None) -> str:
 
 
 def header(result: Result) -> str:
-    """What it runs on, what is measured, and the roofline card."""
+    """Return what it runs on, what is measured, and the roofline card."""
     measured, roofline = result["bandwidth"], result["roofline"]
     lines = [
         machine(result),
@@ -136,12 +136,12 @@ def tables(result: Result) -> str:
 
 
 def number_or_dash(count: int | None) -> str:
-    """A whole number, or a dash where there is none."""
+    """Format a whole number, or a dash where there is none."""
     return "–" if count is None else str(count)
 
 
 def sentences(result: Result) -> list[str]:
-    """What the numbers mean, the cells where a policy does not pay first."""
+    """Return what the numbers mean, the cells where a policy does not pay first."""
     lines = []
     for row in result["rows"]:
         ratio = row["ratio"]
@@ -163,7 +163,7 @@ def sentences(result: Result) -> list[str]:
 
 
 def render(readme: str, results: Sequence[Result]) -> str:
-    """The README with the tables of ``results`` between its two markers.
+    """Return the README with the tables of ``results`` between its two markers.
 
     Raises:
         ValueError: the markers are not there, once each and in order.

@@ -131,7 +131,7 @@ def grouped(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _options(parameter: inspect.Parameter) -> list[inspect.Parameter] | None:
-    """The options of a group, None where ``parameter`` is an option itself."""
+    """Return the options of a group, None where ``parameter`` is an option itself."""
     kind = parameter.annotation
     if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):
         return None

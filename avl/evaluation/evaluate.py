@@ -72,7 +72,8 @@ def evaluate(model: Any, processor: Any, samples: Sequence[Sample], policy: Poli
     """Score a policy on samples.
 
     Args:
-        model: an attached model. processor: its processor.
+        model: an attached model.
+        processor: its processor.
         samples: what to ask.
         policy: under which policy to answer.
         full: the result of full attention, to say which share of its score is kept; None where this is full attention.
@@ -96,7 +97,7 @@ def evaluate(model: Any, processor: Any, samples: Sequence[Sample], policy: Poli
 
 
 def at_equal_memory(share: float, text: int, images: int, layers: int, names: Sequence[str]) -> list[Policy]:
-    """The policies named, each set to store the same share of a full cache; those that cannot are left out."""
+    """Return the policies named, each set to store the same share of a full cache; those that cannot are left out."""
     policies: list[Policy] = []
     for name in names:
         try:
@@ -114,7 +115,7 @@ def text_tokens(processor: Any, samples: Sequence[Sample]) -> int:
 
 
 def table(results: Sequence[Result]) -> str:
-    """The results as lines of text."""
+    """Return the results as lines of text."""
     lines = [f"{'policy':34}" + "".join(f"{t:>10}{'kept':>8}" for t in TASKS) + f"{'stored':>9}{'read':>8}"]
     for r in results:
         cells = "".join(f"{r.scores[t]:10.1%}{r.kept[t]:8.1%}" if t in r.scores else f"{'–':>10}{'–':>8}" for t in TASKS)
