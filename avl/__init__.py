@@ -28,7 +28,7 @@ _HOMES = {
     "load": "avl.models.loading",
 }
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = ["attach", "detach", "load", "make_cache", "race", "stream"]
 __all__ += policies.__all__

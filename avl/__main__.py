@@ -1,5 +1,5 @@
 import sys
 
-from avl.cli.main import main
+from avl.cli import main
 
 sys.exit(main())

@@ -8,7 +8,7 @@ _PACKAGE = Path(__file__).resolve().parent
 
 
 def _find(name: str) -> Path:
-    """The wheel's own copy of a top-level folder where there is one, else the checkout's."""
+    """Return the wheel's own copy of a top-level folder where there is one, else the checkout's."""
     packed = _PACKAGE / f"_{name}"
     return packed if packed.is_dir() else _PACKAGE.parent / name
 

@@ -6,7 +6,7 @@ import torch
 
 
 def on_device(device: torch.device) -> contextlib.AbstractContextManager[object]:
-    """Triton launches on the current device, which need not be the tensors'."""
+    """Return a context in which Triton launches on `device`: it takes the current one, which need not be the tensors'."""
     if device.type == "cuda" and device.index != torch.cuda.current_device():
         return torch.cuda.device(device)
     return contextlib.nullcontext()

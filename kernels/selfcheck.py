@@ -1,26 +1,27 @@
-"""Whether the Triton kernels give on this device what their specifications give: asked once per device, dtype and head size.
+"""The self-check of the Triton kernels: do they give on this device what their specifications give?
 
-Kernels that were never tried on a GPU must not be trusted on it because they compile. The shapes are small: what depends on them is tested
-in tests/kernels; what depends on the device, its compiler and its dtypes shows here too.
+`avl.kernels` runs it once per device, dtype and head size before "auto" uses them: kernels must not be trusted on a GPU because they
+compile. The shapes are small: what depends on them is tested in tests/kernels; what depends on the device, its compiler and its dtypes
+shows here too.
 """
 
 import torch
 from torch import Tensor
 
-from avl.kernels.core import reference
-from avl.kernels.layer import reference as reference_layer
-from avl.kernels.window import reference as reference_window
-from avl.kernels.window.reference import FREE, Window
+from avl.kernels.core import reference as core_reference
+from avl.kernels.layer import reference as layer_reference
+from avl.kernels.window import reference as window_reference
+from avl.kernels.window.types import FREE, Window
 
 ROWS, SLOTS, STEPS = 2, 150, 3
 
 
 def find_trouble(device: torch.device, dtype: torch.dtype, head_size: int) -> str | None:
-    """What goes wrong with the Triton kernels on `device`, or None. Waits for the device."""
+    """Return in one line what goes wrong with the Triton kernels on `device`, or None. Waits for the device."""
     try:
         with torch.inference_mode():
-            for heads, groups in ((4, 4), (4, 2)):
-                _attention(device, dtype, head_size, heads, groups)
+            for heads, kv_heads in ((4, 4), (4, 2)):
+                _attention(device, dtype, head_size, heads, kv_heads)
             _layer(device, dtype, head_size)
             _window(device)
     except Exception as error:  # a compiler, a driver, a launch: each raises its own kind
@@ -40,17 +41,17 @@ def _normal(device: torch.device, *shape: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape)), dtype=torch.float64).to(device)
 
 
-def _attention(device: torch.device, dtype: torch.dtype, size: int, heads: int, groups: int) -> None:
-    from avl.kernels.core import triton as triton_core
+def _attention(device: torch.device, dtype: torch.dtype, size: int, heads: int, kv_heads: int) -> None:
+    from avl.kernels.core import triton as core_triton
 
     query = _normal(device, ROWS, heads, size).to(dtype)
-    key, value = (_normal(device, rows, SLOTS, groups, size)[:ROWS].to(dtype).transpose(1, 2) for rows in (ROWS, ROWS + 1))
+    key, value = (_normal(device, rows, SLOTS, kv_heads, size)[:ROWS].to(dtype).transpose(1, 2) for rows in (ROWS, ROWS + 1))
     index = torch.stack([torch.arange(SLOTS - 1, 9, -1), torch.arange(10, SLOTS)]).to(device)
     length = torch.tensor([index.shape[1], 77], device=device)
     sums = torch.ones(ROWS, 20, device=device)
     arguments = (index, length, size**-0.5, (0, index.shape[1]), False)
-    out, scores = triton_core.attend(query, key, value, *arguments, sums, splits=2)
-    exact, exact_scores = reference.attend(query.double(), key.double(), value.double(), *arguments)
+    out, scores = core_triton.attend(query, key, value, *arguments, sums, splits=2)
+    exact, exact_scores = core_reference.attend(query.double(), key.double(), value.double(), *arguments)
     _near("attention", out, exact)
     assert scores is not None
     assert exact_scores is not None
@@ -62,26 +63,26 @@ def _attention(device: torch.device, dtype: torch.dtype, size: int, heads: int, 
 
 
 def _layer(device: torch.device, dtype: torch.dtype, size: int) -> None:
-    from avl.kernels.layer import triton as triton_layer
+    from avl.kernels.layer import triton as layer_triton
 
     residual, delta, weight = (_normal(device, rows, 300)[:ROWS].to(dtype) for rows in (2, 3, 4))
     first, second = residual.clone(), residual.clone()
     _near(
         "the norm",
-        triton_layer.add_rms_norm(first, delta, weight[0], 1e-5),
-        reference_layer.add_rms_norm(second, delta, weight[0], 1e-5),
+        layer_triton.add_rms_norm(first, delta, weight[0], 1e-5),
+        layer_reference.add_rms_norm(second, delta, weight[0], 1e-5),
     )
     _near("the residual", first, second)
     gate_up = _normal(device, ROWS, 3000).to(dtype)
-    _near("the activation", triton_layer.silu_product(gate_up), reference_layer.silu_product(gate_up.clone()))
-    heads, groups = 4, 2
-    qkv = _normal(device, ROWS, (heads + 2 * groups) * size).to(dtype)
+    _near("the activation", layer_triton.silu_product(gate_up), layer_reference.silu_product(gate_up.clone()))
+    heads, kv_heads = 4, 2
+    qkv = _normal(device, ROWS, (heads + 2 * kv_heads) * size).to(dtype)
     cos, sin = _normal(device, ROWS, size).to(dtype), _normal(device, ROWS + 1, size)[:ROWS].to(dtype)
     slot = torch.tensor([[3], [5]], device=device)
-    stored = [[torch.zeros(ROWS, 9, groups, size, dtype=dtype, device=device) for _ in range(2)] for _ in range(2)]
+    stored = [[torch.zeros(ROWS, 9, kv_heads, size, dtype=dtype, device=device) for _ in range(2)] for _ in range(2)]
     queries = [
         ops.rotate_and_store(qkv, cos, sin, *storages, slot, 2)
-        for ops, storages in zip((triton_layer, reference_layer), stored, strict=True)
+        for ops, storages in zip((layer_triton, layer_reference), stored, strict=True)
     ]
     _near("the rotation", *queries)
     for one, two in zip(*stored, strict=True):
@@ -89,20 +90,20 @@ def _layer(device: torch.device, dtype: torch.dtype, size: int) -> None:
 
 
 def _window(device: torch.device) -> None:
-    from avl.kernels.window import triton as triton_window
+    from avl.kernels.window import triton as window_triton
 
-    window = Window(prompt=30, count=16, size=16, recent=6, sinks=2)
+    window = Window(prompt=30, start=16, size=16, recent=6, sinks=2)
     states = []
-    for ops in (triton_window, reference_window):
-        order = torch.full((2, ROWS, 1, 17), FREE, device=device)
-        order[..., :16] = torch.arange(16, device=device)
+    for ops in (window_triton, window_reference):
+        token_idx = torch.full((2, ROWS, 1, 17), FREE, device=device)
+        token_idx[..., :16] = torch.arange(16, device=device)
         sums = _normal(device, 2, ROWS, 1, 17).abs().float()
         slot = torch.full((2, ROWS, 1), 16, device=device)
         entered, length = torch.zeros_like(slot), torch.zeros(ROWS, dtype=torch.long, device=device)
         for _ in range(STEPS):
-            ops.enter_window(window, order, sums, slot, entered, ((40, length),))
-            ops.leave_window(window, order, sums, slot, entered)
-        states.append((order, sums, slot, entered, length))
+            ops.enter_window(window, token_idx, sums, slot, entered, ((40, length),))
+            ops.leave_window(window, token_idx, sums, slot, entered)
+        states.append((token_idx, sums, slot, entered, length))
     for one, two in zip(*states, strict=True):
         if not torch.equal(one, two):
             raise ArithmeticError("the window's bookkeeping is off")

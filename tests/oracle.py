@@ -311,7 +311,7 @@ class PyramidKV(SnapKV):
 
 
 class Decoder:
-    """The text model's layers, one row, in ``dtype``, from the model's own weights; softmax and normalisation never below float32."""
+    """The text model's layers, one row, in ``dtype``, from the model's own weights; softmax and normalization never below float32."""
 
     def __init__(self, model: Any, dtype: torch.dtype):
         self.text = model.model.language_model

@@ -138,7 +138,7 @@ def build_processor(name: str, side: int = SIDE, patch: int = PATCH) -> LlavaPro
 
 
 def picture(seed: int, width: int = 40, height: int = 30) -> Image.Image:
-    """Noise over a few coloured blocks: every patch differs."""
+    """Noise over a few colored blocks: every patch differs."""
     random = np.random.default_rng(seed)
     blocks = random.integers(0, 256, (3, 4, 3)).repeat((height + 2) // 3, axis=0).repeat((width + 3) // 4, axis=1)[:height, :width]
     return Image.fromarray((0.6 * blocks + 0.4 * random.integers(0, 256, (height, width, 3))).astype(np.uint8))

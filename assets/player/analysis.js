@@ -118,7 +118,7 @@ function drawAnalysis() {
   if (!known.has(kind)) known.set(kind, new Choices(run, index, kind));
   const choices = known.get(kind);
   if (!choices.advance(10)) invalidate();
-  const at = Math.min(choices.at(t), choices.rows.length - 1), layers = run.start.layers, styles = colours();
+  const at = Math.min(choices.at(t), choices.rows.length - 1), layers = run.start.layers, styles = colors();
   const key = `${view.id}/${index}/${kind}/${choices.rows.length}/${at}/${view.layer}/${isDark()}/${root.clientWidth}/${arm.scores.length}`;
   if (view.analysisKey === key) return;
   view.analysisKey = key;
@@ -148,7 +148,7 @@ function drawRecorded(arm) {
   view.recordedKey = key;
   if (shared) {
     const rows = arm.scores.map((event) => event.shares.reduce((sum, layer) => sum.map((value, m) => value + layer[m] / event.shares.length), [0, 0, 0, 0]));
-    charts.shares.lines = MODALITIES.map(([name, colour, dash]) => ({ name, colour, dash, width: 2 }));
+    charts.shares.lines = MODALITIES.map(([name, color, dash]) => ({ name, color, dash, width: 2 }));
     charts.shares.fill(MODALITIES.map((_, m) => [arm.scores.map((event) => event.t), rows.map((row) => row[m] * 100)]));
     buildKeys($.sharesKeys, charts.shares.lines.map((line) => ({ ...line, text: line.name })));
     const first = rows[0], last = rows[rows.length - 1];
@@ -158,7 +158,7 @@ function drawRecorded(arm) {
   const curves = values.map(concentration), n = run.start.n_image;
   const at = Array.from({ length: 51 }, (_, i) => Math.max(1, Math.round((i / 50) * n)) - 1);
   const x = at.map((i) => +(((i + 1) / n) * 100).toFixed(2));
-  charts.sparsity.lines = [{ name: "mean of the layers", colour: "--avl-a", width: 2.2 }, { name: `layer ${view.layer}`, colour: "--avl-b", dash: "dot", width: 2 }];
+  charts.sparsity.lines = [{ name: "mean of the layers", color: "--avl-a", width: 2.2 }, { name: `layer ${view.layer}`, color: "--avl-b", dash: "dot", width: 2 }];
   charts.sparsity.fill([[x, at.map((i) => meanOf(curves.map((curve) => curve[i])) * 100)], [x, at.map((i) => curves[view.layer][i] * 100)]]);
   buildKeys($.sparsityKeys, charts.sparsity.lines.map((line) => ({ ...line, text: line.name })));
   const held = values.map(sparsityOf);

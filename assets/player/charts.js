@@ -18,7 +18,7 @@ const PLOT_CONFIG = {
 };
 
 class Chart {
-  // lines: [{name, arm, colour(css variable), dash, width, marker}]; x and y come with add()
+  // lines: [{name, arm, color(css variable), dash, width, marker}]; x and y come with add()
   constructor(element, options) {
     this.plotly = null;
     this.element = element;
@@ -85,8 +85,8 @@ class Chart {
     const traces = this.lines.map((line, index) => ({
       type: "scatter", mode: line.markers ? "markers" : "lines", name: line.name,
       x: this.data[index].x.slice(), y: this.data[index].y.slice(),
-      line: { color: variable(this.element, line.colour), width: line.width || 2, dash: line.dash || "solid", shape: line.shape || "linear" },
-      marker: { color: variable(this.element, line.colour), symbol: "triangle-up", size: 7 },
+      line: { color: variable(this.element, line.color), width: line.width || 2, dash: line.dash || "solid", shape: line.shape || "linear" },
+      marker: { color: variable(this.element, line.color), symbol: "triangle-up", size: 7 },
       hovertemplate: line.markers || !line.name ? undefined : `%{y:${this.options.hover || ".2f"}} ${this.options.unit}`,
       hoverinfo: line.markers || !line.name ? "skip" : undefined, visible: Boolean(line.name), cliponaxis: false,
     }));

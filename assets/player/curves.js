@@ -8,17 +8,17 @@ const noPoints = (names) => Object.fromEntries(names.map((name) => [name, charts
 function buildCharts() {
   const run = view.run;
   const hasFull = run.arms.some((arm) => arm.spec.policy.name === "Full");
-  const memory = [{ name: hasFull ? "" : "full cache", colour: "--avl-muted", dash: "dash", width: hasFull ? 0 : 1.5 }];
+  const memory = [{ name: hasFull ? "" : "full cache", color: "--avl-muted", dash: "dash", width: hasFull ? 0 : 1.5 }];
   const latency = [];
   run.arms.forEach((arm, index) => {
-    const colour = index ? "--avl-b" : "--avl-a";
+    const color = index ? "--avl-b" : "--avl-a";
     arm.memoryLine = memory.length;
     const whole = arm.spec.policy.name === "Full";
-    memory.push({ name: whole ? "Full: stored and read" : `${shortLabel(arm)}: stored`, colour, arm: index, width: 2.4 });
-    memory.push({ name: whole ? "" : `${shortLabel(arm)}: read`, colour, arm: index, width: whole ? 0 : 1.6, dash: "dot" });
+    memory.push({ name: whole ? "Full: stored and read" : `${shortLabel(arm)}: stored`, color, arm: index, width: 2.4 });
+    memory.push({ name: whole ? "" : `${shortLabel(arm)}: read`, color, arm: index, width: whole ? 0 : 1.6, dash: "dot" });
     arm.latencyLine = latency.length;
-    latency.push({ name: shortLabel(arm), colour, width: 1.8 });
-    latency.push({ name: `${shortLabel(arm)}: update step`, colour, markers: true });
+    latency.push({ name: shortLabel(arm), color, width: 1.8 });
+    latency.push({ name: `${shortLabel(arm)}: update step`, color, markers: true });
   });
   charts.memory.options.unit = unit.name;
   charts.memory.options.hover = unit.name === "KiB" ? ".0f" : ".2f";
@@ -41,7 +41,7 @@ function latencyLines() {
 
 function buildKeys(node, lines) {
   node.replaceChildren(...lines.map((line) => h("span", { class: "avl-key" },
-    h("i", { class: `avl-swatch ${line.markers ? "avl-swatch-marker" : line.dash ? `avl-swatch-${line.dash}` : ""}`, style: `--swatch: var(${line.colour})` }), line.text)));
+    h("i", { class: `avl-swatch ${line.markers ? "avl-swatch-marker" : line.dash ? `avl-swatch-${line.dash}` : ""}`, style: `--swatch: var(${line.color})` }), line.text)));
 }
 
 function spread(data, index, t) {
@@ -117,9 +117,9 @@ function uniquePoints([x, y]) {
 function readingPoint(event) { view.pendingReadings.push(event); }
 
 const READINGS = [
-  { key: "device_bytes", name: "device above start (pynvml)", colour: "--avl-a" },
-  { key: "allocated_bytes", name: "torch allocator", colour: "--avl-b", dash: "dash" },
-  { key: "rss_bytes", name: "process memory (RSS)", colour: "--avl-muted" },
+  { key: "device_bytes", name: "device above start (pynvml)", color: "--avl-a" },
+  { key: "allocated_bytes", name: "torch allocator", color: "--avl-b", dash: "dash" },
+  { key: "rss_bytes", name: "process memory (RSS)", color: "--avl-muted" },
 ];
 
 function setDevice() {
@@ -131,7 +131,7 @@ function setDevice() {
   if (charts.device.keys !== keys || !charts.device.lines.length) {
     charts.device.keys = keys;
     charts.device.shown = shown;
-    charts.device.reset(shown.length ? shown : [{ name: "no reading yet", colour: "--avl-muted" }]);
+    charts.device.reset(shown.length ? shown : [{ name: "no reading yet", color: "--avl-muted" }]);
     buildKeys($.deviceKeys, shown.map((line) => ({ ...line, text: line.name })));
   }
   const gpu = present.some(({ key }) => key === "device_bytes");

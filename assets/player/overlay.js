@@ -1,4 +1,4 @@
-// The picture with its tokens: a patch per token, coloured and patterned by its set, for grids of any shape.
+// The picture with its tokens: a patch per token, colored and patterned by its set, for grids of any shape.
 
 const SET_COLOURS = { core: "#f0e442", secondary: "#009e73", veil: "rgba(8,12,18,0.74)", gained: "#f0e442", lost: "#cc79a7" };
 
@@ -143,13 +143,13 @@ class Overlay {
       context.fillStyle = "rgba(8,12,18,0.45)";
       context.fill(path);
     } else {
-      context.fillStyle = style; // a colour: heat
+      context.fillStyle = style; // a color: heat
       context.fill(path);
     }
   }
 }
 
-// dark violet to yellow in 24 steps of rising lightness (own table from three stops, readable without colour vision)
+// dark violet to yellow in 24 steps of rising lightness (own table from three stops, readable without color vision)
 const HEAT = Array.from({ length: 24 }, (_, i) => {
   const x = i / 23;
   const stops = [[22, 16, 60], [32, 118, 140], [246, 232, 80]];
@@ -177,10 +177,10 @@ function drawThumb(canvas, grid, classes) {
   let out = 0;
   for (let r = 0; r < grid.rows; r++) {
     for (let c = 0; c < grid.cols; c++) {
-      const colour = THUMB_COLOURS[classes[grid.first + r * stride + c]] || THUMB_COLOURS[0];
-      pixels.data[out++] = colour[0];
-      pixels.data[out++] = colour[1];
-      pixels.data[out++] = colour[2];
+      const color = THUMB_COLOURS[classes[grid.first + r * stride + c]] || THUMB_COLOURS[0];
+      pixels.data[out++] = color[0];
+      pixels.data[out++] = color[1];
+      pixels.data[out++] = color[2];
       pixels.data[out++] = 255;
     }
   }

@@ -270,7 +270,7 @@ function draw() {
   drawThumbs();
   drawAnalysis();
   const clock = view.clock !== null ? view.clock : run.arms.length ? Math.max(...run.arms.map((arm, index) => arm.clock[view.ts[index]] || 0)) : null;
-  track.draw(run, view.follow && !run.finished ? null : clock, colours());
+  track.draw(run, view.follow && !run.finished ? null : clock, colors());
   const t = run.arms[view.focus] ? view.ts[view.focus] : 0;
   for (const name of PER_TOKEN) charts[name].moveCursor(run.last > 0 ? t : null);
   const last = Math.max(0, run.last);
@@ -293,7 +293,7 @@ function drawLead() {
 
 let palette = null;
 
-function colours() {
+function colors() {
   palette ||= { arms: [variable(root, "--avl-a"), variable(root, "--avl-b")], line: variable(root, "--avl-line"), text: variable(root, "--avl-text"), muted: variable(root, "--avl-muted") };
   return palette;
 }

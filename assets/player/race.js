@@ -34,11 +34,11 @@ class Track {
     context.textBaseline = "middle";
     run.arms.forEach((arm, index) => {
       const y = index * this.pitch + 3, lane = this.pitch - 8;
-      const colour = styles.arms[index];
+      const color = styles.arms[index];
       context.fillStyle = styles.line;
       context.fillRect(0, y, width, lane);
       if (arm.last < 0) return;
-      context.fillStyle = colour;
+      context.fillStyle = color;
       context.globalAlpha = 0.35;
       context.fillRect(0, y, arm.clock[0] * this.scale, lane);
       context.globalAlpha = 0.85;
@@ -49,7 +49,7 @@ class Track {
       context.globalAlpha = 1;
       context.fillStyle = styles.text;
       for (let t = 1; t <= arm.last; t++) {
-        // update steps: a notch on the lower edge, so that they show without colour
+        // update steps: a notch on the lower edge, so that they show without color
         if (arm.update[t]) context.fillRect(arm.clock[t - 1] * this.scale, y + lane - 4, Math.max(2, (arm.clock[t] - arm.clock[t - 1]) * this.scale - 1), 4);
       }
       if (arm.end) {

@@ -1,1 +1,1 @@
-"""The benchmark: ``benchmark`` (the command), ``measure`` (one cell), ``roofline`` (lower bounds) and ``plots`` (text and figures)."""
+"""The benchmark: ``benchmark`` (all cells), ``measure`` (one cell), ``roofline`` (lower bounds), ``report`` (text), ``plots`` (charts)."""

@@ -67,7 +67,7 @@ class Run:
     updates: list[bool] = field(default_factory=list)
 
     def of_kind(self, update: bool) -> list[float]:
-        """Times of the update steps, or of the others."""
+        """Return the times of the update steps, or of the others."""
         return [ms for ms, is_update in zip(self.times, self.updates, strict=True) if is_update == update]
 
     @property
@@ -82,7 +82,7 @@ class _Answer:
     """One answer in progress; the end of sequence is not looked for, so every arm does the same number of steps."""
 
     def __init__(self, subject: Subject, inputs: dict[str, Any], policy: Policy) -> None:
-        """The prompt, and what a first step needs."""
+        """Run the prompt, and prepare what a first step needs."""
         self._device, self._policy = subject.device, policy
         cuda = self._device.type == "cuda"
         settle(self._device)
@@ -109,7 +109,7 @@ class _Answer:
         self._marks.add()
 
     def finish(self) -> Run:
-        """What it took; waits for the device."""
+        """Return what it took; waits for the device."""
         cache, times = self._cache, self._marks.gaps()[::2]
         peak = torch.cuda.max_memory_allocated(self._device) if self._device.type == "cuda" else None
         updates = [self._policy.is_update(t) for t in range(1, len(times) + 1)]
@@ -127,8 +127,10 @@ def run(subject: Subject, inputs: dict[str, Any], arms: Sequence[Policy], steps:
 
 
 def together(device: torch.device, arms: list[str]) -> list[list[str]]:
-    """The arms that step in turns: each alone on a GPU, whose steps are queued and whose memory is one arm's; all on a CPU, whose speed
-    drifts within a run."""
+    """Group the policies that step in turns.
+
+    Each alone on a GPU, whose steps are queued and whose memory is one policy's; all together on a CPU, whose speed drifts within a run.
+    """
     return [[arm] for arm in arms] if device.type == "cuda" else [arms]
 
 
@@ -181,7 +183,7 @@ def compare(subject: Subject, arms: Arms, batch: int, repeats: int, rates: roofl
 
 
 def summary(subject: Subject, key: str, policy: Policy, batch: int, runs: list[Run], rates: roofline.Rates) -> dict[str, Any]:
-    """What the runs of one arm at one batch say.
+    """Return the row of the result for the runs of one policy at one batch.
 
     Raises:
         RuntimeError: the cache stored or read another number of bytes than the cost model says.
@@ -230,7 +232,7 @@ def free_bytes(device: torch.device) -> int:
 
 
 def largest(subject: Subject, policy: Policy) -> dict[str, Any]:
-    """The largest batch that fits: predicted, and on a GPU found by trying around the prediction, with its tokens/s over a few steps."""
+    """Find the largest batch that fits: predicted, and on a GPU tried around the prediction, with its tokens/s over a few steps."""
     settle(subject.device)
     predicted = roofline.largest_batch(subject.sizes, policy, subject.shape, free_bytes(subject.device))
     found: dict[str, Any] = {"predicted": predicted, "confirmed": None, "tokens_per_s": None}
@@ -252,7 +254,7 @@ def largest(subject: Subject, policy: Policy) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _stock(model: Any) -> Iterator[None]:
-    """The model as transformers made it, without an end of sequence; restored afterwards."""
+    """Lend the model as transformers made it, without an end of sequence; restored afterwards."""
     eos = model.generation_config.eos_token_id
     detach(model)
     model.generation_config.eos_token_id = None

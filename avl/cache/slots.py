@@ -12,7 +12,8 @@ import torch
 from avl.cache.layout import Row
 from avl.cache.ranking import best
 from avl.kernels import window_ops
-from avl.kernels.window.reference import FREE, Window, weakest
+from avl.kernels.window.eviction import weakest
+from avl.kernels.window.types import FREE, Window
 from avl.policies import Observation, Policy, PromptShape
 from avl.policies.cost import window_tokens
 

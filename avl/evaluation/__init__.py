@@ -1,1 +1,1 @@
-"""Answer quality: ``evaluate`` (the command), ``tasks`` (questions, scores), ``sweep`` (quality by memory), ``figures`` (the paper's)."""
+"""Answer quality: ``evaluate`` (policies), ``tasks`` (questions, scores), ``sweep`` (quality by memory), ``figures`` (the paper's)."""

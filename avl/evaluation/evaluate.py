@@ -1,26 +1,20 @@
-"""`python -m avl eval`: how right a model's answers to held-out questions are under each policy."""
+"""How right a model's answers to held-out questions are under each policy: ``avl eval``."""
 
 from __future__ import annotations
 
-import argparse
-import datetime
-import json
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 import avl
-from avl.evaluation.tasks import TASKS, Sample, held_out, score
+from avl.evaluation.tasks import TASKS, Sample, score
 from avl.models.families import describe, family_of
-from avl.policies import Policy
-from avl.telemetry import machine_card
+from avl.policies import Policy, parse_policy
 
 MAX_NEW_TOKENS = 96  # the longest right answer needs 80
-POLICIES = ("Full", "AVL", "H2O", "FastV", "StreamingLLM")
 
 
 @dataclass(frozen=True)
@@ -69,9 +63,7 @@ def answer(model: Any, processor: Any, samples: Sequence[Sample], policy: Policy
     layers = model.config.text_config.num_hidden_layers
     meter = _Meter(cache, len(samples), int(inputs["attention_mask"].sum()), layers)
     with torch.inference_mode():
-        out = model.generate(
-            **inputs, past_key_values=cache, max_new_tokens=MAX_NEW_TOKENS, do_sample=False, stopping_criteria=[meter]
-        )
+        out = model.generate(**inputs, past_key_values=cache, max_new_tokens=MAX_NEW_TOKENS, do_sample=False, stopping_criteria=[meter])
     answers = processor.batch_decode(out[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
     return [a.strip() for a in answers], (meter.stored, meter.read, meter.full)
 
@@ -80,7 +72,8 @@ def evaluate(model: Any, processor: Any, samples: Sequence[Sample], policy: Poli
     """Score a policy on samples.
 
     Args:
-        model: an attached model. processor: its processor.
+        model: an attached model.
+        processor: its processor.
         samples: what to ask.
         policy: under which policy to answer.
         full: the result of full attention, to say which share of its score is kept; None where this is full attention.
@@ -103,12 +96,12 @@ def evaluate(model: Any, processor: Any, samples: Sequence[Sample], policy: Poli
     return Result(policy.label, scores, kept, stored / max(whole, 1), read / max(whole, 1), time.monotonic() - began)
 
 
-def at_equal_memory(share: float, text: int, images: int, layers: int, names: Sequence[str] = POLICIES[2:]) -> list[Policy]:
-    """The policies named, each set to store the same share of a full cache; those that cannot are left out."""
+def at_equal_memory(share: float, text: int, images: int, layers: int, names: Sequence[str]) -> list[Policy]:
+    """Return the policies named, each set to store the same share of a full cache; those that cannot are left out."""
     policies: list[Policy] = []
     for name in names:
         try:
-            policies.append(getattr(avl, name)().at_stored(share, images, text, layers))
+            policies.append(parse_policy(name).at_stored(share, images, text, layers))
         except ValueError:
             continue
     return policies
@@ -122,7 +115,7 @@ def text_tokens(processor: Any, samples: Sequence[Sample]) -> int:
 
 
 def table(results: Sequence[Result]) -> str:
-    """The results as lines of text."""
+    """Return the results as lines of text."""
     lines = [f"{'policy':34}" + "".join(f"{t:>10}{'kept':>8}" for t in TASKS) + f"{'stored':>9}{'read':>8}"]
     for r in results:
         cells = "".join(f"{r.scores[t]:10.1%}{r.kept[t]:8.1%}" if t in r.scores else f"{'–':>10}{'–':>8}" for t in TASKS)
@@ -130,44 +123,35 @@ def table(results: Sequence[Result]) -> str:
     return "\n".join(lines)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """`python -m avl eval`: a table, and one JSON line last."""
-    parser = argparse.ArgumentParser(prog="avl eval", description=__doc__)
-    parser.add_argument("--model", default="tiny", help="a name that avl.load knows")
-    parser.add_argument("--samples", type=int, default=500)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--policies", nargs="*", default=list(POLICIES), choices=POLICIES, help="Full is always measured")
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--json", type=Path, default=None, help="also write the results to this file")
-    args = parser.parse_args(argv)
-    model, processor = avl.load(args.model, device=args.device)
-    avl.attach(model)
-    samples = held_out(args.samples, args.seed)
-    full = evaluate(model, processor, samples, avl.Full(), batch=args.batch)
+def evaluate_all(
+    model: Any, processor: Any, samples: Sequence[Sample], names: Sequence[str], batch: int = 16, say: Callable[[str], None] = print
+) -> list[Result]:
+    """Score full attention and the policies named: A-VL with all five parameters, the others at the memory that A-VL then uses.
+
+    Args:
+        model: an attached model.
+        processor: its processor.
+        samples: what to ask.
+        names: registered names of policies; full attention is always measured.
+        batch: samples at a time.
+        say: takes each line of the table as soon as it is known.
+    """
+    full = evaluate(model, processor, samples, avl.Full(), batch=batch)
     results = [full]
-    print(table(results), flush=True)
-    if set(args.policies) - {"Full"}:
-        adaptive = evaluate(model, processor, samples, avl.AVL(S=45, C=30, K=3, P=90, T=60), full, args.batch)
-        if "AVL" in args.policies:
-            results.append(adaptive)
-            print(table([adaptive]).splitlines()[1], flush=True)
-        # The others get the memory that A-VL was measured to use.
-        names = [p for p in args.policies if p not in ("Full", "AVL")]
-        text, layers = text_tokens(processor, samples), describe(model).layers
-        image = family_of(model.config).image_tokens(model.config, samples[0].image.size)
-        for policy in at_equal_memory(adaptive.stored, text, image, layers, names):
-            results.append(evaluate(model, processor, samples, policy, full, args.batch))
-            print(table([results[-1]]).splitlines()[1], flush=True)
-    record: dict[str, Any] = {"date": datetime.date.today().isoformat(), "machine": machine_card()}
-    record |= {"model": args.model, "samples": args.samples, "seed": args.seed, "device": str(model.device)}
-    record["results"] = [asdict(r) for r in results]
-    if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(record, indent=1) + "\n")
-    print(json.dumps(record))
-    return 0
+    say(table(results))
+    if not set(names) - {"Full"}:
+        return results
 
+    def add(result: Result) -> None:
+        results.append(result)
+        say(table([result]).splitlines()[1])
 
-if __name__ == "__main__":
-    raise SystemExit(main())
+    adaptive = evaluate(model, processor, samples, avl.AVL(S=45, C=30, K=3, P=90, T=60), full, batch)
+    if "AVL" in names:
+        add(adaptive)
+    others = [name for name in names if name not in ("Full", "AVL")]
+    text, layers = text_tokens(processor, samples), describe(model).layers
+    image = family_of(model.config).image_tokens(model.config, samples[0].image.size)
+    for policy in at_equal_memory(adaptive.stored, text, image, layers, others):
+        add(evaluate(model, processor, samples, policy, full, batch))
+    return results

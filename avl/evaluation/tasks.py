@@ -26,7 +26,7 @@ class Sample:
 
 
 def held_out(n: int = 500, seed: int = 0) -> list[Sample]:
-    """The held-out set: one question for each test scene.
+    """Return the held-out set: one question for each test scene.
 
     Args:
         n: samples; 40 % questions with a short answer, 30 % reading, 30 % descriptions (four fifths of them long), interleaved.
@@ -94,7 +94,7 @@ def normalized(text: str) -> str:
 
 
 def anls(answer: str, right: str) -> float:
-    """Normalized Levenshtein similarity of one answer, case ignored, 0 if it is below one half."""
+    """Return the normalized Levenshtein similarity of one answer, case ignored, 0 below one half."""
     a, b = answer.lower(), right.lower()
     row = list(range(len(b) + 1))
     for i, x in enumerate(a, 1):
@@ -110,7 +110,7 @@ _PLACES = sorted(PHRASES.items(), key=lambda p: -len(p[1]))
 
 
 def facts_of(text: str) -> set[str]:
-    """The facts that a description states, in the words of `Scene.facts`."""
+    """Return the facts that a description states, in the words of `Scene.facts`."""
     facts: set[str] = set()
     for name, setting in SETTINGS.items():
         if re.search(rf"(background is|in|on) {setting}\b", text):

@@ -1,4 +1,8 @@
-"""Public API of the kernels: validation and dispatch. The implementations are in kernels/ (in a wheel: avl/_kernels)."""
+"""Public API of the kernels: which implementation runs. The implementations are in kernels/ (in a wheel: avl/_kernels).
+
+Every operator has a specification in plain torch (`reference.py`) and Triton kernels (`triton.py`). `impl="reference"` names the PyTorch
+path: the specification itself, or for core attention `cpu.py`, which computes the same in fewer operations.
+"""
 
 import functools
 import importlib
@@ -10,11 +14,13 @@ from torch import Tensor
 
 from avl._paths import KERNELS
 
-# Hugging Face has a library called `kernels`, which transformers looks for by that name. Ours must not be imported under it,
-# so the folder kernels/ has no __init__.py and its modules are submodules of this package: avl.kernels.core and so on.
+# Hugging Face has a library called `kernels`, which transformers looks for by that name. Ours must not be imported under it, so the
+# folder kernels/ has no __init__.py, and what lies in it is found as a submodule of this package: avl.kernels.core and so on. Importing
+# one binds its name here, so no public function may have the name of a file or folder in kernels/.
 __path__.append(str(KERNELS))
 
-from avl.kernels.core.reference import attend as _attend_reference  # noqa: E402
+from avl.kernels.core.cpu import attend as _attend_torch  # noqa: E402
+from avl.kernels.validate import check_arguments, check_values  # noqa: E402
 
 __all__ = ["Impl", "core_attention", "debug", "layer_ops", "resolve_impl", "triton_trouble", "window_ops"]
 
@@ -52,8 +58,9 @@ def core_attention(
 
     Args:
         query: [B, H, D] or [B, H, 1, D]; float16, bfloat16, float32 (float64: reference only).
-        key, value: [B, G, L, D], any strides, dtype of `query`. Token-major storage is passed as a view,
+        key: [B, G, L, D], any strides, dtype of `query`. Token-major storage is passed as a view,
             `[B, L, G, D].transpose(1, 2)`; one flat buffer for all rows as `[L, G, D].transpose(0, 1).expand(B, G, L, D)`.
+        value: as `key`.
         index: int32 or int64 slots, [B, n] shared by all heads or [B, G, n] per KV head; None reads all L slots (n = L).
             No slot may occur twice within one row's valid prefix if the scores are to be read per slot.
         length: int32 or int64 [B]; row b reads index[b, :length[b]] and nothing behind it, which may be garbage.
@@ -61,14 +68,14 @@ def core_attention(
         scale: factor on the logits, D ** -0.5 by default.
         scores: True also returns the attention weights averaged over the query heads; (start, stop) only those of that
             range of index columns.
-        group_scores: average over the query heads of each KV group even where all heads share an index, as H2O needs. With an
+        group_scores: average over the query heads of each KV head even where all heads share an index, as H2O needs. With an
             index per KV head that is so anyway.
         sums: the scores of the last W' columns are added to it in place, in the same launch, whether `scores` returns them or not:
             [B, W'], or [B, G, W'] where scores are per KV head; dtype of the scores, last dimension contiguous.
         impl: "auto" (Triton for CUDA tensors where it is available, supports the dtype and head size and passes its self-check on that
-            device, else the reference), "triton" or "reference". What was asked for by name runs or raises, it never falls back.
+            device, else the PyTorch path), "triton" or "reference". What was asked for by name runs or raises, it never falls back.
         check_index: check the values of `index` and `length` too (a GPU then waits for its host); None follows `avl.kernels.debug`.
-        validate: False skips all checks, for a caller who built the arguments itself and calls this in a loop.
+        validate: False skips all checks of arguments, for a caller who built the arguments itself and calls this in a loop.
 
     Returns:
         (out, scores): `out` in the shape and dtype of `query`. `scores` is None, or float32 [B, W] aligned with `index`, zero
@@ -80,11 +87,9 @@ def core_attention(
         RuntimeError: impl="triton" where Triton cannot run.
     """
     if validate:
-        _check_arguments(query, key, value, index, length, scores, impl)
-        if sums is not None:
-            _check_sums(sums, query, key, index, scores, group_scores)
+        check_arguments(query, key, value, index, length, scores, group_scores, sums)
         if debug if check_index is None else check_index:
-            _check_values(key, index, length)
+            check_values(key, index, length)
     four = query.dim() == 4
     q = query[:, :, 0] if four else query
     if scale is None:
@@ -97,7 +102,7 @@ def core_attention(
     else:
         columns = scores
     chosen = resolve_impl(q.device, impl, dtype=q.dtype, head_size=q.shape[-1])
-    attend = _attend_reference if chosen == "reference" else _triton_core().attend
+    attend = _attend_torch if chosen == "reference" else _triton_core().attend
     by_group = group_scores or (index is not None and index.dim() == 3)
     out, weights = attend(q, key, value, index, length, scale, columns, by_group, sums)
     return (out.unsqueeze(2) if four else out), weights
@@ -106,10 +111,17 @@ def core_attention(
 def resolve_impl(
     device: torch.device | str, impl: Impl = "auto", *, dtype: torch.dtype | None = None, head_size: int | None = None
 ) -> Literal["triton", "reference"]:
-    """Say which implementation `core_attention` runs for tensors on `device`, so that a report can name it.
+    """Return which implementation `impl` means for tensors on `device`, so that a report can name it.
 
-    Outside what Triton supports (`dtype` float16, bfloat16 or float32; `head_size` up to 256) "auto" means the reference, and so it
-    does where :func:`triton_trouble` finds any.
+    Args:
+        device: of the tensors.
+        impl: "auto" means "reference" on a CPU, outside what Triton supports, and where :func:`triton_trouble` finds any; a name means
+            itself or raises.
+        dtype: of the tensors; Triton supports float16, bfloat16 and float32. None does not ask.
+        head_size: Triton supports up to 256. None does not ask.
+
+    Returns:
+        "triton", or "reference" for the PyTorch path.
 
     Raises:
         ValueError: an unknown `impl`, or impl="triton" with an unsupported head size.
@@ -146,9 +158,9 @@ def resolve_impl(
 def layer_ops(
     device: torch.device | str, impl: Impl = "auto", *, dtype: torch.dtype | None = None, head_size: int | None = None
 ) -> ModuleType:
-    """The implementation of the work between a decoder layer's products: `add_rms_norm`, `rotate_and_store`, `silu_product`.
+    """Return the implementation of the work between a decoder layer's products: `add_rms_norm`, `rotate_and_store`, `silu_product`.
 
-    kernels/reference_layer.py specifies all three. Arguments and errors as `resolve_impl`; what was chosen does not check its arguments.
+    kernels/layer/reference.py specifies all three. Arguments and errors as `resolve_impl`; what was chosen does not check its arguments.
     """
     return importlib.import_module(f"avl.kernels.layer.{resolve_impl(device, impl, dtype=dtype, head_size=head_size)}")
 
@@ -156,7 +168,7 @@ def layer_ops(
 def window_ops(
     device: torch.device | str, impl: Impl = "auto", *, dtype: torch.dtype | None = None, head_size: int | None = None
 ) -> ModuleType:
-    """The implementation of the window's bookkeeping: `enter_window`, `leave_window`, specified in kernels/reference_window.py.
+    """Return the implementation of the window's bookkeeping: `enter_window`, `leave_window`, specified in kernels/window/reference.py.
 
     Arguments and errors as `resolve_impl`; what was chosen does not check its arguments.
     """
@@ -165,7 +177,7 @@ def window_ops(
 
 @functools.cache
 def _triton_error() -> str | None:
-    """Why Triton cannot be imported, or None if it can."""
+    """Return why Triton cannot be imported, or None if it can."""
     try:
         importlib.import_module("triton")
     except Exception as error:  # a broken install raises anything
@@ -174,10 +186,14 @@ def _triton_error() -> str | None:
 
 
 def triton_trouble(device: torch.device | str, dtype: torch.dtype | None = None, head_size: int | None = None) -> str | None:
-    """Why "auto" does not trust the Triton kernels on `device`, in a few words; None where it does, and where it needs none.
+    """Return why "auto" does not trust the Triton kernels on `device`, in a few words; None where it does, and where it needs none.
 
-    On a GPU they are checked once per device, dtype and head size against the reference (kernels/selfcheck.py): float16 and 64 where those
-    are not given.
+    On a GPU they are checked once per device, dtype and head size against their specifications (kernels/selfcheck.py).
+
+    Args:
+        device: where they would run.
+        dtype: float16 by default.
+        head_size: 64 by default.
     """
     device = torch.device(device)
     if device.type != "cuda":
@@ -204,111 +220,3 @@ def _check_triton(device: torch.device, dtype: torch.dtype, head_size: int) -> s
 @functools.cache
 def _triton_core() -> ModuleType:
     return importlib.import_module("avl.kernels.core.triton")
-
-
-def _check_arguments(
-    query: Tensor, key: Tensor, value: Tensor, index: Tensor | None, length: Tensor | None, scores: object, impl: str
-) -> None:
-    """Raise unless types, shapes, dtypes and devices fit together. Reads no values, so it costs a GPU nothing."""
-    for name, tensor in (("query", query), ("key", key), ("value", value)):
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"{name} is {_kind(tensor)}, but must be a torch.Tensor.")
-    shape = query.shape
-    if not (len(shape) == 3 or (len(shape) == 4 and shape[2] == 1)):
-        raise ValueError(f"query has shape {_show(query)}, but must be [B, H, D] or [B, H, 1, D]: one query per row.")
-    batch, heads, size = shape[0], shape[1], shape[-1]
-    stored = key.shape
-    if len(stored) != 4 or stored[0] != batch or stored[3] != size:
-        raise ValueError(f"key has shape {_show(key)}, but must be [B, G, L, D] with B={batch} and D={size} as in query {_show(query)}.")
-    if value.shape != stored:
-        raise ValueError(f"value has shape {_show(value)}, but must have the shape of key, {_show(key)}.")
-    groups, slots = stored[1], stored[2]
-    if 0 in shape or groups == 0 or slots == 0:
-        raise ValueError(f"query {_show(query)} and key {_show(key)} must have no dimension of size 0.")
-    if heads % groups:
-        raise ValueError(f"query has {heads} heads, but must have a multiple of the {groups} KV heads of key.")
-    dtype, device = query.dtype, query.device
-    if not dtype.is_floating_point or dtype.itemsize < 2:
-        raise TypeError(f"query has dtype {dtype}, but must be float16, bfloat16, float32 or float64.")
-    if key.dtype != dtype or value.dtype != dtype:
-        raise TypeError(f"key is {key.dtype} and value is {value.dtype}, but both must have the dtype of query, {dtype}.")
-    if key.device != device or value.device != device:
-        raise ValueError(f"key is on {key.device} and value on {value.device}, but both must be on the device of query, {device}.")
-
-    width = slots
-    if index is not None:
-        if not isinstance(index, Tensor):
-            raise TypeError(f"index is {_kind(index)}, but must be a torch.Tensor or None.")
-        width = index.shape[-1] if index.dim() else 0
-        if index.shape != (batch, width) and index.shape != (batch, groups, width):
-            raise ValueError(
-                f"index has shape {_show(index)}, but must be [B, n] or [B, G, n] with B={batch} and G={groups} as in key {_show(key)}."
-            )
-        if width == 0:
-            raise ValueError(f"index has shape {_show(index)}, but must have at least one column; use length=0 to read nothing.")
-        if index.dtype != torch.int64 and index.dtype != torch.int32:
-            raise TypeError(f"index has dtype {index.dtype}, but must be int32 or int64.")
-        if index.device != device:
-            raise ValueError(f"index is on {index.device}, but must be on the device of query, {device}.")
-    if length is not None:
-        if not isinstance(length, Tensor):
-            raise TypeError(f"length is {_kind(length)}, but must be a torch.Tensor or None.")
-        if length.shape != (batch,):
-            raise ValueError(f"length has shape {_show(length)}, but must be [B] with B={batch}.")
-        if length.dtype != torch.int64 and length.dtype != torch.int32:
-            raise TypeError(f"length has dtype {length.dtype}, but must be int32 or int64.")
-        if length.device != device:
-            raise ValueError(f"length is on {length.device}, but must be on the device of query, {device}.")
-    if scores is not False and scores is not True:
-        pair = isinstance(scores, tuple) and len(scores) == 2 and all(type(column) is int for column in scores)
-        if not pair or not 0 <= scores[0] <= scores[1] <= width:  # type: ignore[index]
-            raise ValueError(f"scores is {scores!r}, but must be a bool or (start, stop) with 0 <= start <= stop <= n={width}.")
-    if impl not in IMPLS:
-        raise ValueError(f"impl is {impl!r}, but must be one of {', '.join(map(repr, IMPLS))}.")
-
-
-def _check_sums(
-    sums: object, query: Tensor, key: Tensor, index: Tensor | None, scores: bool | tuple[int, int], group_scores: bool
-) -> None:
-    """Raise unless `sums` can take the scores of the last columns."""
-    if not isinstance(sums, Tensor):
-        raise TypeError(f"sums is {_kind(sums)}, but must be a torch.Tensor or None.")
-    batch, groups, slots = key.shape[:3]
-    width = slots if index is None else index.shape[-1]
-    per_group = group_scores or (index is not None and index.dim() == 3)
-    leading = (batch, groups) if per_group else (batch,)
-    if sums.shape[:-1] != leading or not 0 < sums.shape[-1] <= width:
-        named = f"[B, G, W'] with B={batch}, G={groups}" if per_group else f"[B, W'] with B={batch}"
-        raise ValueError(f"sums has shape {_show(sums)}, but must be {named} and W' from 1 to n={width}.")
-    dtype = torch.promote_types(query.dtype, torch.float32)
-    if sums.dtype != dtype:
-        raise TypeError(f"sums has dtype {sums.dtype}, but must have that of the scores, {dtype}.")
-    if sums.device != query.device or sums.stride(-1) != 1:
-        raise ValueError(f"sums must be on the device of query, {query.device}, with a contiguous last dimension.")
-    if isinstance(scores, tuple) and (scores[1] != width or scores[0] > width - sums.shape[-1]):
-        raise ValueError(f"scores is {scores!r}, but with sums it must hold the last {sums.shape[-1]} columns: end at n={width}.")
-
-
-def _check_values(key: Tensor, index: Tensor | None, length: Tensor | None) -> None:
-    """Raise unless every length is in 0..n and every index entry that is read is a slot of `key`."""
-    slots = key.shape[2]
-    width = slots if index is None else index.shape[-1]
-    if length is not None and bool(((length < 0) | (length > width)).any()):
-        raise ValueError(f"length holds {length.tolist()}, but every entry must be from 0 to n={width}.")
-    if index is None:
-        return
-    wrong = (index < 0) | (index >= slots)
-    if length is not None:
-        read = torch.arange(width, device=index.device) < length.unsqueeze(1)
-        wrong &= read if index.dim() == 2 else read.unsqueeze(1)
-    if bool(wrong.any()):
-        place = wrong.nonzero()[0].tolist()
-        raise ValueError(f"index{place} is {int(index[tuple(place)])}, but must be a slot from 0 to {slots - 1}.")
-
-
-def _show(tensor: Tensor) -> str:
-    return str(list(tensor.shape))
-
-
-def _kind(thing: object) -> str:
-    return "None" if thing is None else f"a {type(thing).__name__}"

@@ -9,18 +9,10 @@ import torch
 
 from avl._compat import name_or_path
 from avl._paths import ASSETS
+from avl.models.checkpoints import CHECKPOINTS
 from avl.models.families import FAMILIES, TEXT_FAMILIES, describe, supported
 
 TINY = ASSETS / "tiny"
-
-CHECKPOINTS: dict[str, str] = {
-    "llava-1.5-7b": "llava-hf/llava-1.5-7b-hf",
-    "llava-1.5-13b": "llava-hf/llava-1.5-13b-hf",
-    "llava-1.6-7b": "llava-hf/llava-v1.6-vicuna-7b-hf",
-    "llava-1.6-13b": "llava-hf/llava-v1.6-vicuna-13b-hf",
-    "llava-1.6-mistral-7b": "llava-hf/llava-v1.6-mistral-7b-hf",
-}
-"""Short name -> Hub id of the checkpoints used in the paper and in this project; ``tiny``, the bundled model, comes on top."""
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 DTYPES |= {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -83,7 +75,7 @@ def load(
 def _source(name: str | Path) -> tuple[str, str]:
     if str(name) == "tiny":
         if not (TINY / "config.json").exists():
-            raise OSError("the bundled model is missing from assets/tiny: clone the repository again, or run python -m avl train-tiny")
+            raise OSError(f"the bundled model is missing from {TINY}: install or clone the project again, or run avl train-tiny --out")
         return str(TINY), "the bundled model"
     if str(name) in CHECKPOINTS:
         return CHECKPOINTS[str(name)], str(name)

@@ -32,7 +32,7 @@ class Example:
 
 @lru_cache(maxsize=4)
 def examples(bundled: bool) -> tuple[Example, ...]:
-    """The gallery for the bundled model, or for real LLaVA checkpoints."""
+    """Return the gallery for the bundled model, or for real LLaVA checkpoints."""
     file = FOLDER / "examples.json"
     if not file.exists():
         return ()
@@ -51,7 +51,7 @@ def examples(bundled: bool) -> tuple[Example, ...]:
 
 
 def recording(bundled: bool) -> trace.Trace | None:
-    """The run that the page opens with: the first file of ``assets/traces`` (of the bundled model) that this version can read."""
+    """Return the run that the page opens with: the bundled model's first file in ``assets/traces`` that this version can read."""
     if not bundled:
         return None
     for path in sorted((ASSETS / "traces").glob("*.json")):
@@ -63,6 +63,6 @@ def recording(bundled: bool) -> trace.Trace | None:
 
 
 def thumbnail(path: Path) -> str:
-    """A small picture as a data URI for the strip."""
+    """Return a small picture as a data URI for the strip."""
     with Image.open(path) as image:
         return data_uri(image, side=132, quality=80)

@@ -235,7 +235,7 @@ def player_functions(runs: report.Runs, recorded: trace.Trace | None) -> list[Ca
         return [event.to_dict() for event in run.events[first:]]
 
     def download(wanted: Any) -> str:
-        """A run as JSON, CSV or an offline page."""
+        """Return a run as JSON, CSV or an offline page."""
         run = runs.get(wanted.get("run")) if isinstance(wanted, dict) else None
         if run is None or not run.events:
             raise gr.Error("The server no longer has this run.", print_exception=False)
@@ -243,7 +243,7 @@ def player_functions(runs: report.Runs, recorded: trace.Trace | None) -> list[Ca
         return report.page(run) if kind == "html" else report.steps_csv(run) if kind == "csv" else run.to_json()
 
     def recording(_: Any) -> str | None:
-        """The run that the page opens with, asked for after the first paint: within the page, its size would hold that up."""
+        """Return the run that the page opens with, asked for after the first paint: within the page, its size would hold that up."""
         return recording_json
 
     return [missing, download, recording]
@@ -253,11 +253,11 @@ def settings_functions(about: About) -> list[Callable[[Any], Any]]:
     """Return the functions that the settings call: ``predict`` and ``equal``."""
 
     def predict(wanted: Any) -> dict[str, Any]:
-        """What the arms of the settings will store and read."""
+        """Return what the arms of the settings will store and read."""
         return controls.predict(wanted, about)
 
     def equal(wanted: Any) -> dict[str, Any]:
-        """An arm's parameters at the stored share of the other arm."""
+        """Return an arm's parameters at the stored share of the other arm."""
         wanted = wanted if isinstance(wanted, dict) else {}
         return controls.equal(wanted.get("settings"), wanted.get("arm"), about)
 

@@ -74,14 +74,14 @@ class Job:
             self.stop.set()
 
     def take(self) -> list[trace.Event]:
-        """Handler side: everything that has arrived."""
+        """Return everything that has arrived (handler side)."""
         events = []
         while self._events:
             events.append(self._events.popleft())
         return events
 
     async def wait(self, seconds: float) -> None:
-        """Handler side: until something happens, at most ``seconds``."""
+        """Wait until something happens, at most ``seconds`` (handler side)."""
         try:
             await asyncio.wait_for(self._wake.wait(), seconds)
         except TimeoutError:

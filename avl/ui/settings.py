@@ -215,7 +215,7 @@ def _shape(checked: dict[str, Any], about: About) -> PromptShape:
 
 
 def _shares(one: Policy, shape: PromptShape) -> tuple[float, float]:
-    """Stored and read, as shares of full attention, means over the decode steps."""
+    """Return what is stored and read, as shares of full attention, means over the decode steps."""
     cost, full = mean_cost(one, shape), mean_cost(Full(), shape)
     return cost.stored / full.stored, cost.read / full.read
 

@@ -12,40 +12,40 @@ import torch
 from torch import Tensor
 
 from avl.kernels import Impl, layer_ops, window_ops
-from avl.kernels.bench.baselines import Shape
+from avl.kernels.bench.cases import Shape
 from avl.kernels.bench.timing import Call, Timer, alternate, one_line
-from avl.kernels.layer import reference as reference_layer
-from avl.kernels.window import reference as reference_window
-from avl.kernels.window.reference import FREE, Window
+from avl.kernels.layer import reference as layer_reference
+from avl.kernels.window import reference as window_reference
+from avl.kernels.window.types import FREE, Window
 
 LAYERS = 32
 INTERMEDIATE = {32: 11008, 8: 14336}  # by KV heads: Vicuna-7B, Mistral-7B
 
 
 def pieces(shape: Shape, batch: int, device: torch.device, dtype: torch.dtype) -> dict[str, Callable[[ModuleType, ModuleType], Call]]:
-    """Name -> a call of that piece, given the implementation of the layer's and of the window's operations."""
+    """Return name -> a call of that piece, given the implementation of the layer's and of the window's operations."""
     make = torch.Generator(device).manual_seed(0)
 
     def normal(*size: int) -> Tensor:
         return torch.randn(*size, generator=make, device=device).to(dtype)
 
-    hidden, heads = shape.heads * shape.size, shape.heads + 2 * shape.groups
+    hidden, heads = shape.heads * shape.size, shape.heads + 2 * shape.kv_heads
     residual, delta, weight = normal(batch, hidden), normal(batch, hidden) * 1e-3, normal(hidden)
-    gate_up = normal(batch, 2 * INTERMEDIATE.get(shape.groups, 4 * hidden))
+    gate_up = normal(batch, 2 * INTERMEDIATE.get(shape.kv_heads, 4 * hidden))
     qkv, cos, sin = normal(batch, heads * shape.size), normal(batch, shape.size), normal(batch, shape.size)
-    key, value = normal(batch, 8, shape.groups, shape.size), normal(batch, 8, shape.groups, shape.size)
+    key, value = normal(batch, 8, shape.kv_heads, shape.size), normal(batch, 8, shape.kv_heads, shape.size)
     slot = torch.full((batch, 1), 3, device=device)
-    window = Window(prompt=shape.text, count=shape.text, size=shape.text, recent=shape.text // 2, sinks=0)
-    order = torch.full((LAYERS, batch, 1, shape.text + 1), FREE, device=device)
-    order[..., : shape.text] = torch.arange(shape.text, device=device)
-    sums = torch.rand(order.shape, generator=make, device=device)
+    window = Window(prompt=shape.text, start=shape.text, size=shape.text, recent=shape.text // 2, sinks=0)
+    token_idx = torch.full((LAYERS, batch, 1, shape.text + 1), FREE, device=device)
+    token_idx[..., : shape.text] = torch.arange(shape.text, device=device)
+    sums = torch.rand(token_idx.shape, generator=make, device=device)
     place = torch.full((LAYERS, batch, 1), shape.text, device=device)
     entered, length = torch.zeros_like(place), torch.zeros(batch, dtype=torch.long, device=device)
 
     def bookkeeping(ops: ModuleType) -> Tensor:
-        ops.enter_window(window, order, sums, place, entered, ((0, length),))
-        ops.leave_window(window, order, sums, place, entered)
-        return order
+        ops.enter_window(window, token_idx, sums, place, entered, ((0, length),))
+        ops.leave_window(window, token_idx, sums, place, entered)
+        return token_idx
 
     return {
         "add and norm": lambda layer, _: lambda: layer.add_rms_norm(residual, delta, weight, 1e-5),
@@ -58,8 +58,8 @@ def pieces(shape: Shape, batch: int, device: torch.device, dtype: torch.dtype) -
 def bench_layer(
     shape: Shape, batch: int, device: torch.device, dtype: torch.dtype, impl: Impl, repeats: int, target_s: float
 ) -> list[dict[str, object]]:
-    """One row per piece: microseconds of ours and of the same in torch's own operations."""
-    chosen = {"us": (layer_ops(device, impl), window_ops(device, impl)), "torch_us": (reference_layer, reference_window)}
+    """Return one row per piece: microseconds of ours and of the same in torch's own operations."""
+    chosen = {"us": (layer_ops(device, impl), window_ops(device, impl)), "torch_us": (layer_reference, window_reference)}
     rows: list[dict[str, object]] = []
     for name, build in pieces(shape, batch, device, dtype).items():
         row: dict[str, object] = {"shape": shape.name, "batch": batch, "name": name}

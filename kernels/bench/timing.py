@@ -35,6 +35,7 @@ class Timer:
         self.rounds = max(1, math.ceil(target_s / max(self.seconds() * len(calls), 1e-9)))
 
     def round(self) -> None:
+        """Run every call once."""
         if self.graph is not None:
             self.graph.replay()
         else:
@@ -42,7 +43,7 @@ class Timer:
                 call()
 
     def seconds(self) -> float:
-        """Seconds per call, over `rounds` rounds."""
+        """Return the seconds per call, over `rounds` rounds."""
         self.round()  # so that the clock starts in the state in which a round ends
         if self.cuda:
             start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
@@ -61,7 +62,7 @@ class Timer:
 
 
 def alternate(timers: dict[str, Timer], repeats: int) -> dict[str, list[float]]:
-    """Microseconds per call of every timer, `repeats` times, in an order that is reversed every time."""
+    """Return the microseconds per call of every timer, `repeats` times, in an order that is reversed every time."""
     times: dict[str, list[float]] = {name: [] for name in timers}
     names = list(timers)
     for _ in range(repeats):
@@ -72,7 +73,7 @@ def alternate(timers: dict[str, Timer], repeats: int) -> dict[str, list[float]]:
 
 
 def measure_bandwidth(device: torch.device, repeats: int, target_s: float) -> dict[str, float]:
-    """GB/s of copy (2 bytes moved per byte copied), triad (3) and read (1), on random float32 data far larger than the L2 cache."""
+    """Return GB/s of copy (2 bytes moved per byte copied), triad (3) and read (1), on random float32 data far larger than the L2 cache."""
     count = (1 << 28) if device.type == "cuda" else (1 << 22)
     source, other = torch.randn(count, device=device), torch.randn(count, device=device)
     target = torch.empty_like(source)
@@ -87,4 +88,5 @@ def measure_bandwidth(device: torch.device, repeats: int, target_s: float) -> di
 
 
 def one_line(error: Exception) -> str:
+    """Return the kind and the first line of an error, at most 100 characters."""
     return (f"{type(error).__name__}: {error}".splitlines() or [""])[0][:100]

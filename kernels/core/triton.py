@@ -1,13 +1,13 @@
 """Core attention in Triton: a split kernel that reads K and V once, in place, and a combine kernel that merges the splits.
 
 One program of the split kernel walks a part of one row's `index` for one KV head (or a few) and keeps an online softmax in base 2.
-It writes the normalised partial output and the log-sum-exp of its part and, where scores are wanted, the logits. The combine kernel
+It writes the normalized partial output and the log-sum-exp of its part and, where scores are wanted, the logits. The combine kernel
 weighs the partial outputs with their log-sum-exp, and turns logits into attention weights averaged over heads. Nothing uses
 atomics, so the same call gives the same bits.
 
 Two forms of the split kernel: with as many KV heads as query heads a product of one query with the keys has no use for the matrix
 units (15 of 16 rows would be padding), so `split_vector_kernel` multiplies on the CUDA cores; with grouped queries
-`split_matrix_kernel` puts the queries of one group in the rows of a `tl.dot`.
+`split_matrix_kernel` puts the queries of one KV head in the rows of a `tl.dot`.
 
 The grid follows from shapes alone, never from values on the device, so both kernels can be captured in a CUDA graph: call once with
 the same shapes beforehand, so that nothing compiles during capture.
@@ -44,7 +44,7 @@ TILING = Tiling()
 
 
 def interpreted() -> bool:
-    """Whether the kernels of this process run in Triton's interpreter (TRITON_INTERPRET=1 when this module was imported)."""
+    """Return whether the kernels of this process run in Triton's interpreter (TRITON_INTERPRET=1 when this module was imported)."""
     return not isinstance(combine_kernel, triton.runtime.JITFunction)
 
 
@@ -62,14 +62,14 @@ def attend(
     splits: int | None = None,
     tiling: Tiling = TILING,
 ) -> tuple[Tensor, Tensor | None]:
-    """Attend with one query per row to the slots in `index`; arguments and results as in `kernels/reference.py`.
+    """Attend with one query per row to the slots in `index`; arguments and results are those of kernels/core/reference.py.
 
-    `splits` is the number of parts into which each row's index is cut, chosen from the shapes when None. Entries of `length`
-    outside 0..n count as the nearer bound; a slot outside 0..L-1 reads memory that is not the cache's.
+    `splits` is the number of parts into which each row's index is cut, chosen from the shapes when None; `tiling` is how a part is cut.
+    A slot outside 0..L-1 reads memory that is not the cache's.
     """
     batch, heads, size = query.shape
-    groups = key.shape[1]
-    shared = heads // groups  # query heads per KV head
+    kv_heads = key.shape[1]
+    shared = heads // kv_heads  # query heads per KV head
     width = key.shape[2] if index is None else index.shape[-1]
     block_d = max(16, triton.next_power_of_2(size))
 
@@ -82,7 +82,7 @@ def attend(
         block_n = min(128, max(16, tiling.matrix_tile_bytes // (block_d * key.element_size())))
         if key.dtype == torch.float32:
             block_n = 16  # products of float32 take many registers: more would spill
-        programs = groups * triton.cdiv(shared, block_m)
+        programs = kv_heads * triton.cdiv(shared, block_m)
     if splits is None:
         splits = count_splits(width, programs * batch, block_n, _multiprocessors(query.device), tiling)
 
@@ -113,26 +113,26 @@ def attend(
             )  # fmt: skip
 
         scores = None
-        score_groups = groups if by_group else 1
+        score_heads = kv_heads if by_group else 1
         if columns is not None:
-            scores = torch.empty(batch, score_groups, stop - start, dtype=torch.float32, device=query.device)
+            scores = torch.empty(batch, score_heads, stop - start, dtype=torch.float32, device=query.device)
         block_w = 32
         merges = heads if splits > 1 else 0
-        averages = score_groups * triton.cdiv(stop - start, block_w)
+        averages = score_heads * triton.cdiv(stop - start, block_w)
         s_sb, s_sg = (0, 0) if sums is None else (sums.stride(0), sums.stride(1) if sums.dim() == 3 else 0)
         if merges + averages:
             combine_kernel[(merges + averages, batch)](
                 out, scores, sums, length, part, lse, logits, width, splits, start, stop, merges,
                 0 if sums is None else width - sums.shape[-1], s_sb, s_sg,
-                H=heads, HEADS_PER_SCORE=heads // score_groups, D=size,
-                BLOCK_S=triton.next_power_of_2(splits), BLOCK_H=min(32, triton.next_power_of_2(heads // score_groups)),
+                H=heads, HEADS_PER_SCORE=heads // score_heads, D=size,
+                BLOCK_S=triton.next_power_of_2(splits), BLOCK_H=min(32, triton.next_power_of_2(heads // score_heads)),
                 BLOCK_W=block_w, BLOCK_D=block_d, num_warps=4,
             )  # fmt: skip
     return out, (scores if scores is None or by_group else scores.squeeze(1))
 
 
 def count_splits(width: int, programs: int, block_n: int, multiprocessors: int, tiling: Tiling = TILING) -> int:
-    """Parts into which each row's `width` index columns are cut, when `programs` programs share the chip without cutting."""
+    """Return into how many parts each row's `width` index columns are cut, when `programs` programs share the chip without cutting."""
     tiles = triton.cdiv(width, block_n)
     wanted = triton.cdiv(tiling.programs_per_multiprocessor * multiprocessors, programs)
     # a part of one tile pays 6 % for its partial output, so parts have two, unless multiprocessors would then idle
@@ -147,7 +147,7 @@ def _multiprocessors(device: torch.device) -> int:
 
 @triton.jit
 def load_count(p_length, b, n):
-    """Valid prefix of row b's index."""
+    """Return the valid prefix of row b's index."""
     count = n
     if p_length is not None:
         count = tl.maximum(tl.minimum(tl.load(p_length + b).to(tl.int32), n), 0)
@@ -156,7 +156,7 @@ def load_count(p_length, b, n):
 
 @triton.jit
 def find_part(p_length, b, n, s, splits, BLOCK_N: tl.constexpr):
-    """First and last + 1 index column of split s in row b. Each row is cut by its own length, so its splits do equal work."""
+    """Return the first and last + 1 index column of split s in row b. Each row is cut by its own length, so its splits do equal work."""
     count = load_count(p_length, b, n)
     chunk = tl.cdiv(tl.cdiv(count, splits), BLOCK_N) * BLOCK_N
     return tl.minimum(s * chunk, count), tl.minimum((s + 1) * chunk, count)
@@ -164,17 +164,17 @@ def find_part(p_length, b, n, s, splits, BLOCK_N: tl.constexpr):
 
 @triton.jit
 def finite(x):
-    """x, with 0 for -inf: the maximum of nothing, where -inf - -inf would be NaN."""
+    """Return x, with 0 for -inf: the maximum of nothing, where -inf - -inf would be NaN."""
     return tl.where(x == float("-inf"), 0.0, x)
 
 
 @triton.jit
 def positive(x):
-    """x, with 1 for 0: the sum over nothing, whose output is 0 / 1 and whose logarithm must not be taken."""
+    """Return x, with 1 for 0: the sum over nothing, whose output is 0 / 1 and whose logarithm must not be taken."""
     return tl.where(x == 0.0, 1.0, x)
 
 
-# the numbers that change from call to call are not specialised on: a new value must not compile a kernel in the middle of a capture
+# the numbers that change from call to call are not specialized on: a new value must not compile a kernel in the middle of a capture
 @triton.jit(do_not_specialize=["n", "splits", "start", "stop", "s_ib", "s_ig"])
 def split_vector_kernel(
     p_q, p_k, p_v, p_index, p_length, p_part, p_lse, p_logits,
@@ -183,7 +183,7 @@ def split_vector_kernel(
     H: tl.constexpr, D: tl.constexpr, PER_HEAD: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """One query head per KV head, on the CUDA cores.
+    """Attend with one query head per KV head, on the CUDA cores.
 
     Every token lane of the tile keeps its own running softmax over the tokens it sees; lanes meet once, after the loop. So the loop
     reduces across threads only along D, within a warp, and waits for other warps only to store logits in long runs.
@@ -246,7 +246,7 @@ def split_matrix_kernel(
     H: tl.constexpr, SHARED: tl.constexpr, D: tl.constexpr, PER_HEAD: tl.constexpr, UPCAST: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """Several query heads per KV head, on the matrix units: the group's queries are the rows, padded to BLOCK_M >= 16."""
+    """Attend with several query heads per KV head, on the matrix units: their queries are the rows, padded to BLOCK_M >= 16."""
     blocks: tl.constexpr = (SHARED + BLOCK_M - 1) // BLOCK_M
     g = (tl.program_id(0) // blocks).to(tl.int64)
     o_m = (tl.program_id(0) % blocks) * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -308,7 +308,7 @@ def combine_kernel(
     H: tl.constexpr, HEADS_PER_SCORE: tl.constexpr, D: tl.constexpr,
     BLOCK_S: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """The first `merges` programs of a row merge one head's splits each; the others average one block of score columns each."""
+    """Merge one head's splits in each of the first `merges` programs of a row; average one block of score columns in each of the others."""
     program = tl.program_id(0)
     b = tl.program_id(1).to(tl.int64)
     if program < merges:
@@ -323,7 +323,7 @@ def combine_kernel(
 
 @triton.jit
 def merge_splits(p_out, p_part, p_lse, head, splits, D: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_D: tl.constexpr):
-    """Output of one head from its splits. An empty split has lse = -inf, hence weight 0."""
+    """Store the output of one head from its splits. An empty split has lse = -inf, hence weight 0."""
     o_s = tl.arange(0, BLOCK_S)
     o_d = tl.arange(0, BLOCK_D)
     m_d = o_d < D
@@ -348,11 +348,13 @@ def average_heads(
     p_scores, p_sums, p_logits, p_lse, b, program, count, splits, start, stop, first, s_sb, s_sg,
     H: tl.constexpr, HEADS_PER_SCORE: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr,
 ):  # fmt: skip
-    """Attention weights of BLOCK_W columns from their logits, averaged over HEADS_PER_SCORE heads in a fixed order; columns from `first`
-    on are added to the sums."""
+    """Store the attention weights of BLOCK_W columns from their logits, averaged over HEADS_PER_SCORE heads in a fixed order.
+
+    Columns from `first` on are added to the sums.
+    """
     width = stop - start
     blocks = tl.cdiv(width, BLOCK_W)
-    group = program // blocks
+    score_head = program // blocks
     o_w = (program % blocks) * BLOCK_W + tl.arange(0, BLOCK_W)
     o_s = tl.arange(0, BLOCK_S)
     m_w = (o_w < width) & (start + o_w < count)
@@ -360,7 +362,7 @@ def average_heads(
     for some in tl.static_range(0, HEADS_PER_SCORE, BLOCK_H):
         o_h = some + tl.arange(0, BLOCK_H)
         m_h = o_h < HEADS_PER_SCORE
-        o_row = b * H + group * HEADS_PER_SCORE + o_h
+        o_row = b * H + score_head * HEADS_PER_SCORE + o_h
         b_lse = tl.load(p_lse + o_row[:, None] * splits + o_s[None, :], mask=m_h[:, None] & (o_s < splits)[None, :], other=float("-inf"))
         b_top = finite(tl.max(b_lse, axis=1))
         b_whole = b_top + tl.log2(positive(tl.sum(tl.exp2(b_lse - b_top[:, None]), axis=1)))  # log-sum-exp of the head over all splits
@@ -369,10 +371,10 @@ def average_heads(
         b_mean += tl.sum(tl.exp2(b_logit - finite(b_whole)[:, None]), axis=0)
     b_mean = b_mean / HEADS_PER_SCORE
     if p_scores is not None:
-        o_score = (b * (H // HEADS_PER_SCORE) + group) * width + o_w
+        o_score = (b * (H // HEADS_PER_SCORE) + score_head) * width + o_w
         tl.store(p_scores + o_score, b_mean, mask=o_w < width)
     if p_sums is not None:
         # no other program has these columns
-        p_sum = p_sums + b * s_sb + group * s_sg + (start + o_w - first)
+        p_sum = p_sums + b * s_sb + score_head * s_sg + (start + o_w - first)
         m_sum = m_w & (start + o_w >= first)
         tl.store(p_sum, tl.load(p_sum, mask=m_sum, other=0.0) + b_mean, mask=m_sum)

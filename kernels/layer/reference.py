@@ -1,4 +1,4 @@
-"""The work between a decoder layer's products in plain torch: what the kernels of triton_layer.py must give, and what runs on a CPU.
+"""The work between a decoder layer's products in plain torch: the specification of triton.py, and what runs on a CPU.
 
 Each function computes what the modules of Llama and Mistral compute in transformers, and rounds 16-bit dtypes where they do.
 """
@@ -12,7 +12,10 @@ def add_rms_norm(residual: Tensor, delta: Tensor | None, weight: Tensor, eps: fl
     """Add `delta` to `residual` in place and return the sum's RMS norm.
 
     Args:
-        residual: [B, N], contiguous, changed where `delta` is given. delta: [B, N] contiguous, or None. weight: [N].
+        residual: [B, N], contiguous; changed where `delta` is given.
+        delta: [B, N], contiguous, or None.
+        weight: [N].
+        eps: added to the mean square.
 
     Returns:
         [B, N]: `residual / sqrt(mean(residual ** 2) + eps) * weight`.
@@ -25,25 +28,27 @@ def add_rms_norm(residual: Tensor, delta: Tensor | None, weight: Tensor, eps: fl
     return weight * (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)).to(residual.dtype)
 
 
-def rotate_and_store(
-    qkv: Tensor, cos: Tensor, sin: Tensor, key: Tensor, value: Tensor, slot: Tensor | int, first: int
-) -> Tensor:
+def rotate_and_store(qkv: Tensor, cos: Tensor, sin: Tensor, key: Tensor, value: Tensor, slot: Tensor | int, first: int) -> Tensor:
     """Rotate queries and keys (RoPE), put key and value of the new token into their slot, and return the queries.
 
     Args:
         qkv: [B, (H + 2 G) D]: queries, keys, values, head by head.
-        cos, sin: [B, D] of the rows' positions; `sin` negated in the first half.
-        key, value: [B, slots, G, D], the storages. slot: of the new token, counted from `first`: a number, or [B, 1 or G].
+        cos: [B, D], cosine at the rows' positions.
+        sin: [B, D], sine at the rows' positions, negated in the first half.
+        key: [B, slots, G, D], the storage of keys.
+        value: [B, slots, G, D], the storage of values.
+        slot: of the new token, counted from `first`: a number, or int64 [B, 1 or G].
+        first: slot from which `slot` counts.
 
     Returns:
         [B, H, D].
     """
-    rows, _, groups, size = key.shape
-    heads = qkv.shape[1] // size - 2 * groups
-    states = qkv.view(rows, heads + 2 * groups, size)
-    turning = states[:, : heads + groups]
-    turned = turning * cos[:, None] + turning.roll(size // 2, -1) * sin[:, None]
-    new_key, new_value = turned[:, heads:], states[:, heads + groups :]
+    rows, _, kv_heads, size = key.shape
+    heads = qkv.shape[1] // size - 2 * kv_heads
+    states = qkv.view(rows, heads + 2 * kv_heads, size)
+    rotating = states[:, : heads + kv_heads]
+    rotated = rotating * cos[:, None] + rotating.roll(size // 2, -1) * sin[:, None]
+    new_key, new_value = rotated[:, heads:], states[:, heads + kv_heads :]
     if isinstance(slot, Tensor) and slot.numel() == 1 and slot.device.type == "cpu":
         slot = int(slot)  # on a GPU this would wait for the device
     if isinstance(slot, int):
@@ -51,13 +56,17 @@ def rotate_and_store(
         value[:, first + slot] = new_value
     else:
         row, place = torch.arange(rows, device=key.device), slot + first
-        where = (row, place[:, 0]) if slot.shape[1] == 1 else (row[:, None], place, torch.arange(groups, device=key.device))
+        where = (row, place[:, 0]) if slot.shape[1] == 1 else (row[:, None], place, torch.arange(kv_heads, device=key.device))
         key[where] = new_key
         value[where] = new_value
-    return turned[:, :heads]
+    return rotated[:, :heads]
 
 
 def silu_product(gate_up: Tensor) -> Tensor:
-    """SiLU of the first half of every row of [B, 2 N] times its second half: [B, N]. `gate_up` may be overwritten."""
+    """Return SiLU of the first half of every row times its second half, [B, N].
+
+    Args:
+        gate_up: [B, 2 N]; may be overwritten.
+    """
     gate, up = gate_up.chunk(2, dim=-1)
     return F.silu(gate, inplace=True).mul_(up)

@@ -1,9 +1,9 @@
-"""The work between a decoder layer's products, in Triton: three kernels where the model's own modules launch some thirty.
+"""The work between a decoder layer's products in Triton: three kernels where the model's own modules launch some thirty.
 
 At batch 1 a layer of a 7B model reads its weights in about 95 microseconds, and every launch costs one or two of them even inside a CUDA
 graph. Each kernel rounds where the modules round, so in 16-bit dtypes a fused layer gives the modules' bits but for the order of one sum.
 
-Arguments and results are those of kernels/reference_layer.py. Prefixes as in kernels/triton_core.py. All grids follow from shapes.
+Arguments and results are those of kernels/layer/reference.py. Prefixes as in kernels/core/triton.py. All grids follow from shapes.
 """
 
 import torch
@@ -26,26 +26,24 @@ def add_rms_norm(residual: Tensor, delta: Tensor | None, weight: Tensor, eps: fl
     return out
 
 
-def rotate_and_store(
-    qkv: Tensor, cos: Tensor, sin: Tensor, key: Tensor, value: Tensor, slot: Tensor | int, first: int
-) -> Tensor:
+def rotate_and_store(qkv: Tensor, cos: Tensor, sin: Tensor, key: Tensor, value: Tensor, slot: Tensor | int, first: int) -> Tensor:
     """Rotate queries and keys, put key and value of the new token into their slot, and return the queries."""
-    rows, _, groups, size = key.shape
-    heads = qkv.shape[1] // size - 2 * groups
+    rows, _, kv_heads, size = key.shape
+    heads = qkv.shape[1] // size - 2 * kv_heads
     query = torch.empty(rows, heads, size, dtype=qkv.dtype, device=qkv.device)
     where, number = (slot, 0) if isinstance(slot, Tensor) else (None, slot)
     s_sb, s_sg = (0, 0) if where is None else (where.stride(0), where.stride(1) if where.shape[1] > 1 else 0)
     with on_device(qkv.device):
-        rotate_and_store_kernel[(heads + 2 * groups, rows)](
+        rotate_and_store_kernel[(heads + 2 * kv_heads, rows)](
             query, key, value, qkv, cos, sin, where, number + first,
             qkv.stride(0), cos.stride(0), *key.stride()[:3], *value.stride()[:3], s_sb, s_sg,
-            H=heads, G=groups, D=size, BLOCK_D=triton.next_power_of_2(size), num_warps=1,
+            H=heads, G=kv_heads, D=size, BLOCK_D=triton.next_power_of_2(size), num_warps=1,
         )  # fmt: skip
     return query
 
 
 def silu_product(gate_up: Tensor) -> Tensor:
-    """SiLU of the first half of every row times its second half."""
+    """Return SiLU of the first half of every row times its second half."""
     rows, size = gate_up.shape[0], gate_up.shape[1] // 2
     out = torch.empty(rows, size, dtype=gate_up.dtype, device=gate_up.device)
     block = min(1024, triton.next_power_of_2(size))
@@ -56,7 +54,7 @@ def silu_product(gate_up: Tensor) -> Tensor:
 
 @triton.jit
 def add_rms_norm_kernel(p_out, p_residual, p_delta, p_weight, eps, N: tl.constexpr, BLOCK: tl.constexpr):
-    """One program per row."""
+    """Run one program per row."""
     dtype = p_out.dtype.element_ty
     o_n = tl.arange(0, BLOCK)
     m_n = o_n < N
@@ -77,7 +75,7 @@ def rotate_and_store_kernel(
     s_xb, s_cb, s_kb, s_kl, s_kg, s_vb, s_vl, s_vg, s_sb, s_sg,
     H: tl.constexpr, G: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """One program per head: H queries, then G keys, then G values."""
+    """Run one program per head: H queries, then G keys, then G values."""
     dtype = p_query.dtype.element_ty
     h = tl.program_id(0)
     b = tl.program_id(1).to(tl.int64)
@@ -106,7 +104,7 @@ def rotate_and_store_kernel(
 
 @triton.jit
 def silu_product_kernel(p_out, p_gate_up, s_b, N: tl.constexpr, BLOCK: tl.constexpr):
-    """One program per BLOCK columns of a row."""
+    """Run one program per BLOCK columns of a row."""
     dtype = p_out.dtype.element_ty
     b = tl.program_id(1).to(tl.int64)
     o_n = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)

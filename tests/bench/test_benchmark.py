@@ -9,11 +9,13 @@ import pytest
 import torch
 
 import avl
+from avl import cli
 from avl.attention.attachment import is_attached
 from avl.bench import benchmark as bench
 from avl.bench import measure
 
 SMALL = ["--random-weights", "llava-1.6-mistral-7b", "--scale", "0.03", "--device", "cpu", "--repeats", "2", "--new-tokens", "8"]
+USUAL = ("full", "evict", "avl")
 ROW = {
     "batch", "arm", "ttft_ms", "prepare_ms", "tpot_ms", "step_mean_ms", "step_p99_ms", "tokens_per_s", "stored_bytes", "read_bytes",
     "kv_peak_bytes", "kv_peak_ratio", "torch_peak_bytes", "floor_ms", "floor_share", "ratio",
@@ -27,18 +29,19 @@ def _cheap(monkeypatch):
     monkeypatch.setattr(bench, "measure_rates", lambda *_: (bandwidth, bench.roofline.Rates(1e10, 1e11)))
 
 
-@pytest.fixture
-def options():
-    def make(*arguments):
-        made = bench.parser().parse_args([*SMALL, *arguments])
-        return made
+def small():
+    """The subject that SMALL asks for."""
+    return bench.made("llava-1.6-mistral-7b", 8, scale=0.03, device="cpu")
 
-    return make
+
+def measured(*batches, policies=USUAL, **options):
+    subject = small()
+    return bench.benchmark(subject, bench.parse_arms(policies, subject), batches, 2, references=False, say=lambda _: None, **options)
 
 
 def test_the_command_ends_with_one_json_line(capsys, tmp_path):
     file, folder = tmp_path / "kept" / "result.json", tmp_path / "plots"
-    assert bench.main([*SMALL, "--batch", "1", "2", "--json", str(file), "--plots", str(folder)]) == 0
+    assert cli.main(["bench", *SMALL, "--batch", "1", "2", "--json", str(file), "--plots", str(folder)]) == 0
     output = capsys.readouterr().out
     result = json.loads(output.splitlines()[-1])
     assert result == json.loads(file.read_text())
@@ -71,7 +74,7 @@ def test_the_command_ends_with_one_json_line(capsys, tmp_path):
 @pytest.mark.parametrize("decode", ["eager", "graphs"])
 def test_the_bundled_model_is_measured_with_either_decoder(capsys, decode):
     small = ["--new-tokens", "6", "--repeats", "1", "--batch", "1", "--policies", "full", "avl", "--no-references", "--decode", decode]
-    assert bench.main(["--model", "tiny", "--device", "cpu", *small]) == 0
+    assert cli.main(["bench", "--model", "tiny", "--device", "cpu", *small]) == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert result["model"]["name"] == "tiny"
     assert result["decode"] == decode
@@ -81,17 +84,16 @@ def test_the_bundled_model_is_measured_with_either_decoder(capsys, decode):
     assert result["arms"]["avl"]["policy"] == avl.AVL(S=45, C=30, K=3, T=50).to_dict()
 
 
-def test_what_does_not_fit_is_skipped_with_a_reason(options, monkeypatch):
+def test_what_does_not_fit_is_skipped_with_a_reason(monkeypatch):
     monkeypatch.setattr(measure, "free_bytes", lambda device: 150_000)
-    made = options("--batch", "1", "40", "--no-references")
-    result = bench.benchmark(made, say=lambda _: None)
+    result = measured(1, 40)
     assert {row["batch"] for row in result["rows"]} <= {1}
     assert {gap["arm"] for gap in result["skipped"] if gap["batch"] == 40} == {"full", "evict", "avl"}
     assert all("GB are free" in gap["reason"] for gap in result["skipped"])
-    assert any("skipped" in line for line in bench.plots.sentences(result))
+    assert any("skipped" in line for line in bench.report.sentences(result))
 
 
-def test_an_arm_that_runs_out_of_memory_is_left_out(options, monkeypatch):
+def test_an_arm_that_runs_out_of_memory_is_left_out(monkeypatch):
     real, alone = measure.run, measure.together
 
     def run(subject, inputs, arms, steps):
@@ -101,14 +103,14 @@ def test_an_arm_that_runs_out_of_memory_is_left_out(options, monkeypatch):
 
     monkeypatch.setattr(measure, "run", run)
     monkeypatch.setattr(measure, "together", lambda device, arms: alone(torch.device("cuda"), arms))
-    result = bench.benchmark(options("--batch", "1", "--no-references", "--no-largest"), say=lambda _: None)
+    result = measured(1, largest_batch=False)
     assert [row["arm"] for row in result["rows"]] == ["evict", "avl"]
     assert result["rows"][1]["ratio"]["to"] == "evict"
     assert "ran out of memory" in result["skipped"][0]["reason"]
 
 
 @pytest.mark.parametrize("device", ["cuda", "cpu"])
-def test_arms_alternate_in_both_orders(device, options, monkeypatch):
+def test_arms_alternate_in_both_orders(device, monkeypatch):
     """A GPU's arms run by run, a CPU's step by step."""
     runs, steps = [], []
     real, step, turns = measure.run, measure._Answer.step, measure.together
@@ -124,7 +126,7 @@ def test_arms_alternate_in_both_orders(device, options, monkeypatch):
     monkeypatch.setattr(measure, "run", run)
     monkeypatch.setattr(measure._Answer, "step", one)
     monkeypatch.setattr(measure, "together", lambda _, arms: turns(torch.device(device), arms))
-    bench.benchmark(options("--batch", "1", "--policies", "full", "avl", "--no-references", "--no-largest"), say=lambda _: None)
+    measured(1, policies=("full", "avl"), largest_batch=False)
     warm, first, second = runs[:2], runs[2:4], runs[4:]
     assert first == second[::-1]
     assert set(warm) == set(first)
@@ -160,8 +162,8 @@ def test_largest_batch_is_found_by_trying(monkeypatch):
             assert found["tokens_per_s"] == 500 * found["confirmed"]
 
 
-def test_reference_leaves_the_model_attached(options):
-    subject = bench.open_subject(options())
+def test_reference_leaves_the_model_attached():
+    subject = small()
     subject.model.generation_config.eos_token_id = 2
     entry = measure.reference(subject, 1, static=False, repeats=1)
     assert entry["tpot_ms"]["median"] > 0
@@ -178,14 +180,14 @@ def test_time_per_token_weighs_the_kinds_of_step():
     ("arguments", "message"),
     [
         (["--policies", "best"], "there is no policy 'best'"),
-        (["--policies", "avl:S=full"], "S=.full. is out of range"),
-        (["--policies", "avl:Q=3"], "A-VL has no parameter .Q."),
+        (["--policies", "avl:S=full"], "S='full' is out of range"),
+        (["--policies", "avl:Q=3"], "A-VL has no parameter 'Q'"),
         (["--policies", "avl:S=30,C=40"], "C=40 is out of range"),
         (["--new-tokens", "2"], "--new-tokens is at least 4"),
         (["--batch", "0"], "--repeats and --batch at least 1"),
         (["--dtype", "fp7"], "dtype='fp7' is unknown"),
     ],
 )
-def test_bad_options_are_refused_by_name(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        bench.main([*SMALL, *arguments])
+def test_bad_options_are_refused_by_name(arguments, message, capsys):
+    assert cli.main(["bench", *SMALL, *arguments]) == 1
+    assert message in capsys.readouterr().err

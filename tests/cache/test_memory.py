@@ -154,8 +154,13 @@ class Prefilling:
 def test_during_prefill_at_most_one_layer_is_full(architecture, policy, batch, model, processor):
     """When a layer starts, all before it have been cut down: their storages are final, and no full key or value is alive anywhere."""
     inputs = encode(processor, BATCHES[batch])
-    cache = avl.make_cache(model, inputs, POLICIES[policy], max_new_tokens=LIMIT)
-    with Prefilling(model, cache, inputs["input_ids"].shape[1], kv_heads(architecture)) as seen:
+    length, limit = inputs["input_ids"].shape[1], LIMIT
+    cache = avl.make_cache(model, inputs, POLICIES[policy], max_new_tokens=limit)
+    while any(window.capacity == length for bucket in cache.buckets for window in bucket.windows):
+        # a layer with as many slots as the prompt has columns would be taken for a whole one
+        limit += 1
+        cache = avl.make_cache(model, inputs, POLICIES[policy], max_new_tokens=limit)
+    with Prefilling(model, cache, length, kv_heads(architecture)) as seen:
         model.generate(**inputs, past_key_values=cache, max_new_tokens=1, do_sample=False)
     assert len(seen.held) == LAYERS + 1
     final = [storage_bytes(layer_tensors(cache, slice(0, n))) for n in range(1, LAYERS + 1)]

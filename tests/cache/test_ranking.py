@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from avl.cache.ranking import among_best, best, ranking
-from avl.kernels.window.reference import weakest
+from avl.kernels.window.eviction import weakest
 
 QUICK = settings(max_examples=200, deadline=None, derandomize=True, database=None)
 # few values, so that ties are common; those that integers of the same bits would order wrongly are among them

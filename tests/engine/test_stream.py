@@ -291,7 +291,7 @@ def test_several_pictures(architecture, model, processor):
 
 
 def test_pictures_of_any_mode_are_taken(small):
-    """Grey, palette, transparent and 16-bit pictures are converted, not refused."""
+    """Gray, palette, transparent and 16-bit pictures are converted, not refused."""
     for mode in ("L", "P", "RGBA", "LA", "CMYK", "1", "I;16"):
         image = picture(1).convert("I").convert("I;16") if mode == "I;16" else picture(1).convert(mode)
         assert len(run(*small, image=image, max_new_tokens=2).of(End)[0].tokens) == 2

@@ -5,7 +5,8 @@ import json
 import pytest
 
 import avl
-from avl.evaluation import evaluate, sweep, tasks
+from avl import cli
+from avl.evaluation import evaluate, tasks
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +37,7 @@ def test_batched_answers_are_those_of_single_ones(attached):
 
 def test_main_prints_a_table_and_one_json_line_last(tmp_path, capsys):
     file = tmp_path / "eval.json"
-    assert evaluate.main(["--samples", "5", "--policies", "Full", "AVL", "FastV", "--device", "cpu", "--json", str(file)]) == 0
+    assert cli.main(["eval", "--samples", "5", "--policies", "Full", "avl", "FastV", "--device", "cpu", "--json", str(file)]) == 0
     lines = capsys.readouterr().out.strip().splitlines()
     record = json.loads(lines[-1])
     assert record == json.loads(file.read_text())
@@ -48,10 +49,21 @@ def test_main_prints_a_table_and_one_json_line_last(tmp_path, capsys):
 
 
 def test_sweep_writes_figures_and_a_picture(tmp_path, capsys):
-    arguments = ["--samples", "3", "--shares", "100", "20", "--others", "StreamingLLM", "--device", "cpu", "--out", str(tmp_path)]
-    assert sweep.main(arguments) == 0
+    arguments = ["sweep", "--samples", "3", "--shares", "100", "20", "--others", "StreamingLLM", "--device", "cpu", "--out", str(tmp_path)]
+    assert cli.main(arguments) == 0
     record = json.loads((tmp_path / "sweep.json").read_text())
     assert [len(record["results"][n]) for n in ("Full", "AVL", "StreamingLLM")] == [1, 2, 2]
     assert record["results"]["AVL"][1]["stored"] < 0.35
     assert (tmp_path / "sweep.png").stat().st_size > 2000
     json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+
+
+def test_eval_of_no_policy_measures_full_attention_alone(capsys):
+    assert cli.main(["eval", "--samples", "2", "--device", "cpu", "--policies"]) == 0
+    record = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+    assert [one["policy"] for one in record["results"]] == ["Full attention"]
+
+
+def test_sweep_compares_with_other_policies_only(capsys):
+    assert cli.main(["sweep", "--others", "AVL"]) == 1
+    assert "--others names what A-VL is compared with: H2O" in capsys.readouterr().err

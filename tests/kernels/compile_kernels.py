@@ -9,9 +9,9 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from avl.kernels.core import triton as triton_core
-from avl.kernels.layer import triton as triton_layer
-from avl.kernels.window import triton as triton_window
+from avl.kernels.core import triton as core_triton
+from avl.kernels.layer import triton as layer_triton
+from avl.kernels.window import triton as window_triton
 
 INTS = {
     "n", "splits", "start", "stop", "merges", "first", "s_ib", "s_ig", "s_sb", "s_sg", "number", "prompt", "recent", "sinks", "image",
@@ -19,7 +19,7 @@ INTS = {
 }  # fmt: skip
 FLOATS32 = {"p_part", "p_lse", "p_logits", "p_scores", "p_sums"}
 INTS32 = {"p_index"}
-INTS64 = {"p_length", "p_second", "p_slot", "p_order", "p_entered"}
+INTS64 = {"p_length", "p_second", "p_slot", "p_token_idx", "p_entered"}
 
 
 def compile_kernel(kernel, dtype: str, absent: set[str], **constants: object) -> None:
@@ -45,21 +45,21 @@ def compile_kernel(kernel, dtype: str, absent: set[str], **constants: object) ->
 
 
 split = {"D": 80, "PER_HEAD": False, "BLOCK_D": 128}
-compile_kernel(triton_core.split_vector_kernel, "bf16", set(), H=32, BLOCK_N=32, BLOCK_H=1, **split)
-compile_kernel(triton_core.split_vector_kernel, "fp32", {"p_index", "p_length", "p_logits"}, H=40, BLOCK_N=16, BLOCK_H=2, **split)
+compile_kernel(core_triton.split_vector_kernel, "bf16", set(), H=32, BLOCK_N=32, BLOCK_H=1, **split)
+compile_kernel(core_triton.split_vector_kernel, "fp32", {"p_index", "p_length", "p_logits"}, H=40, BLOCK_N=16, BLOCK_H=2, **split)
 matrix = {"H": 32, "SHARED": 4, "UPCAST": False, "BLOCK_M": 16, **split}
-compile_kernel(triton_core.split_matrix_kernel, "bf16", set(), BLOCK_N=64, **matrix)
-compile_kernel(triton_core.split_matrix_kernel, "fp32", {"p_logits"}, BLOCK_N=16, **matrix)
+compile_kernel(core_triton.split_matrix_kernel, "bf16", set(), BLOCK_N=64, **matrix)
+compile_kernel(core_triton.split_matrix_kernel, "fp32", {"p_logits"}, BLOCK_N=16, **matrix)
 combine = {"H": 40, "HEADS_PER_SCORE": 40, "D": 128, "BLOCK_S": 32, "BLOCK_H": 32, "BLOCK_W": 32, "BLOCK_D": 128}
-compile_kernel(triton_core.combine_kernel, "bf16", set(), **combine)
-compile_kernel(triton_core.combine_kernel, "fp16", {"p_scores", "p_sums", "p_logits"}, **combine)
-compile_kernel(triton_layer.add_rms_norm_kernel, "bf16", set(), N=5120, BLOCK=8192)
-compile_kernel(triton_layer.add_rms_norm_kernel, "fp32", {"p_delta"}, N=4096, BLOCK=4096)
+compile_kernel(core_triton.combine_kernel, "bf16", set(), **combine)
+compile_kernel(core_triton.combine_kernel, "fp16", {"p_scores", "p_sums", "p_logits"}, **combine)
+compile_kernel(layer_triton.add_rms_norm_kernel, "bf16", set(), N=5120, BLOCK=8192)
+compile_kernel(layer_triton.add_rms_norm_kernel, "fp32", {"p_delta"}, N=4096, BLOCK=4096)
 rotate = {"H": 32, "G": 8, "D": 128, "BLOCK_D": 128}
-compile_kernel(triton_layer.rotate_and_store_kernel, "bf16", set(), **rotate)
-compile_kernel(triton_layer.rotate_and_store_kernel, "fp16", {"p_slot"}, **rotate)
-compile_kernel(triton_layer.silu_product_kernel, "bf16", set(), N=11008, BLOCK=1024)
+compile_kernel(layer_triton.rotate_and_store_kernel, "bf16", set(), **rotate)
+compile_kernel(layer_triton.rotate_and_store_kernel, "fp16", {"p_slot"}, **rotate)
+compile_kernel(layer_triton.silu_product_kernel, "bf16", set(), N=11008, BLOCK=1024)
 window = {"C": 130, "SIZE": 64}
-compile_kernel(triton_window.enter_window_kernel, "fp32", set(), ROWS=8, HEADS=1, **window)
-compile_kernel(triton_window.leave_window_kernel, "fp32", set(), BLOCK=256, **window)
-compile_kernel(triton_window.leave_window_kernel, "fp32", {"p_sums"}, BLOCK=4096, C=3100, SIZE=1500)
+compile_kernel(window_triton.enter_window_kernel, "fp32", set(), ROWS=8, HEADS=1, **window)
+compile_kernel(window_triton.leave_window_kernel, "fp32", set(), BLOCK=256, **window)
+compile_kernel(window_triton.leave_window_kernel, "fp32", {"p_sums"}, BLOCK=4096, C=3100, SIZE=1500)

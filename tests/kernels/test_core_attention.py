@@ -1,13 +1,14 @@
-"""What every implementation of core_attention must do, against the float64 oracle."""
+"""What every implementation of core_attention must do, against the equation (kernels/core/reference.py) in float64."""
 
 import pytest
 import torch
-from kernel_cases import GARBAGE, Case, make
+from kernel_cases import GARBAGE, Case, Inputs, make
 from pairwise import pairwise
 from tolerance import assert_near_oracle
 from torch import Tensor
 
 from avl.kernels import core_attention
+from avl.kernels.core import reference
 
 COMPILED = torch.cuda.is_available()
 LOW = torch.float16  # bfloat16 arithmetic is wrong in Triton's interpreter; on a GPU it is tested too
@@ -40,16 +41,21 @@ if COMPILED:
     ]
 
 
-def oracle(inputs, **kwargs) -> tuple[Tensor, Tensor | None]:
-    return core_attention(*inputs.doubled().arguments(), impl="reference", **kwargs)
+def specified(inputs: Inputs, scale: float | None = None) -> tuple[Tensor, Tensor]:
+    """Output and all scores as the equation gives them, in the precision of the inputs."""
+    case = inputs.case
+    scale = case.D**-0.5 if scale is None else scale
+    out, scores = reference.attend(*inputs.arguments(), scale, (0, case.N), case.per_head)
+    assert scores is not None
+    return out, scores
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_equals_the_oracle(case: Case, impl: str, device: torch.device) -> None:
+def test_core_attention_any_case_equals_the_equation(case: Case, impl: str, device: torch.device) -> None:
     inputs = make(case, device)
     out, scores = core_attention(*inputs.arguments(), scores=True, impl=impl)
-    exact_out, exact_scores = oracle(inputs, scores=True)
-    eager_out, eager_scores = core_attention(*inputs.arguments(), scores=True, impl="reference")
+    exact_out, exact_scores = specified(inputs.doubled())
+    eager_out, eager_scores = specified(inputs)
     assert out.dtype == case.dtype
     assert scores.dtype == torch.float32
     assert scores.shape == inputs.index.shape
@@ -57,27 +63,8 @@ def test_equals_the_oracle(case: Case, impl: str, device: torch.device) -> None:
     assert_near_oracle(scores, exact_scores, eager_scores, (case.D, case.N, case.H))
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_oracle_equals_a_loop(case: Case) -> None:
-    """The oracle itself, against the equations written out head by head."""
-    inputs = make(case)
-    out, scores = oracle(inputs, scores=True)
-    query, key, value, index, length = inputs.doubled().arguments()
-    weights = torch.zeros(case.B, case.H, case.N, dtype=torch.float64)
-    for b in range(case.B):
-        count = case.N if length is None else int(length[b])
-        for h in range(case.H):
-            g = h // (case.H // case.G)
-            slots = (index[b, g] if case.per_head else index[b])[:count].long()
-            weights[b, h, :count] = torch.softmax(key[b, g, slots] @ query[b, h] / case.D**0.5, 0)
-            expected = weights[b, h, :count] @ value[b, g, slots]
-            torch.testing.assert_close(out[b, h], expected, rtol=1e-10, atol=1e-12)
-    grouped = weights.view(case.B, case.G, -1, case.N).mean(2) if case.per_head else weights.mean(1)
-    torch.testing.assert_close(scores, grouped, rtol=1e-10, atol=1e-12)
-
-
 @pytest.mark.parametrize("case", [CASES[4], CASES[5], CASES[7], CASES[11], CASES[12]], ids=str)
-def test_scores_sum_to_one_and_are_zero_behind_length(case: Case, impl: str, device: torch.device) -> None:
+def test_scores_of_ragged_rows_sum_to_one_and_are_zero_behind_length(case: Case, impl: str, device: torch.device) -> None:
     inputs = make(case, device)
     out, scores = core_attention(*inputs.arguments(), scores=True, impl=impl)
     for b, count in enumerate(case.lengths):
@@ -90,7 +77,7 @@ def test_scores_sum_to_one_and_are_zero_behind_length(case: Case, impl: str, dev
 
 @pytest.mark.parametrize("columns", [(0, 5), (3, 17), (29, 33), (4, 4)])
 @pytest.mark.parametrize("case", [CASES[5], CASES[11]], ids=str)
-def test_a_range_of_scores_is_that_part_of_all_scores(case: Case, columns, impl: str, device: torch.device) -> None:
+def test_scores_of_a_range_are_that_part_of_all_scores(case: Case, columns, impl: str, device: torch.device) -> None:
     inputs = make(case, device)
     out, scores = core_attention(*inputs.arguments(), scores=True, impl=impl)
     out_part, part = core_attention(*inputs.arguments(), scores=columns, impl=impl)
@@ -99,7 +86,9 @@ def test_a_range_of_scores_is_that_part_of_all_scores(case: Case, columns, impl:
 
 
 @pairwise(case=[CASES[5], CASES[11], CASES[13]], by_group=[False, True], asked=[False, True, "part"], width=[1, 9, 33])
-def test_sums_take_the_scores_of_the_last_columns(case: Case, by_group, asked, width: int, impl: str, device: torch.device) -> None:
+def test_sums_of_any_width_take_the_scores_of_the_last_columns(
+    case: Case, by_group, asked, width: int, impl: str, device: torch.device
+) -> None:
     inputs = make(case, device)
     _, all_scores = core_attention(*inputs.arguments(), scores=True, group_scores=by_group, impl=impl)
     leading = (case.B, case.G) if by_group else (case.B,)
@@ -120,7 +109,7 @@ def test_sums_take_the_scores_of_the_last_columns(case: Case, by_group, asked, w
 
 
 @pytest.mark.parametrize("case", [CASES[5], CASES[8], CASES[11]], ids=str)
-def test_group_scores_are_those_of_an_index_per_head(case: Case, impl: str, device: torch.device) -> None:
+def test_group_scores_with_a_shared_index_are_those_of_an_index_per_head(case: Case, impl: str, device: torch.device) -> None:
     inputs = make(case, device)
     out, scores = core_attention(*inputs.arguments(), scores=True, group_scores=True, impl=impl)
     shared = inputs.index
@@ -133,9 +122,9 @@ def test_group_scores_are_those_of_an_index_per_head(case: Case, impl: str, devi
 
 
 @pytest.mark.parametrize("lengths", [None, (40,), (0,)])
-@pytest.mark.parametrize("groups", [2, 4])
-def test_no_index_reads_all_slots_up_to_length(groups: int, lengths, impl: str, device: torch.device) -> None:
-    case = Case(1, 4, groups, 63, 63, 64, "tokens")
+@pytest.mark.parametrize("kv_heads", [2, 4])
+def test_core_attention_without_index_reads_all_slots_up_to_length(kv_heads: int, lengths, impl: str, device: torch.device) -> None:
+    case = Case(1, 4, kv_heads, 63, 63, 64, "tokens")
     inputs = make(case, device)
     inputs.index = torch.arange(63, device=device)[None]
     length = None if lengths is None else torch.tensor(lengths, device=device)
@@ -145,7 +134,7 @@ def test_no_index_reads_all_slots_up_to_length(groups: int, lengths, impl: str, 
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
 
 
-def test_no_index_with_ragged_rows(impl: str, device: torch.device) -> None:
+def test_core_attention_without_index_masks_ragged_rows(impl: str, device: torch.device) -> None:
     inputs = make(Case(2, 4, 4, 63, 63, 32, "tokens"), device)
     inputs.value[1, :, 20:] = torch.nan
     length = torch.tensor([63, 20], device=device)
@@ -155,7 +144,7 @@ def test_no_index_with_ragged_rows(impl: str, device: torch.device) -> None:
     torch.testing.assert_close(scores[1:, :20], alone_scores, rtol=1e-5, atol=1e-6)
 
 
-def test_query_of_four_dimensions(impl: str, device: torch.device) -> None:
+def test_core_attention_query_of_four_dimensions_gives_four(impl: str, device: torch.device) -> None:
     inputs = make(CASES[3], device)
     out, none = core_attention(*inputs.arguments(), impl=impl)
     four, _ = core_attention(inputs.query.unsqueeze(2), *inputs.arguments()[1:], impl=impl)
@@ -165,7 +154,7 @@ def test_query_of_four_dimensions(impl: str, device: torch.device) -> None:
 
 
 @pytest.mark.parametrize("case", [CASES[3], CASES[8]], ids=str)
-def test_order_of_slots_means_nothing(case: Case, impl: str, device: torch.device) -> None:
+def test_core_attention_permuted_slots_give_the_same(case: Case, impl: str, device: torch.device) -> None:
     inputs = make(case, device)
     out, scores = core_attention(*inputs.arguments(), scores=True, impl=impl)
     order = torch.randperm(case.N, device=device)
@@ -176,7 +165,7 @@ def test_order_of_slots_means_nothing(case: Case, impl: str, device: torch.devic
 
 
 @pytest.mark.parametrize("case", [CASES[5], CASES[11], CASES[12]], ids=str)
-def test_rows_do_not_depend_on_their_batch(case: Case, impl: str, device: torch.device) -> None:
+def test_core_attention_row_alone_gives_the_same(case: Case, impl: str, device: torch.device) -> None:
     inputs = make(case, device)
     out, scores = core_attention(*inputs.arguments(), scores=True, impl=impl)
     for b in range(case.B):
@@ -187,7 +176,7 @@ def test_rows_do_not_depend_on_their_batch(case: Case, impl: str, device: torch.
         torch.testing.assert_close(row_scores, scores[b : b + 1], rtol=1e-5, atol=1e-6)
 
 
-def test_heads_may_be_permuted(impl: str, device: torch.device) -> None:
+def test_core_attention_permuted_heads_give_permuted_outputs(impl: str, device: torch.device) -> None:
     inputs = make(CASES[4], device)
     out, scores = core_attention(*inputs.arguments(), scores=True, impl=impl)
     order = torch.tensor([2, 0, 3, 1], device=device)
@@ -198,21 +187,21 @@ def test_heads_may_be_permuted(impl: str, device: torch.device) -> None:
     torch.testing.assert_close(moved_scores, scores, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("groups", [1, 4])
-def test_large_logits_and_scale(groups: int, impl: str, device: torch.device) -> None:
+@pytest.mark.parametrize("kv_heads", [1, 4])
+def test_core_attention_large_logits_do_not_overflow(kv_heads: int, impl: str, device: torch.device) -> None:
     """One key dominates, then all count alike: an online softmax without its maximum would overflow."""
-    case = Case(2, 4, groups, 63, 33, 32)
+    case = Case(2, 4, kv_heads, 63, 33, 32)
     inputs = make(case, device)
     for scale in (50.0, 0.0):
         out, scores = core_attention(*inputs.arguments(), scale=scale, scores=True, impl=impl)
-        exact_out, exact_scores = oracle(inputs, scale=scale, scores=True)
+        exact_out, exact_scores = specified(inputs.doubled(), scale)
         # a logit of size a carries an error of a * eps, and so does, relatively, its weight
         atol = 200 * torch.finfo(torch.float32).eps * max(1.0, scale * 30)
         torch.testing.assert_close(out.double(), exact_out, rtol=0, atol=atol)
         torch.testing.assert_close(scores.double(), exact_scores, rtol=0, atol=atol)
 
 
-def test_garbage_in_the_index_is_never_read(impl: str, device: torch.device) -> None:
+def test_core_attention_garbage_behind_length_is_never_read(impl: str, device: torch.device) -> None:
     """The same call with harmless entries behind `length` gives the same bits."""
     inputs = make(CASES[4], device)
     assert (inputs.index == GARBAGE).any()
@@ -225,7 +214,7 @@ def test_garbage_in_the_index_is_never_read(impl: str, device: torch.device) -> 
         assert torch.equal(a, b)
 
 
-def test_nan_in_a_selected_slot_is_not_hidden(impl: str, device: torch.device) -> None:
+def test_core_attention_nan_in_a_selected_slot_is_not_hidden(impl: str, device: torch.device) -> None:
     """The other tests rely on NaN showing up where it is read."""
     for case in (CASES[3], CASES[8]):
         inputs = make(case, device)
@@ -235,7 +224,7 @@ def test_nan_in_a_selected_slot_is_not_hidden(impl: str, device: torch.device) -
         assert out[1].isfinite().all()
 
 
-def test_inputs_are_left_alone(impl: str, device: torch.device) -> None:
+def test_core_attention_inputs_are_left_alone(impl: str, device: torch.device) -> None:
     inputs = make(CASES[11], device)
     before = [tensor.clone() for tensor in inputs.arguments()]
     core_attention(*inputs.arguments(), scores=True, impl=impl)

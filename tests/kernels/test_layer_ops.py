@@ -33,7 +33,7 @@ def signed(sin: Tensor) -> Tensor:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("adds", [True, False])
 @pytest.mark.parametrize(("rows", "size"), [(1, 64), (3, 100), (2, 5120), (5, 33)])
-def test_add_rms_norm(rows: int, size: int, adds: bool, dtype: torch.dtype, impl: str, device: torch.device) -> None:
+def test_add_rms_norm_equals_the_formula(rows: int, size: int, adds: bool, dtype: torch.dtype, impl: str, device: torch.device) -> None:
     residual, delta, weight = (
         tensor.to(device, dtype) for tensor in (3 * normal(rows, size), normal(rows, size, seed=1), 1 + 0.3 * normal(size, seed=2))
     )
@@ -48,38 +48,38 @@ def test_add_rms_norm(rows: int, size: int, adds: bool, dtype: torch.dtype, impl
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(("rows", "heads", "groups", "size"), [(1, 4, 4, 32), (3, 6, 2, 80), (2, 5, 1, 128), (2, 3, 3, 96)])
+@pytest.mark.parametrize(("rows", "heads", "kv_heads", "size"), [(1, 4, 4, 32), (3, 6, 2, 80), (2, 5, 1, 128), (2, 3, 3, 96)])
 @pytest.mark.parametrize("kind", ["number", "rows", "heads"])
-def test_rotate_and_store(
-    rows: int, heads: int, groups: int, size: int, kind: str, dtype: torch.dtype, impl: str, device: torch.device
+def test_rotate_and_store_equals_the_formula_and_writes_nothing_else(
+    rows: int, heads: int, kv_heads: int, size: int, kind: str, dtype: torch.dtype, impl: str, device: torch.device
 ) -> None:
     slots, first = 11, 3
-    qkv = normal(rows, heads + 2 * groups, size).to(device, dtype)
+    qkv = normal(rows, heads + 2 * kv_heads, size).to(device, dtype)
     angle = normal(rows, size // 2, seed=1).repeat(1, 2)
     cos, sin = angle.cos().to(device, dtype), angle.sin().to(device, dtype)
     draw = torch.Generator().manual_seed(2)
-    slot = 5 if kind == "number" else torch.randint(slots - first, (rows, groups if kind == "heads" else 1), generator=draw).to(device)
-    # the storage is a part of a larger one, as a group's is of its layer's
-    storages = [torch.full((rows + 1, slots, groups, size), 7.0, dtype=dtype, device=device) for _ in range(2)]
+    slot = 5 if kind == "number" else torch.randint(slots - first, (rows, kv_heads if kind == "heads" else 1), generator=draw).to(device)
+    # the storage is a part of a larger one, as that of some rows is of its layer's
+    storages = [torch.full((rows + 1, slots, kv_heads, size), 7.0, dtype=dtype, device=device) for _ in range(2)]
     key, value = (storage[1:] for storage in storages)
     query = layer_ops(device, impl).rotate_and_store(qkv.flatten(1), cos, signed(sin), key, value, slot, first)
     wide = [tensor.double() for tensor in (qkv, cos, sin)]
-    exact, eager = (rotate(states[:, : heads + groups], *turn) for states, *turn in (wide, (qkv, cos, sin)))
+    exact, eager = (rotate(states[:, : heads + kv_heads], *turn) for states, *turn in (wide, (qkv, cos, sin)))
     assert_near_oracle(query, exact[:, :heads], eager[:, :heads], (2,))
     expected = [torch.full_like(storage, 7.0) for storage in storages]
     for b in range(rows):
-        for g in range(groups):
+        for g in range(kv_heads):
             place = first + (slot if isinstance(slot, int) else int(slot[b, g if kind == "heads" else 0]))
             assert_near_oracle(key[b, place, g], exact[b, heads + g], eager[b, heads + g], (2,))
             expected[0][b + 1, place, g] = key[b, place, g]
-            expected[1][b + 1, place, g] = qkv[b, heads + groups + g]
+            expected[1][b + 1, place, g] = qkv[b, heads + kv_heads + g]
     for storage, wanted in zip(storages, expected, strict=True):
         assert torch.equal(storage, wanted)  # nothing else was written
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("rows", "size"), [(1, 96), (3, 1500), (2, 33)])
-def test_silu_product(rows: int, size: int, dtype: torch.dtype, impl: str, device: torch.device) -> None:
+def test_silu_product_equals_the_formula(rows: int, size: int, dtype: torch.dtype, impl: str, device: torch.device) -> None:
     gate_up = (4 * normal(rows, 2 * size)).to(device, dtype)
     gate, up = gate_up.double().chunk(2, dim=-1)
     low = gate_up.chunk(2, dim=-1)

@@ -17,7 +17,7 @@ def trouble(dtype: torch.dtype = torch.float32, head_size: int = 32) -> str | No
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16] + [torch.bfloat16] * torch.cuda.is_available(), ids=str)
 @pytest.mark.parametrize("head_size", [16, 80, 128])
-def test_triton_kernels_pass(dtype, head_size):
+def test_find_trouble_right_triton_kernels_pass(dtype, head_size):
     assert trouble(dtype, head_size) is None
 
 
@@ -55,7 +55,7 @@ def refused(function):
         ("window.triton", "enter_window", forgetful, "the window's bookkeeping is off"),
     ],
 )
-def test_triton_trouble_is_named(file, function, change, words, monkeypatch):
+def test_find_trouble_wrong_triton_kernel_is_named(file, function, change, words, monkeypatch):
     import importlib
     import re
 

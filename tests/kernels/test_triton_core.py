@@ -1,4 +1,4 @@
-"""What belongs to the Triton kernels alone: splits, tilings, repeatability, CUDA graphs."""
+"""What belongs to the Triton kernels of core attention alone: splits, tilings, repeatability, CUDA graphs."""
 
 import dataclasses
 
@@ -33,13 +33,13 @@ def check(case: Case, **options) -> None:
 
 @pytest.mark.parametrize("splits", [1, 2, 3, 17])
 @pytest.mark.parametrize("case", [VECTOR, MATRIX], ids=str)
-def test_any_number_of_splits(case: Case, splits: int) -> None:
+def test_attend_any_number_of_splits_gives_the_same(case: Case, splits: int) -> None:
     check(case, splits=splits)
 
 
 @pytest.mark.parametrize("heads", [1, 2, 4])
 @pytest.mark.parametrize("per_head", [False, True])
-def test_heads_per_program(heads: int, per_head: bool) -> None:
+def test_attend_several_heads_per_program_give_the_same(heads: int, per_head: bool) -> None:
     from avl.kernels.core.triton import Tiling
 
     case = Case(2, 5, 5, 63, 40, 32, "tokens", per_head=per_head, lengths=(40, 9))
@@ -47,7 +47,7 @@ def test_heads_per_program(heads: int, per_head: bool) -> None:
 
 
 @pytest.mark.parametrize("case", [VECTOR, MATRIX], ids=str)
-def test_same_call_same_bits(case: Case) -> None:
+def test_attend_same_call_gives_the_same_bits(case: Case) -> None:
     inputs = make(case, DEVICE)
     first, second = (core_attention(*inputs.arguments(), scores=True, impl="triton") for _ in range(2))
     assert torch.equal(first[0], second[0])
@@ -57,7 +57,7 @@ def test_same_call_same_bits(case: Case) -> None:
 @pytest.mark.parametrize(
     ("width", "programs", "block_n"), [(1, 32, 32), (287, 32, 32), (993, 32, 32), (993, 2048, 32), (3009, 8, 64), (10**5, 1, 16)]
 )
-def test_splits_fill_the_chip_and_none_is_empty(width: int, programs: int, block_n: int) -> None:
+def test_count_splits_fills_the_chip_and_leaves_none_empty(width: int, programs: int, block_n: int) -> None:
     from avl.kernels.core.triton import TILING, count_splits
 
     multiprocessors = 132
@@ -73,7 +73,7 @@ def test_splits_fill_the_chip_and_none_is_empty(width: int, programs: int, block
 @pytest.mark.gpu
 @pytest.mark.skipif(DEVICE == "cpu", reason="needs a GPU")
 @pytest.mark.parametrize("case", [VECTOR, MATRIX], ids=str)
-def test_captured_in_a_cuda_graph(case: Case) -> None:
+def test_attend_replayed_in_a_cuda_graph_sees_new_values(case: Case) -> None:
     """A replay sees new values in the same tensors, lengths included."""
     inputs = make(case, DEVICE)
     core_attention(*inputs.arguments(), scores=(0, 50), impl="triton")

@@ -1,4 +1,4 @@
-"""The whole decode engine on the Triton kernels, attention and layers, against the same engine on the reference."""
+"""The whole decode engine on the Triton kernels, attention and layers, against the same engine on the PyTorch path."""
 
 import pytest
 import torch
@@ -45,7 +45,7 @@ def answer(decoder: Decoder, inputs: dict, tokens: list | None = None) -> tuple[
 
 @pytest.mark.parametrize(("architecture", "policy", "kind", "merged"), CASES)
 @torch.inference_mode()
-def test_triton_steps_are_the_reference_steps(architecture, policy, kind, merged, triton_everywhere, monkeypatch):
+def test_decoder_on_triton_gives_the_steps_of_the_pytorch_path(architecture, policy, kind, merged, triton_everywhere, monkeypatch):
     model, processor = avl.attach(build_model(architecture)), shared_processor(architecture)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = model.to(device)
@@ -54,7 +54,7 @@ def test_triton_steps_are_the_reference_steps(architecture, policy, kind, merged
     decoder = kind(model, caches[0])
     decoder._layers = FusedLayers(model, caches[0], merged=merged)
     logits, fed = answer(decoder, inputs)
-    monkeypatch.undo()  # from here on "auto" is the reference again, on a CPU
+    monkeypatch.undo()  # from here on "auto" is the PyTorch path again, on a CPU
     expected, _ = answer(Decoder(model, caches[1]), inputs, fed)
     for one, two in zip(logits, expected, strict=True):
         torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-4)
@@ -87,7 +87,7 @@ class Launches(torch.utils._python_dispatch.TorchDispatchMode):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="counts calls of the interpreter")
 @pytest.mark.parametrize("policy", [avl.Full(), AVL], ids=lambda policy: policy.label)
 @torch.inference_mode()
-def test_triton_step_launches_little(policy, triton_everywhere, monkeypatch):
+def test_decoder_step_on_triton_launches_little(policy, triton_everywhere, monkeypatch):
     """Ten launches a layer, A-VL's bookkeeping included; what a step needs beside its layers does not grow with them."""
     from triton.runtime.interpreter import GridExecutor
 

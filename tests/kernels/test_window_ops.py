@@ -8,14 +8,14 @@ from pairwise import pairwise
 from torch import Tensor
 
 from avl.kernels import window_ops
-from avl.kernels.window.reference import FREE, Window
+from avl.kernels.window.types import FREE, Window
 
 STEPS = 14
 
 
 @dataclass
 class ByHand:
-    """One window: slot -> (order, sum). The rules as the paper gives them, token by token."""
+    """One window: slot -> (token index, sum). The rules as the paper gives them, token by token."""
 
     window: Window
     capacity: int
@@ -33,45 +33,45 @@ class ByHand:
             self.next = min(set(range(self.capacity)) - set(self.slots), default=self.capacity - 1)
             return
         newest = window.prompt + self.entered
-        may = [slot for slot, (order, _) in self.slots.items() if window.sinks <= order < newest - window.recent]
+        may = [slot for slot, (token_idx, _) in self.slots.items() if window.sinks <= token_idx < newest - window.recent]
         self.next = min(may, key=lambda slot: (self.slots[slot][1] if by_sum else 0, self.slots[slot][0]))
         del self.slots[self.next]
 
 
 WINDOWS = {
-    "unlimited": (Window(prompt=9, count=9, size=None, recent=0, sinks=0), 9 + STEPS),
-    "filling": (Window(prompt=7, count=7, size=12, recent=6, sinks=0), 13),
-    "full": (Window(prompt=20, count=8, size=8, recent=4, sinks=0), 9),
-    "sinks": (Window(prompt=20, count=9, size=9, recent=5, sinks=4), 10),
-    "room at the end": (Window(prompt=5, count=5, size=19, recent=9, sinks=0), 5 + STEPS),
+    "unlimited": (Window(prompt=9, start=9, size=None, recent=0, sinks=0), 9 + STEPS),
+    "filling": (Window(prompt=7, start=7, size=12, recent=6, sinks=0), 13),
+    "full": (Window(prompt=20, start=8, size=8, recent=4, sinks=0), 9),
+    "sinks": (Window(prompt=20, start=9, size=9, recent=5, sinks=4), 10),
+    "room at the end": (Window(prompt=5, start=5, size=19, recent=9, sinks=0), 5 + STEPS),
 }
 
 
 @pairwise(name=WINDOWS, heads=[1, 3], sums=[True, False], ties=[False, True])
-def test_window_follows_the_rules(name: str, heads: int, sums: bool, ties: bool, impl: str, device: torch.device) -> None:
+def test_window_every_step_follows_the_rules(name: str, heads: int, sums: bool, ties: bool, impl: str, device: torch.device) -> None:
     window, capacity = WINDOWS[name]
     layers, rows = 3, 2
     draw = torch.Generator().manual_seed(5)
     shape = (layers, rows, heads)
-    order = torch.full((*shape, capacity), FREE)
-    stored = list(range(window.sinks)) + list(range(window.prompt - window.count + window.sinks, window.prompt))
-    order[..., : window.count] = torch.tensor(stored)
+    token_idx = torch.full((*shape, capacity), FREE)
+    stored = list(range(window.sinks)) + list(range(window.prompt - window.start + window.sinks, window.prompt))
+    token_idx[..., : window.start] = torch.tensor(stored)
     accumulated = torch.rand(*shape, capacity, generator=draw).to(device) if sums else None
-    order, slot = order.to(device), torch.full(shape, window.count).to(device)
+    token_idx, slot = token_idx.to(device), torch.full(shape, window.start).to(device)
     entered = torch.zeros_like(slot)
     lengths = ((11, torch.zeros(rows, dtype=torch.long, device=device)), (4, torch.zeros(rows, dtype=torch.long, device=device)))
     hands = {}
     for place in torch.cartesian_prod(*map(torch.arange, shape)).tolist():
-        hand = ByHand(window, capacity, next=window.count)
-        hand.slots = {s: [stored[s], float(accumulated[(*place, s)]) if sums else 0.0] for s in range(window.count)}
+        hand = ByHand(window, capacity, next=window.start)
+        hand.slots = {s: [stored[s], float(accumulated[(*place, s)]) if sums else 0.0] for s in range(window.start)}
         hands[tuple(place)] = hand
     ops = window_ops(device, impl)
-    addresses = [tensor.data_ptr() for tensor in (order, slot, entered)]
+    addresses = [tensor.data_ptr() for tensor in (token_idx, slot, entered)]
     for _ in range(STEPS):
-        ops.enter_window(window, order, accumulated, slot, entered, lengths)
+        ops.enter_window(window, token_idx, accumulated, slot, entered, lengths)
         for hand in hands.values():
             hand.enter()
-        check(hands, order, accumulated)
+        check(hands, token_idx, accumulated)
         count = len(next(iter(hands.values())).slots)
         for image, length in lengths:
             assert length.tolist() == [image + count] * rows
@@ -81,17 +81,17 @@ def test_window_follows_the_rules(name: str, heads: int, sums: bool, ties: bool,
             for place, hand in hands.items():
                 for s, entry in hand.slots.items():
                     entry[1] = float(accumulated[(*place, s)])
-        ops.leave_window(window, order, accumulated, slot, entered)
+        ops.leave_window(window, token_idx, accumulated, slot, entered)
         for place, hand in hands.items():
             hand.leave(sums)
             assert int(slot[place]) == hand.next
-        check(hands, order, None)
-    assert [tensor.data_ptr() for tensor in (order, slot, entered)] == addresses
+        check(hands, token_idx, None)
+    assert [tensor.data_ptr() for tensor in (token_idx, slot, entered)] == addresses
 
 
-def check(hands: dict[tuple[int, ...], ByHand], order: Tensor, accumulated: Tensor | None) -> None:
+def check(hands: dict[tuple[int, ...], ByHand], token_idx: Tensor, accumulated: Tensor | None) -> None:
     for place, hand in hands.items():
-        held = {slot: number for slot, number in enumerate(order[place].tolist()) if number != FREE}
+        held = {slot: number for slot, number in enumerate(token_idx[place].tolist()) if number != FREE}
         assert held == {slot: entry[0] for slot, entry in hand.slots.items()}
         if accumulated is not None:
             newest = max(hand.slots, key=lambda slot: hand.slots[slot][0])
@@ -99,12 +99,12 @@ def check(hands: dict[tuple[int, ...], ByHand], order: Tensor, accumulated: Tens
 
 
 @pytest.mark.parametrize("name", ["filling", "unlimited"])
-def test_one_length_is_enough(name: str, impl: str, device: torch.device) -> None:
+def test_enter_window_one_length_is_enough(name: str, impl: str, device: torch.device) -> None:
     """A policy without a core has one extent."""
     window, capacity = WINDOWS[name]
-    order = torch.full((2, 1, 1, capacity), FREE, device=device)
-    slot = torch.full((2, 1, 1), window.count, device=device)
+    token_idx = torch.full((2, 1, 1, capacity), FREE, device=device)
+    slot = torch.full((2, 1, 1), window.start, device=device)
     entered, length = torch.zeros_like(slot), torch.zeros(1, dtype=torch.long, device=device)
-    window_ops(device, impl).enter_window(window, order, None, slot, entered, ((11, length),))
-    assert length.tolist() == [11 + window.count + 1]
+    window_ops(device, impl).enter_window(window, token_idx, None, slot, entered, ((11, length),))
+    assert length.tolist() == [11 + window.start + 1]
     assert entered.flatten().tolist() == [1, 1]

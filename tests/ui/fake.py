@@ -160,9 +160,9 @@ class _Arm:
         n, layers = start.n_image, start.layers
         self.shape = PromptShape(n, start.n_text, start.limit, layers)
         # smooth bumps that differ per layer, so that pictures look like attention
-        centres = self.rng.uniform(0, 1, (layers, 3, 2))
+        centers = self.rng.uniform(0, 1, (layers, 3, 2))
         at = np.array([[(i % fake.side) / fake.side, (i // fake.side % fake.side) / fake.side] for i in range(n)])
-        self.bumps = np.stack([sum(np.exp(-((at - c) ** 2).sum(1) / 0.02) for c in centre) for centre in centres])
+        self.bumps = np.stack([sum(np.exp(-((at - c) ** 2).sum(1) / 0.02) for c in center) for center in centers])
 
     def _scores(self) -> np.ndarray:
         return self.bumps + self.rng.uniform(0, 0.35, self.bumps.shape)

@@ -33,7 +33,7 @@ def shoot(tab: Tab, name: str, full: bool = True) -> None:
 
 
 def shrink(path: Path) -> None:
-    """256 colours are enough for flat surfaces, and a third of the size."""
+    """256 colors are enough for flat surfaces, and a third of the size."""
     from PIL import Image
 
     Image.open(path).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)

@@ -1,8 +1,7 @@
-"""The whole recipe, `python -m avl train-tiny`: stage 1 trains the vision tower, stage 2 the language model; then the export."""
+"""The whole recipe, ``avl train-tiny``: stage 1 trains the vision tower, stage 2 the language model; then the export."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import time
 from pathlib import Path
@@ -259,33 +258,39 @@ def part_of(weights: dict[str, torch.Tensor], name: str) -> dict[str, torch.Tens
     return found
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run `python -m avl train-tiny`: train or resume, then export the bundled model."""
-    parser = argparse.ArgumentParser(prog="avl train-tiny", description=__doc__)
-    parser.add_argument("--runs", type=Path, default=Path("runs/tiny"), help="checkpoints and logs; training goes on from them")
-    parser.add_argument("--out", type=Path, default=None, help="model folder to write; nothing is exported without it")
-    parser.add_argument("--vision-minutes", type=float, default=30, help="stage 1")
-    parser.add_argument("--whole-share", type=float, default=0.1, help="part of stage 1 that sees all patches")
-    parser.add_argument("--language-minutes", type=float, default=50, help="stage 2")
-    parser.add_argument("--first", type=Path, default=None, help="model folder to begin with instead of random weights")
-    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--fresh", action="store_true", help="start again instead of going on")
-    args = parser.parse_args(argv)
-    args.runs.mkdir(parents=True, exist_ok=True)
-    if args.fresh:
+def train(
+    runs: Path,
+    out: Path | None = None,
+    *,
+    vision_minutes: float = 30,
+    whole_share: float = 0.1,
+    language_minutes: float = 50,
+    first: Path | None = None,
+    device: str = "cpu",
+    fresh: bool = False,
+) -> None:
+    """Train, resume and export the bundled model.
+
+    Args:
+        runs: folder of checkpoints and logs; training goes on from them.
+        out: model folder to write; nothing is exported without it.
+        vision_minutes: of stage 1.
+        whole_share: part of stage 1 that sees all patches.
+        language_minutes: of stage 2.
+        first: model folder to begin with instead of random weights.
+        device: "cpu" or "cuda".
+        fresh: start again instead of going on.
+    """
+    runs.mkdir(parents=True, exist_ok=True)
+    if fresh:
         for name in ("vision.pt", "language.pt", "log.jsonl"):
-            (args.runs / name).unlink(missing_ok=True)
-    log = Log(args.runs / "log.jsonl")
-    first = None
-    if args.first is not None:
-        begin_with(args.runs, args.first)
-        first = {k: v.float() for k, v in LlavaForConditionalGeneration.from_pretrained(args.first).state_dict().items()}
-    train_vision(args.runs, args.vision_minutes, args.whole_share, log, first, device=args.device)
-    train_language(args.runs, args.language_minutes, log, first, device=args.device)
-    if args.out:
-        export(args.runs, args.out)
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
+            (runs / name).unlink(missing_ok=True)
+    log = Log(runs / "log.jsonl")
+    weights = None
+    if first is not None:
+        begin_with(runs, first)
+        weights = {k: v.float() for k, v in LlavaForConditionalGeneration.from_pretrained(first).state_dict().items()}
+    train_vision(runs, vision_minutes, whole_share, log, weights, device=device)
+    train_language(runs, language_minutes, log, weights, device=device)
+    if out:
+        export(runs, out)
