@@ -146,7 +146,7 @@ def test_a_chart_needs_no_table(tab: Any, tmp_path: Path) -> None:
     file.write_text(html.replace(marked, ""), "utf-8")
     one = tab(file.as_uri())
     one.page.goto(file.as_uri())
-    one.page.wait_for_selector(".avl-player[data-ready]", timeout=20_000)
+    one.page.wait_for_selector(".avl-player[data-ready]")
     one.page.locator("[data-id=memoryTable] summary").click()
     one.until("document.querySelectorAll('[data-id=memoryTable] tbody tr').length > 10")
     assert one.errors == []
