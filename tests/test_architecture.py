@@ -35,6 +35,17 @@ def test_nothing_imports_the_bare_name_kernels():
                 assert not [name for name in names if name.partition(".")[0] == "kernels"], f"{path}: the name kernels is Hugging Face's"
 
 
+def test_modules_import_where_a_name_is_defined():
+    """``import avl`` inside the package would point up and down at once; the import contracts cannot see it."""
+    for module, path in modules(ROOT).items():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import) and module != "avl":
+                assert not [alias for alias in node.names if alias.name == "avl"], f"{module} imports the whole package"
+            if isinstance(node, ast.ImportFrom) and node.module == "avl" and module != "avl":
+                names = {alias.name for alias in node.names}
+                assert names <= {name.partition(".")[2] for name in modules(ROOT)}, f"{module} takes {names} from the whole package"
+
+
 def test_kernels_is_no_package():
     """An ordinary package of that name would shadow the library that transformers looks for."""
     assert not (ROOT / "kernels" / "__init__.py").exists()

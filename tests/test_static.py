@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 
-@pytest.mark.parametrize("command", ["ruff check .", "ruff format --check .", "mypy"])
+@pytest.mark.parametrize("command", ["ruff check .", "ruff format --check .", "mypy", "codespell_lib"])
 def test_tool_finds_nothing(command: str) -> None:
     name, *arguments = command.split()
     pytest.importorskip(name, reason=f"{name} is not installed (tests/requirements.txt names it)")

@@ -21,10 +21,10 @@ Batch = Annotated[int, typer.Option(help="samples at a time")]
 
 
 def _attached(source: Source) -> tuple[Any, Any]:
-    import avl
+    from avl.attention.attachment import attach
 
     model, processor = source.load()
-    avl.attach(model)
+    attach(model)
     return model, processor
 
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
-import avl
+from avl.cache.cache import make_cache
 from avl.evaluation.tasks import TASKS, Sample, score
 from avl.models.families import describe, family_of
-from avl.policies import Policy, parse_policy
+from avl.policies import AVL, Full, Policy, parse_policy
 
 MAX_NEW_TOKENS = 96  # the longest right answer needs 80
 
@@ -59,7 +59,7 @@ def answer(model: Any, processor: Any, samples: Sequence[Sample], policy: Policy
         for s in samples
     ]
     inputs = processor(images=[s.image for s in samples], text=texts, return_tensors="pt", padding=True).to(model.device, model.dtype)
-    cache = avl.make_cache(model, inputs, policy, max_new_tokens=MAX_NEW_TOKENS)
+    cache = make_cache(model, inputs, policy, max_new_tokens=MAX_NEW_TOKENS)
     layers = model.config.text_config.num_hidden_layers
     meter = _Meter(cache, len(samples), int(inputs["attention_mask"].sum()), layers)
     with torch.inference_mode():
@@ -136,7 +136,7 @@ def evaluate_all(
         batch: samples at a time.
         say: takes each line of the table as soon as it is known.
     """
-    full = evaluate(model, processor, samples, avl.Full(), batch=batch)
+    full = evaluate(model, processor, samples, Full(), batch=batch)
     results = [full]
     say(table(results))
     if not set(names) - {"Full"}:
@@ -146,7 +146,7 @@ def evaluate_all(
         results.append(result)
         say(table([result]).splitlines()[1])
 
-    adaptive = evaluate(model, processor, samples, avl.AVL(S=45, C=30, K=3, P=90, T=60), full, batch)
+    adaptive = evaluate(model, processor, samples, AVL(S=45, C=30, K=3, P=90, T=60), full, batch)
     if "AVL" in names:
         add(adaptive)
     others = [name for name in names if name not in ("Full", "AVL")]

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import avl
 from avl import charts
 from avl.evaluation.evaluate import Result, at_equal_memory, evaluate, text_tokens
 from avl.evaluation.tasks import TASKS
 from avl.models.families import describe, family_of
-from avl.policies import POLICIES
+from avl.policies import AVL, POLICIES, Full
 
 SHARES = (100, 80, 60, 45, 30, 20, 10, 5)
 TITLES = {"qa": "short answers", "read": "reading (ANLS)", "describe": "descriptions (facts right)"}
@@ -22,13 +21,13 @@ def sweep(model, processor, samples, shares: Sequence[float], others: Sequence[s
     Returns:
         policy name -> one result for each share that it could be set to.
     """
-    full = evaluate(model, processor, samples, avl.Full(), batch=batch)
+    full = evaluate(model, processor, samples, Full(), batch=batch)
     out: dict[str, list[Result]] = {"Full": [full], "AVL": [], **{name: [] for name in others}}
     text, layers = text_tokens(processor, samples), describe(model).layers
     image = family_of(model.config).image_tokens(model.config, samples[0].image.size)
     for share in shares:
         core = None if share == 100 else round(share * 2 / 3, 2)
-        result = evaluate(model, processor, samples, avl.AVL(S=share, C=core, K=3), full, batch)
+        result = evaluate(model, processor, samples, AVL(S=share, C=core, K=3), full, batch)
         out["AVL"].append(result)
         _say("AVL", result)
         for name in others:
