@@ -46,7 +46,7 @@ def _attend(view: StepView, query: torch.Tensor, scale: float) -> torch.Tensor:
     # sums also need the scores of the last columns; otherwise those of the image tokens suffice
     columns = False if wanted is None else True if view.sums is not None else (0, wanted.shape[-1])
     out, scores = core_attention(
-        query, keys, values, view.index, view.length,
+        query, keys, values, view.slots, view.length,
         scale=scale, scores=columns, group_scores=view.per_head, sums=view.sums, validate=False,
     )  # fmt: skip
     if wanted is not None and scores is not None:
@@ -58,7 +58,7 @@ def _record(layer: AdaptiveLayer, kv: LayerKV, view: StepView, query: torch.Tens
     """Attend as :func:`_attend` does, and pass all scores of row 0 to the recorder."""
     cache = layer.owner
     out, scores = core_attention(
-        query, view.keys, view.values, view.index, view.length,
+        query, view.keys, view.values, view.slots, view.length,
         scale=scale, scores=True, group_scores=view.per_head, sums=view.sums, validate=False,
     )  # fmt: skip
     assert scores is not None

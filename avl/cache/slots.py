@@ -6,6 +6,7 @@ Shapes: b rows of a bucket, G key-value heads, D head size, n layers of a table,
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 
@@ -93,14 +94,13 @@ class RowBucket:
         return len(self.rows)
 
 
-@dataclass(frozen=True)
-class StepView:
+class StepView(NamedTuple):
     """The keys and values that one layer's attention reads at a step, and the tensors that take its scores.
 
     Attributes:
         keys: ``[b, G, columns, D]``, a view of the layer's storage.
         values: ``[b, G, columns, D]``, likewise.
-        index: ``[b, columns]`` slots to read, None for all of ``keys``.
+        slots: ``[b, columns]`` slots to read, None for all of ``keys``.
         length: ``[b]`` number of valid columns, None if all are.
         sums: ``[b, W]`` or ``[b, G, W]``, to which the scores of the last W columns are added; None if the window accumulates none.
         image_scores: ``[b, image]``, overwritten with the scores of the image tokens (the first columns); None if no ranking needs them.
@@ -109,7 +109,7 @@ class StepView:
 
     keys: torch.Tensor
     values: torch.Tensor
-    index: torch.Tensor | None
+    slots: torch.Tensor | None
     length: torch.Tensor | None
     sums: torch.Tensor | None
     image_scores: torch.Tensor | None
@@ -118,7 +118,7 @@ class StepView:
     @property
     def plain(self) -> bool:
         """Whether this is ordinary attention over all columns, without scores."""
-        return self.index is None and self.length is None and self.sums is None and self.image_scores is None
+        return self.slots is None and self.length is None and self.sums is None and self.image_scores is None
 
 
 @dataclass
@@ -171,26 +171,24 @@ class LayerKV:
         columns, length = table.extent(image)
         made = self._views.get(core is None)
         if made is None or made[0] != columns:
-            made = self._views[core is None] = columns, self._make_view(core, columns, length)
+            made = self._views[core is None] = columns, self._make_view(table, core, columns, length)
         return made[1]
 
-    def _make_view(self, core: int | None, columns: int, length: torch.Tensor | None) -> StepView:
-        keys, values = self.keys.transpose(1, 2), self.values.transpose(1, 2)
-        image, index = self.image, None
-        if core is None:
-            keys, values = keys[:, :, :columns], values[:, :, :columns]
-        elif self.table is not None and self.table.contiguous:
-            first, image = image - core, core
-            keys, values = keys[:, :, first : first + columns], values[:, :, first : first + columns]
+    def _make_view(self, table: SlotTable, core: int | None, columns: int, length: torch.Tensor | None) -> StepView:
+        image = self.image if core is None else core
+        index = None
+        if core is None or table.contiguous:
+            # narrow costs half of what slicing does, and a growing window needs a view at every step
+            first = self.image - image
+            keys, values = (states.narrow(1, first, columns).transpose(1, 2) for states in (self.keys, self.values))
         else:
             assert self.index is not None
-            index, image = self.index[:, :columns], core
+            keys, values, index = self.keys.transpose(1, 2), self.values.transpose(1, 2), self.index[:, :columns]
         per_head = self.window.observation is not None and self.window.observation.heads == "kv"
         sums = None if self.sums is None else self.sums[..., : columns - image]
         if sums is not None and not per_head:
             sums = sums[:, 0]
-        ranks = core is None and self.table is not None and self.table.image_scores is not None
-        scores = self.table.image_scores[self.place] if ranks else None  # type: ignore[union-attr,index]
+        scores = table.image_scores[self.place] if core is None and table.image_scores is not None else None
         return StepView(keys, values, index, length, sums, scores, per_head)
 
 
