@@ -251,13 +251,8 @@ class AdaptiveCache(Cache):
     @property
     def stored_tokens(self) -> list[int]:
         """Tokens stored now per layer, summed over rows (one token: the keys and values of all heads)."""
-        pairs = ((bucket, place) for place, bucket in enumerate(self.buckets))
-        counts = [0] * len(self.layers)
-        for bucket, place in pairs:
-            for number, layer in enumerate(self.layers):
-                if layer.kvs:
-                    counts[number] += bucket.b * (layer.kvs[place].image + layer.kvs[place].count)
-        return counts
+        pairs = (zip(self.buckets, layer.kvs, strict=False) for layer in self.layers)  # no KV before the layer's prompt has run
+        return [sum(bucket.b * (kv.image + kv.count) for bucket, kv in alike) for alike in pairs]
 
     @property
     def read_tokens(self) -> list[int]:
