@@ -27,43 +27,40 @@ def attend_step(layer: AdaptiveLayer, query: torch.Tensor, scale: float) -> torc
     if len(cache.buckets) == 1:
         kv = layer.kvs[0]
         view = kv.view(cache.update_step)
-        out = _record(layer, kv, view, query, scale) if recorded else _attend(view, query, scale)
+        out = _record(layer, kv, view, query, scale) if recorded else _attend(view, query, scale)[0]
         return out.transpose(1, 2)
     out = torch.empty_like(query)
     for bucket, kv in zip(cache.buckets, layer.kvs, strict=True):
         view, rows = kv.view(cache.update_step), list(bucket.rows)
         attend = recorded and 0 in bucket.rows
-        out[rows] = _record(layer, kv, view, query[rows], scale) if attend else _attend(view, query[rows], scale)
+        out[rows] = _record(layer, kv, view, query[rows], scale) if attend else _attend(view, query[rows], scale)[0]
     return out.transpose(1, 2)
 
 
-def _attend(view: StepView, query: torch.Tensor, scale: float) -> torch.Tensor:
-    """Return attention ``[b, H, 1, D]`` over a view, and write scores to the view's tensors."""
+def _attend(view: StepView, query: torch.Tensor, scale: float, every_score: bool = False) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Return attention ``[b, H, 1, D]`` over a view and the scores computed, all of them if asked; write scores to the view's tensors."""
     keys, values = view.keys, view.values
-    if view.plain:
-        return scaled_dot_product_attention(query, keys, values, scale=scale, enable_gqa=query.shape[1] != keys.shape[1])
+    if view.plain and not every_score:
+        return scaled_dot_product_attention(query, keys, values, scale=scale, enable_gqa=query.shape[1] != keys.shape[1]), None
     wanted = view.image_scores
-    # sums also need the scores of the last columns; otherwise those of the image tokens suffice
-    columns = False if wanted is None else True if view.sums is not None else (0, wanted.shape[-1])
+    columns: bool | tuple[int, int] = every_score
+    if wanted is not None and not every_score:
+        # sums also need the scores of the last columns; otherwise those of the image tokens suffice
+        columns = True if view.sums is not None else (0, wanted.shape[-1])
     out, scores = core_attention(
         query, keys, values, view.slots, view.length,
         scale=scale, scores=columns, group_scores=view.per_head, sums=view.sums, validate=False,
     )  # fmt: skip
     if wanted is not None and scores is not None:
         wanted.copy_(scores[..., : wanted.shape[-1]])
-    return out
+    return out, scores
 
 
 def _record(layer: AdaptiveLayer, kv: LayerKV, view: StepView, query: torch.Tensor, scale: float) -> torch.Tensor:
     """Attend as :func:`_attend` does, and pass all scores of row 0 to the recorder."""
     cache = layer.owner
-    out, scores = core_attention(
-        query, view.keys, view.values, view.slots, view.length,
-        scale=scale, scores=True, group_scores=view.per_head, sums=view.sums, validate=False,
-    )  # fmt: skip
+    out, scores = _attend(view, query, scale, every_score=True)
     assert scores is not None
     assert cache.recorder is not None
-    if view.image_scores is not None:
-        view.image_scores.copy_(scores[..., : kv.image])
     cache.recorder.note(layer.number, scores[0], positions_read(cache, kv, cache.update_step))
     return out

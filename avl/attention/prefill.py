@@ -39,7 +39,8 @@ def attend_prompt(layer: AdaptiveLayer, query: torch.Tensor, key: torch.Tensor, 
             positions = prefill.positions(query.device)
             cache.recorder.note(layer.number, scores[0, -len(positions) :], positions)
     if ranks:
-        image_scores = [scores[list(columns.rows)].gather(1, columns.image) for columns in prefill.columns]
+        pairs = zip(cache.buckets, prefill.columns, strict=True)
+        image_scores = [cache.rows_of(scores, bucket).gather(1, columns.image) for bucket, columns in pairs]
     prefill.scores = image_scores
     window_scores: list[torch.Tensor | None] = []
     whole: dict[int | None, torch.Tensor] = {}  # observing queries -> [B, G, L]
@@ -54,7 +55,7 @@ def attend_prompt(layer: AdaptiveLayer, query: torch.Tensor, key: torch.Tensor, 
             continue
         if observation.queries not in whole:
             whole[observation.queries] = accumulated_scores(query, key, scale, valid, observation.queries)
-        here = whole[observation.queries][list(columns.rows)]
+        here = cache.rows_of(whole[observation.queries], bucket)
         if observation.heads == "shared":
             here = here.mean(dim=1, keepdim=True)
         window_scores.append(here.gather(2, columns.window[:, None].expand(-1, here.shape[1], -1)))

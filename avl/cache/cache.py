@@ -1,7 +1,8 @@
 """The KV cache of one generation: its layers, the forward passes through them, and their totals in tokens and bytes.
 
-Every forward pass begins and ends explicitly. The prompt: ``begin_prompt``, the layers, ``end_prompt``. A step: ``begin_step`` (counts on
-the host), ``enter`` (gives the token its slots, on the device), the layers, ``evict`` (on the device), ``end_step`` (counts on the host).
+Every forward pass begins and ends explicitly. A pass that transformers runs, prompt or step: ``begin_pass``, the layers, ``end_pass``. A
+step of our own loop: ``begin_step`` (counts on the host), ``enter`` (gives the token its slots, on the device), the layers, ``evict`` (on
+the device), ``end_step`` (counts on the host).
 """
 
 from __future__ import annotations
@@ -116,7 +117,7 @@ class AdaptiveCache(Cache):
         expected = self.rows[0].pad + self.rows[0].length
         if length != expected:
             raise ValueError(f"this cache was made for a prompt of {expected} tokens, not {length}: make one from these inputs")
-        self.begin_prompt()
+        self._begin()
 
     def end_pass(self) -> None:
         """Complete the pass that :meth:`begin_pass` began.
@@ -131,10 +132,6 @@ class AdaptiveCache(Cache):
             return
         self.evict()
         self.end_step()
-
-    def begin_prompt(self) -> None:
-        """Begin the prompt's pass."""
-        self._begin()
 
     def end_prompt(self) -> None:
         """Complete the prompt's pass and make the slot tables."""
@@ -203,8 +200,7 @@ class AdaptiveCache(Cache):
             alike: dict[Any, list[LayerKV]] = {}
             for layer in self.layers:
                 kv = layer.kvs[place]
-                core = None if kv.index is None else kv.index.shape[1] - kv.window.capacity
-                alike.setdefault((kv.keys.device, kv.image, core, kv.window), []).append(kv)
+                alike.setdefault((kv.keys.device, kv.image, kv.core, kv.window), []).append(kv)
             for (device, _, core, _), kvs in alike.items():
                 if self.static:
                     self.tables.append(StaticSlotTable(bucket, kvs, core))

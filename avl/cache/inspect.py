@@ -84,7 +84,6 @@ def positions_read(cache: AdaptiveCache, kv: LayerKV, update: bool) -> torch.Ten
     prompt = torch.tensor(row.text if cache.policy.pins_image else range(row.length), device=device)
     known = prompt[token_idx.clamp(max=kv.window.prompt - 1)]
     window = torch.where(token_idx < kv.window.prompt, known, token_idx - kv.window.prompt + row.length)
-    core = None if update else kv.core_slots()
-    image_idx = kv.image_idx[0] if core is None else kv.image_idx[0, core[0]]
+    image_idx = kv.image_idx[0] if update or kv.index is None else kv.image_idx[0, kv.index[0, : kv.core]]
     image = torch.tensor(row.image, device=device)[image_idx].expand(window.shape[0], -1)
     return torch.cat([image, window], dim=1).squeeze(0)

@@ -158,15 +158,16 @@ class LayerKV:
         """Number of window tokens stored now."""
         return self.window.start if self.table is None else self.table.count
 
-    def core_slots(self) -> torch.Tensor | None:
-        """Return the slots ``[b, core]`` of the core, None if every step reads all."""
-        return None if self.index is None else self.index[:, : self.index.shape[1] - self.window.capacity]
+    @property
+    def core(self) -> int | None:
+        """Number of image tokens that a core step reads, None if every step reads all."""
+        return None if self.index is None else self.index.shape[1] - self.window.capacity
 
     def view(self, update: bool) -> StepView:
         """Return the view for a step: everything stored at an ``update`` step or without a core, else core and window."""
         table = self.table
         assert table is not None, "slots have a table once the prompt is done"
-        core = None if self.index is None or update else self.index.shape[1] - self.window.capacity
+        core = None if update else self.core
         image = self.image if core is None else core
         columns, length = table.extent(image)
         made = self._views.get(core is None)

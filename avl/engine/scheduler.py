@@ -122,7 +122,7 @@ def run(
     row = caches[0].rows[0]
     sizes = [image.size for image in request.images]
     implementation = resolve_impl(model.device, dtype=model.dtype, head_size=facts.head_dim)
-    shape = PromptShape(row.n_image, row.n_text, request.max_new_tokens, facts.layers)
+    shape = caches[0].buckets[0].shape  # of row 0, the same under every policy
     start = Start(
         arms=tuple(_arm(policy, implementation, shape) for policy in request.policies),
         mode="single" if single else request.mode,
