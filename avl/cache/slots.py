@@ -147,6 +147,7 @@ class LayerKV:
     table: SlotTable | None = None
     place: int = 0
     _views: dict[bool, tuple[int, StepView]] = field(default_factory=dict)
+    _by_head: tuple[torch.Tensor, torch.Tensor] | None = None  # keys and values as [b, G, slots, D]
 
     @property
     def image(self) -> int:
@@ -178,13 +179,16 @@ class LayerKV:
     def _make_view(self, table: SlotTable, core: int | None, columns: int, length: torch.Tensor | None) -> StepView:
         image = self.image if core is None else core
         index = None
+        if self._by_head is None:
+            self._by_head = self.keys.transpose(1, 2), self.values.transpose(1, 2)
+        keys, values = self._by_head
         if core is None or table.contiguous:
             # narrow costs half of what slicing does, and a growing window needs a view at every step
             first = self.image - image
-            keys, values = (states.narrow(1, first, columns).transpose(1, 2) for states in (self.keys, self.values))
+            keys, values = keys.narrow(2, first, columns), values.narrow(2, first, columns)
         else:
             assert self.index is not None
-            keys, values, index = self.keys.transpose(1, 2), self.values.transpose(1, 2), self.index[:, :columns]
+            index = self.index[:, :columns]
         per_head = self.window.observation is not None and self.window.observation.heads == "kv"
         sums = None if self.sums is None else self.sums[..., : columns - image]
         if sums is not None and not per_head:
