@@ -25,7 +25,7 @@ from avl.cache.recorder import Recorder
 from avl.cache.slots import LayerKV, RowBucket, SlotTable, StaticSlotTable
 from avl.models.families import describe, language_model
 from avl.policies import Policy, check_policy
-from avl.policies.base import check_whole
+from avl.policies.base import whole
 
 USED = "this cache holds another generation already: make a new one with avl.make_cache for every prompt"
 
@@ -299,7 +299,7 @@ def make_cache(model: Any, inputs: Any, policy: Policy, max_new_tokens: int = 64
             context, or max_new_tokens is not a positive number.
     """
     check_policy(policy)
-    check_whole("max_new_tokens", max_new_tokens, 1)
+    max_new_tokens = whole("max_new_tokens", max_new_tokens, 1)
     facts = describe(model)
     policy.check_model(facts.layers)
     rows = find_rows(inputs["input_ids"], inputs.get("attention_mask"), facts.image_token_id)
