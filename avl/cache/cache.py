@@ -18,7 +18,7 @@ from transformers.cache_utils import Cache
 from avl.cache import inspect
 from avl.cache.contiguous import ContiguousSlotTable
 from avl.cache.layer import NOT_ATTACHED, AdaptiveLayer
-from avl.cache.layout import Row, find_rows
+from avl.cache.layout import Row, find_rows, ids_and_mask
 from avl.cache.prefill_state import PrefillState
 from avl.cache.readback import Readback
 from avl.cache.recorder import Recorder
@@ -302,7 +302,7 @@ def make_cache(model: Any, inputs: Any, policy: Policy, max_new_tokens: int = 64
     max_new_tokens = whole("max_new_tokens", max_new_tokens, 1)
     facts = describe(model)
     policy.check_model(facts.layers)
-    rows = find_rows(inputs["input_ids"], inputs.get("attention_mask"), facts.image_token_id)
+    rows = find_rows(*ids_and_mask(inputs), facts.image_token_id)
     longest = max(row.length for row in rows) + max_new_tokens
     if longest > facts.context:
         raise ValueError(
