@@ -32,7 +32,7 @@ def remove(model: Any) -> None:
     """Remove the hooks."""
     text_model = language_model(model)
     for module in (model, text_model, *text_model.layers):
-        remove_hooks(module, (refuse_used, begin_pass, end_pass, before_layer))
+        remove_hooks(module, OURS)
 
 
 def refuse_used(model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -108,3 +108,7 @@ def _pick(states: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
     states = states.expand(columns.shape[0], *states.shape[1:])
     columns = columns.to(states.device)
     return states.gather(1, columns.view(*columns.shape, *[1] * (states.dim() - 2)).expand(*columns.shape, *states.shape[2:]))
+
+
+OURS = (refuse_used, begin_pass, end_pass, before_layer)
+"""Every hook that :func:`add` adds."""

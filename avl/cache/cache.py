@@ -38,6 +38,7 @@ class AdaptiveCache(Cache):
         seen: tokens of all completed passes, padding included.
         update_step: whether the last step was an update step.
         in_pass: whether a forward pass has begun and is not complete.
+        looped: whether our own loop begins and ends steps (avl/engine/decoder.py), also those in which it runs the whole model.
         buckets: groups of rows with the same layout.
         tables: the slot tables of all layers; empty until the prompt is done.
         pruned: row -> image tokens removed from the hidden states in prefill.
@@ -52,7 +53,7 @@ class AdaptiveCache(Cache):
         self.model = weakref.ref(model)
         self.rows, self.policy, self.max_new_tokens = rows, policy, max_new_tokens
         self.t = self.seen = self.peak_bytes = 0
-        self.update_step = self.in_pass = self.static = False
+        self.update_step = self.in_pass = self.looped = self.static = False
         self.pruned: dict[int, list[int]] = {}
         self.recorder: Recorder | None = None  # of row 0, set by record()
         alike: dict[Row, list[int]] = {}
@@ -108,6 +109,9 @@ class AdaptiveCache(Cache):
                 f"this cache was made for {self.batch_size} rows, the model got {batch}: make one for this batch "
                 "(beam search and num_return_sequences are not supported)"
             )
+        if self.looped:
+            self.attended = 0
+            return
         if self.tables:
             if length != 1 or (total is not None and total != self.seen + 1):
                 raise ValueError(USED)
@@ -127,6 +131,8 @@ class AdaptiveCache(Cache):
         """
         if self.attended != len(self.layers):
             raise RuntimeError(NOT_ATTACHED)
+        if self.looped:
+            return
         if not self.tables:
             self.end_prompt()
             return

@@ -1,4 +1,4 @@
-"""Our own loop over the layers: the prompt, then one token at a time."""
+"""The prompt, then one token at a time."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ def rows_at_once(length: int) -> int:
 class Decoder:
     """Runs the prompt and then one token at a time through an attached model, with one cache.
 
-    The loop over the layers is our own: transformers' forward builds a mask and collects outputs at every step, which takes longer than the
-    attention of a small model.
+    Where that computes the same (avl/engine/fusable.py), steps run our own loop over fused layers: transformers' forward builds a mask and
+    collects outputs at every step, which takes longer than the attention of a small model. Elsewhere they run the model.
 
     Attributes:
-        unfused: why steps run the layers' own modules, None if they run avl/engine/fused.py.
+        unfused: why steps run the model's own modules, None if they run avl/engine/fused.py.
     """
 
     def __init__(self, model: Any, cache: AdaptiveCache) -> None:
@@ -62,6 +62,7 @@ class Decoder:
                 found.append(self._run_prompt(part, chunks[-1]))
             cache.merge(chunks)
             logits = torch.cat(found)
+        cache.looped = True
         lengths = [row.length for row in cache.rows]
         self._positions = torch.tensor(lengths, device=logits.device)[:, None]
         return logits
@@ -92,8 +93,6 @@ class Decoder:
     def _through_layers(self, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         if self._layers is not None:
             return self._model.lm_head(self._layers(tokens, positions))
-        hidden = self._text.embed_tokens(tokens[:, None])
-        rotary = self._text.rotary_emb(hidden, position_ids=positions.to(hidden.device))
-        for layer in self._text.layers:
-            hidden = layer(hidden, attention_mask=None, position_embeddings=rotary, past_key_values=self._cache, use_cache=True)
-        return self._model.lm_head(self._text.norm(hidden))[:, -1]
+        # the whole model, so that everything hooked into it takes part
+        inputs = {"input_ids": tokens[:, None], "position_ids": positions.to(tokens.device)}
+        return self._model(**inputs, past_key_values=self._cache, use_cache=True, logits_to_keep=1).logits[:, -1]
