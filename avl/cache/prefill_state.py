@@ -57,6 +57,7 @@ class PrefillState:
         self._first_pad = rows[0].pad
         self.survivors: torch.Tensor | None = None  # [B, L] columns of the first layer that remain, None for all
         self.scores: list[torch.Tensor] | None = None  # per bucket [b, M]: the last layer's scores of the image tokens
+        self.checked: torch.Tensor | None = None  # the mask that check() found right
         self._mask: torch.Tensor | None = None
         self._valid: torch.Tensor | None = None
 
@@ -86,6 +87,27 @@ class PrefillState:
             # a padded query sees itself: a row of -inf would turn into NaN and spread through the values
             self._mask = (causal & valid[:, None, :] | (positions == positions[:, None]))[:, None]
         return self._mask
+
+    def check(self, given: torch.Tensor) -> None:
+        """Compare the mask that transformers made with ours: its layers would ignore a difference.
+
+        Args:
+            given: ``[B or 1, 1, L, L]``, bool (True where a query sees a key), or numbers to add to the logits.
+
+        Raises:
+            ValueError: a real token would see other tokens.
+        """
+        visible = given if given.dtype == torch.bool else given == 0
+        positions, valid = torch.arange(self.length, device=given.device), self.valid(given.device)
+        wanted = (positions <= positions[:, None])[None, None]
+        if valid is not None:
+            wanted = wanted & valid[:, None, None, :]
+        differs = visible[..., : self.length] != wanted
+        if valid is not None:
+            differs &= valid[:, None, :, None]
+        if differs.any():
+            raise ValueError("the model's attention mask is not causal over the real tokens, which adaptive attention does not compute")
+        self.checked = given
 
     def real_tokens(self) -> int:
         """Return the number of tokens in the hidden states now, summed over rows, without padding."""

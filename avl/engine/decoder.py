@@ -16,6 +16,20 @@ PROMPT_TOKENS = 1 << 15
 MLP of a 7B model takes 66 kB per token), so that a smaller batch would fit."""
 
 
+def refuse_offloaded(model: Any) -> None:
+    """Refuse a model whose weights are not all in memory.
+
+    Raises:
+        ValueError: says how many are not, and what works.
+    """
+    away = sum(parameter.is_meta for parameter in model.parameters())
+    if away:
+        raise ValueError(
+            f"{away} of the model's weights are offloaded, and each step would load them again: load the model where it fits whole, or use "
+            "model.generate with avl.make_cache, which works, slowly"
+        )
+
+
 def rows_at_once(length: int) -> int:
     """Return how many rows with prompts of ``length`` tokens run together."""
     return max(1, PROMPT_TOKENS // length)

@@ -14,6 +14,7 @@ import torch
 
 from avl._compat import commit_hash
 from avl.attention.attachment import attach
+from avl.engine.decoder import refuse_offloaded
 from avl.engine.request import GenerationRequest
 from avl.engine.runner import Job, Runner, attention
 from avl.kernels import resolve_impl, triton_trouble
@@ -112,6 +113,7 @@ def run(
         TypeError: the model's class is not supported.
     """
     facts = describe(model)
+    refuse_offloaded(model)
     attach(model)
     inputs, prompt = prepare(model, processor, request.images, request.question)
     eos = model.generation_config.eos_token_id
