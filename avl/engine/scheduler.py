@@ -15,6 +15,7 @@ import torch
 from avl._compat import commit_hash
 from avl.attention.attachment import attach
 from avl.engine.decoder import refuse_offloaded
+from avl.engine.devices import made_on
 from avl.engine.request import GenerationRequest
 from avl.engine.runner import Job, Runner, attention
 from avl.kernels import resolve_impl, triton_trouble
@@ -141,7 +142,7 @@ def run(
             "kv_heads": facts.kv_heads,
             "head_dim": facts.head_dim,
         },
-        machine=machine_card(),
+        machine=machine_card(model.device),
         date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         n_image=row.n_image,
         n_text=row.n_text,
@@ -156,7 +157,7 @@ def run(
         top_p=request.top_p,
         seed=request.seed,
     )
-    return _events(job, start, stop or threading.Event())
+    return made_on(model.device, _events(job, start, stop or threading.Event()))
 
 
 def _arm(policy: Policy, implementation: str, shape: PromptShape) -> Arm:
@@ -167,7 +168,7 @@ def _arm(policy: Policy, implementation: str, shape: PromptShape) -> Arm:
 
 
 @torch.inference_mode()
-def _events(job: Job, start: Start, stop: threading.Event) -> Iterator[Event]:
+def _events(job: Job, start: Start, stop: threading.Event) -> Generator[Event, None, None]:
     yield start
     trouble = triton_trouble(job.model.device, job.model.dtype, start.model["head_dim"])
     if trouble is not None:
