@@ -15,6 +15,8 @@ from types import ModuleType
 from typing import Any
 
 import torch
+from torch.nn.modules import module as torch_module
+from transformers import modeling_layers
 from transformers.activations import ACT2FN
 
 from avl._compat import any_global_hook, call_override, hooks_of, records_outputs
@@ -48,7 +50,9 @@ def why_not(model: Any) -> str | None:
         if kind is not getattr(home, known, None) or (kind.__module__, kind.__qualname__) != (home.__name__, known):
             return f"{name} is {_short(module)}"
         if kind not in proved:
-            if not _written_in(kind.forward, home) or not _written_in(kind.__call__, inspect.getmodule(torch.nn.Module)):
+            if not _written_in(kind.forward, home) or not any(
+                _written_in(kind.__call__, owner) for owner in (torch_module, modeling_layers)
+            ):
                 return f"the forward of {known} was replaced"
             proved.add(kind)
         reason = _altered(module)
