@@ -49,11 +49,24 @@ def _dispatch(
     cache = avl_layer.owner
     _refuse_unknown(kwargs, cache.longest)
     cache.attended += 1
+    kind = query.device.type
+    if torch.is_autocast_enabled(kind):
+        # as SDPA under autocast: its dtype for all three; what follows mixes precisions on purpose
+        query, key, value = (states.to(torch.get_autocast_dtype(kind)) for states in (query, key, value))
+        with torch.autocast(kind, enabled=False):
+            return _attend(avl_layer, query, key, value, attention_mask, scale), None
+    return _attend(avl_layer, query, key, value, attention_mask, scale), None
+
+
+def _attend(
+    layer: AdaptiveLayer, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, scale: float
+) -> torch.Tensor:
+    cache = layer.owner
     if cache.tables:
-        return attend_step(avl_layer, query, scale), None
-    if isinstance(attention_mask, torch.Tensor) and cache.prefill.checked is not attention_mask:
-        cache.prefill.check(attention_mask)
-    return attend_prompt(avl_layer, query, key, value, scale), None
+        return attend_step(layer, query, scale)
+    if isinstance(mask, torch.Tensor) and cache.prefill.checked is not mask:
+        cache.prefill.check(mask)
+    return attend_prompt(layer, query, key, value, scale)
 
 
 _WITHOUT_EFFECT = frozenset(

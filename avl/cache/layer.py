@@ -96,7 +96,7 @@ class AdaptiveLayer(CacheLayerMixin):
         if owner.tables:
             for bucket, kv in zip(owner.buckets, self.kvs, strict=True):
                 for stored, states in ((kv.keys, key_states), (kv.values, value_states)):
-                    _write(stored, owner.rows_of(states.detach(), bucket)[:, :, 0], kv)
+                    _write(stored, owner.rows_of(states.detach(), bucket)[:, :, 0].to(stored.dtype), kv)
         return key_states, value_states
 
     def append_rope(self, ops: Any, qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:

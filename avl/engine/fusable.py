@@ -35,6 +35,8 @@ def why_not(model: Any) -> str | None:
     text = language_model(model)
     if text.training or torch.is_grad_enabled():
         return "it is in training mode, or gradients are on"
+    if torch.is_autocast_enabled(text.embed_tokens.weight.device.type):
+        return "autocast is on"
     if any_global_hook():
         return "a hook is registered for all modules"
     family, text_family = family_of(model.config), TEXT_FAMILIES[text.config.model_type]

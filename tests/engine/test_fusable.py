@@ -20,6 +20,7 @@ from avl.trace import Warning
 
 STEPS = 6
 ROWS = [request(1), request(2)]
+POLICIES = [avl.Full(), avl.AVL(S=45, C=30, K=3, P=90, T=60), avl.H2O(keep=50), avl.SnapKV(keep=50)]
 
 
 class Linear(torch.nn.Linear):
@@ -289,6 +290,36 @@ def test_recorded_hidden_states_leave_the_fast_path_open():
         assert model(**inputs, output_hidden_states=True).hidden_states is not None
         assert why_not(model) is None
         torch.testing.assert_close(decode(model, inputs)[0], usual[0], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("rows", [ROWS, [request(1), request(2, before=6, after=9)]], ids=["alike", "ragged"])
+@pytest.mark.parametrize("policy", POLICIES, ids=lambda policy: policy.label)
+def test_under_autocast(policy, rows):
+    """The model's own modules in the precision that autocast gives them; full attention as ``model.generate`` gives it."""
+    model, processor = avl.attach(build_model("llava-llama")), shared_processor("llava-llama")
+    inputs = dict(encode(processor, rows))
+    with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
+        assert why_not(model) == "autocast is on"
+        runs = []
+        for _ in range(2):
+            cache = avl.make_cache(model, inputs, policy, STEPS)
+            assert Decoder(model, cache).unfused == "autocast is on"
+            runs.append(model.generate(**inputs, past_key_values=cache, max_new_tokens=STEPS, do_sample=False)[:, -STEPS:])
+        assert {layer.keys.dtype for layer in cache.layers} == {torch.bfloat16}
+        logits, fed, _ = decode(model, inputs)
+        own = model(**inputs, use_cache=True, logits_to_keep=1)
+        past, wanted = own.past_key_values, [own.logits[:, -1]]
+        mask = inputs["attention_mask"]
+        for token in fed:
+            mask = torch.nn.functional.pad(mask, (0, 1), value=1)
+            position = mask.sum(dim=1, keepdim=True) - 1
+            step = model(input_ids=token[:, None], attention_mask=mask, position_ids=position, past_key_values=past, use_cache=True)
+            wanted.append(step.logits[:, -1])
+            past = step.past_key_values
+    assert torch.equal(*runs)
+    if len({row.pad for row in cache.rows}) == 1:  # transformers' prompt gives positions to padding, its generate does not
+        torch.testing.assert_close(logits.float(), torch.stack(wanted, dim=1).float(), rtol=0, atol=0.3)
+        assert (logits.float() - torch.stack(wanted, dim=1).float()).abs().mean() < 0.02
 
 
 def test_mixed_dtypes_and_training_run_the_modules():
