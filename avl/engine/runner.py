@@ -17,6 +17,7 @@ from avl.engine.cuda_graphs import GraphDecoder, make_decoder
 from avl.engine.decoder import Decoder
 from avl.engine.request import GenerationRequest
 from avl.engine.sampling import next_tokens
+from avl.engine.text import TextStream
 from avl.engine.timing import Clock, Span
 from avl.policies import Policy
 from avl.telemetry import Meter
@@ -39,28 +40,6 @@ class Job:
     def make_cache(self, policy: Policy) -> AdaptiveCache:
         """Return a new cache for this prompt under ``policy``."""
         return make_cache(self.model, self.inputs, policy, self.request.max_new_tokens)
-
-
-class _Text:
-    """Incremental detokenizer; a piece of text may be empty while a character is incomplete."""
-
-    def __init__(self, tokenizer: Any) -> None:
-        self._tokenizer = tokenizer
-        self.ids: list[int] = []
-        self._text = ""
-
-    def add(self, token: int) -> str:
-        """Return the piece of text that ``token`` adds."""
-        self.ids.append(token)
-        text = self._tokenizer.decode(self.ids, skip_special_tokens=True)
-        if text.endswith("\ufffd") or not text.startswith(self._text):
-            return ""
-        piece, self._text = text[len(self._text) :], text
-        return piece
-
-    def finish(self) -> str:
-        """Return the whole answer."""
-        return self._tokenizer.decode(self.ids, skip_special_tokens=True).strip()
 
 
 def steps_ahead(request: GenerationRequest, devices: set[torch.device]) -> int:
@@ -111,7 +90,7 @@ class Runner:
         self._meter = meter
         self._cache: AdaptiveCache | None = job.make_cache(policy)
         self._decoder: Decoder | None = make_decoder(job.model, self._cache)
-        self._text = _Text(job.processor.tokenizer)
+        self._text = TextStream(job.processor.tokenizer)
         self._devices = {parameter.device for parameter in job.model.parameters()}
         self._clock = Clock(*self._devices)
         self._generator = None
@@ -247,6 +226,8 @@ class Runner:
             self.reason = "eos"
         elif self.t + 1 >= self.job.request.max_new_tokens:
             self.reason = "length"
+        if not over and (self._finished_rows[0] or self.reason is not None):
+            piece += self._text.finish()
         return piece
 
     def _sets(self) -> ImageSetsLater | None:
@@ -284,7 +265,7 @@ class Runner:
         yield End(
             arm=self.number,
             reason=self.reason,
-            text=self._text.finish(),
+            text=self._text.text,
             tokens=tuple(self._text.ids),
             ttft_ms=self.ttft_ms,
             median_ms=statistics.median(self.times) if self.times else None,

@@ -8,11 +8,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from PIL import Image
-
 from avl import trace
 from avl._paths import ASSETS
-from avl.models.images import data_uri
+from avl.models.images import data_uri, open_image
 
 log = logging.getLogger(__name__)
 
@@ -64,5 +62,4 @@ def recording(bundled: bool) -> trace.Trace | None:
 
 def thumbnail(path: Path) -> str:
     """Return a small picture as a data URI for the strip."""
-    with Image.open(path) as image:
-        return data_uri(image, side=132, quality=80)
+    return data_uri(open_image(path), side=132, quality=80)
