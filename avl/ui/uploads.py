@@ -47,12 +47,11 @@ class Quota:
             size: bytes to come.
             keep: paths that stay, such as the page's own examples.
         """
-        files = sorted(self._files(), key=lambda file: file[1].st_mtime)
+        files = sorted(self._files(), key=lambda file: (not self._broken(*file), file[1].st_mtime))
         total = sum(stat.st_size for _, stat in files)
         freed = 0
         for path, stat in files:
-            broken = path.parent == self._folder and time.time() - stat.st_mtime > PARTIAL_SECONDS
-            if str(path) in keep or not (broken or total - freed + size > self._most):
+            if str(path) in keep or not (self._broken(path, stat) or total - freed + size > self._most):
                 continue
             try:
                 path.unlink()
@@ -62,6 +61,9 @@ class Quota:
             except OSError:  # another file beside it, or somebody was faster
                 continue
         return freed
+
+    def _broken(self, path: Path, stat: os.stat_result) -> bool:
+        return path.parent == self._folder and time.time() - stat.st_mtime > PARTIAL_SECONDS
 
     def _files(self) -> Iterator[tuple[Path, os.stat_result]]:
         for root, _, names in os.walk(self._folder):
