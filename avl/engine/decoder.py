@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import torch
@@ -14,6 +15,14 @@ from avl.models.families import describe, language_model
 PROMPT_TOKENS = 1 << 15
 """Prompt tokens that pass through the layers together. This many keep a large GPU busy; more would only cost memory for activations (the
 MLP of a 7B model takes 66 kB per token), so that a smaller batch would fit."""
+
+
+CPU_PROMPT_TOKENS = 1 << 12
+"""The same on a CPU, which is busy with far fewer, and where a run can be stopped only between two such pieces: seconds, not minutes."""
+
+
+class Stopped(Exception):
+    """A run was stopped while its prompt ran."""
 
 
 def refuse_offloaded(model: Any) -> None:
@@ -30,9 +39,9 @@ def refuse_offloaded(model: Any) -> None:
         )
 
 
-def rows_at_once(length: int) -> int:
-    """Return how many rows with prompts of ``length`` tokens run together."""
-    return max(1, PROMPT_TOKENS // length)
+def rows_at_once(length: int, device: str = "cuda") -> int:
+    """Return how many rows with prompts of ``length`` tokens run together on a device of that type."""
+    return max(1, (min(PROMPT_TOKENS, CPU_PROMPT_TOKENS) if device == "cpu" else PROMPT_TOKENS) // length)
 
 
 class Decoder:
@@ -59,16 +68,22 @@ class Decoder:
         self._cache = cache
         self._positions: torch.Tensor | None = None
 
-    def prefill(self, inputs: dict[str, Any]) -> torch.Tensor:
-        """Run the prompt and return logits ``[B, V]`` of its last token; a large batch of rows with one layout runs in chunks."""
+    def prefill(self, inputs: dict[str, Any], stop: threading.Event | None = None) -> torch.Tensor:
+        """Run the prompt and return logits ``[B, V]`` of its last token; a large batch of rows with one layout runs in chunks.
+
+        Raises:
+            Stopped: ``stop`` was set before the last chunk.
+        """
         cache = self._cache
         rows = cache.batch_size
-        some = rows_at_once(cache.rows[0].pad + cache.rows[0].length)
+        some = rows_at_once(cache.rows[0].pad + cache.rows[0].length, self._model.device.type)
         if some >= rows or len(cache.buckets) > 1:
             logits = self._run_prompt(inputs, cache)
         else:
             found, chunks = [], []
             for first in range(0, rows, some):
+                if stop is not None and stop.is_set():
+                    raise Stopped
                 last = min(rows, first + some)
                 # every row has the same number of images, and pixel values are ordered by image
                 part = {k: v[first * len(v) // rows : last * len(v) // rows] for k, v in inputs.items()}

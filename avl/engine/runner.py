@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import threading
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from avl.cache.cache import AdaptiveCache, make_cache
 from avl.cache.inspect import ImageSetsLater
 from avl.cache.readback import Readback
 from avl.engine.cuda_graphs import GraphDecoder, make_decoder
-from avl.engine.decoder import Decoder
+from avl.engine.decoder import Decoder, Stopped
 from avl.engine.request import GenerationRequest
 from avl.engine.sampling import next_tokens
 from avl.engine.text import TextStream
@@ -123,10 +124,15 @@ class Runner:
     def t(self) -> int:
         return len(self.times)
 
-    def prefill(self) -> Iterator[Event]:
-        """Run the prompt, choose token 0, and yield their events."""
+    def prefill(self, stop: threading.Event | None = None) -> Iterator[Event]:
+        """Run the prompt, choose token 0, and yield their events; end the run where ``stop`` is set between two pieces of the prompt."""
         self._clock.start()
-        self.tokens = tokens = self._choose(self.decoder.prefill(self.job.inputs))
+        try:
+            logits = self.decoder.prefill(self.job.inputs, stop)
+        except Stopped:
+            yield from self.stop()
+            return
+        self.tokens = tokens = self._choose(logits)
         self.ttft_ms = self._clock.stop()
         ids = tokens.tolist()
         piece = self._take(tokens, ids)
@@ -285,7 +291,7 @@ class Runner:
         return Repeat(self.number, number, self.ttft_ms, middle, self.clock_ms, self.reason or "stopped", tuple(self._text.ids))
 
 
-def attention(runner: Runner) -> Iterator[Scores]:
+def attention(runner: Runner, stop: threading.Event | None = None) -> Iterator[Scores]:
     """Replay the tokens of a finished run and yield the attention of every pass.
 
     Recording computes all scores in every layer; replaying the answer keeps that out of the run's own timings.
@@ -298,6 +304,9 @@ def attention(runner: Runner) -> Iterator[Scores]:
         if t:
             decoder.step(runner.fed[t - 1])
         else:
-            decoder.prefill(job.inputs)
+            try:
+                decoder.prefill(job.inputs, stop)
+            except Stopped:
+                return
         layers = recorder.layers()
         yield Scores(runner.number, t, tuple(pack_scores(layer.image) for layer in layers), tuple(layer.shares for layer in layers))

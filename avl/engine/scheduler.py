@@ -16,6 +16,7 @@ from avl._compat import commit_hash
 from avl.attention.attachment import attach
 from avl.engine.decoder import refuse_offloaded
 from avl.engine.devices import made_on
+from avl.engine.failures import OUT_OF_MEMORY, out_of_memory
 from avl.engine.request import GenerationRequest
 from avl.engine.runner import Job, Runner, attention
 from avl.kernels import resolve_impl, triton_trouble
@@ -185,11 +186,13 @@ def _events(job: Job, start: Start, stop: threading.Event) -> Generator[Event, N
             for policies in _interleaved(numbered[::-1] if number % 2 else numbered, start.mode):
                 yield from _race_again(job, policies, stop, number)
         for runner in finished if request.scores else []:
-            passes = attention(runner)
+            passes = attention(runner, stop)
             while not stop.is_set() and (event := next(passes, None)) is not None:
                 yield event
-    except torch.OutOfMemoryError:
-        yield Error("the device ran out of memory: lower the batch, S, or max new tokens, or use a smaller image")
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        yield Error(OUT_OF_MEMORY)
 
 
 def _interleaved(policies: list[tuple[int, Policy]], mode: str) -> list[list[tuple[int, Policy]]]:
@@ -208,7 +211,7 @@ def _race(job: Job, policies: list[tuple[int, Policy]], stop: threading.Event) -
         if stop.is_set():
             yield from runner.stop()
         elif runner.tokens is None:
-            yield from runner.prefill()
+            yield from runner.prefill(stop)
         else:
             yield from runner.step()
         if runner.reason is not None:

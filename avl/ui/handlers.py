@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import logging
 import secrets
+import shutil
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -20,9 +21,13 @@ from avl.engine.request import GenerationRequest
 from avl.models import images as pictures
 from avl.ui import report
 from avl.ui import settings as controls
+from avl.ui.errors import Busy, sentence
 from avl.ui.gallery import Example
-from avl.ui.queue import Busy, Job, ThreadTransport, ZeroGPUTransport, batches, sentence
+from avl.ui.job import Job
+from avl.ui.limits import Limits
+from avl.ui.queue import ThreadTransport, ZeroGPUTransport, batches
 from avl.ui.settings import About
+from avl.ui.visitors import visitor_of
 
 log = logging.getLogger(__name__)
 
@@ -86,13 +91,21 @@ class RunHandlers:
         runs: where runs are kept for downloads.
         transport: the worker thread with its queue, None on ZeroGPU.
         zero: ZeroGPU's generator, None elsewhere.
+        limits: how much one run may generate.
+
+    Attributes:
+        unread: tells for how many seconds a session's oldest message has waited to be read.
     """
 
-    def __init__(self, about: About, runs: report.Runs, transport: ThreadTransport | None, zero: ZeroGPUTransport | None) -> None:
-        self._about, self._runs, self._transport, self._zero = about, runs, transport, zero
+    def __init__(
+        self, about: About, runs: report.Runs, transport: ThreadTransport | None, zero: ZeroGPUTransport | None, limits: Limits
+    ) -> None:
+        self._about, self._runs, self._transport, self._zero, self._limits = about, runs, transport, zero, limits
+        self.unread: Callable[[str | None], float] = lambda session: 0.0
 
     def _check(self, path: Any, more: Any, question: Any, chosen: Any, known: Any) -> tuple[GenerationRequest, dict[str, Any]]:
         request = controls.prepare([one for one in (path, *(more or [])) if one], question, chosen, self._about)
+        self._limits.check_work(request)
         meta: dict[str, Any] = {}
         answers = known.get("answers") if isinstance(known, dict) else None
         if not more and isinstance(answers, dict) and isinstance(answers.get(request.question), str):
@@ -107,17 +120,17 @@ class RunHandlers:
         try:
             request, meta = await asyncio.to_thread(self._check, path, more, question, chosen, known)
             stream = await asyncio.to_thread(Stream, secrets.token_urlsafe(16), request, meta, self._runs)
-            job = transport.submit(request, str(visitor.session_hash))
+            job = transport.submit(request, str(visitor.session_hash), visitor_of(visitor))
             del request  # the job holds the pictures, and gives them up with its end
             yield [stream.batch([], "queued", transport.position(job)), *_buttons(running=True)]
-            async for events in batches(transport, job):
+            async for events in batches(transport, job, unread=lambda: self.unread(visitor.session_hash)):
                 state = "stopping" if job.stop.is_set() and job.state != "done" else "running" if job.state == "done" else job.state
                 yield [stream.batch(events, state, transport.position(job)), gr.skip(), gr.skip()]
             yield [stream.whole(), *_buttons(running=False)]
-        except (ValueError, Busy) as error:
-            yield [message(state="refused", message=sentence(error)), *_buttons(running=False)]
         except Exception as error:  # a person sees a sentence, the log the rest
-            log.exception("the handler failed")
+            if not isinstance(error, ValueError | Busy):
+                log.exception("the handler failed")
+            transport.refused(error)
             yield [message(state="refused", message=sentence(error)), *_buttons(running=False)]
         finally:
             # may run on the event loop when a tab closes: it only sets a flag, the worker cleans up
@@ -152,11 +165,18 @@ class RunHandlers:
         return [message(state="done"), *_buttons(running=False)]
 
     async def health(self, _: HttpRequest) -> JSONResponse:
-        """Answer ``/healthz``."""
-        ready = self._transport is None or self._transport.alive
+        """Answer ``/healthz``: 200 where runs are taken, else 503 with the reason."""
+        trouble = self._transport.trouble if self._transport is not None else None
         running, waiting = self._transport.load if self._transport is not None else (0, 0)
-        state = {"state": "ready" if ready else "failed", "model": self._about.name, "running": running, "waiting": waiting}
-        return JSONResponse(state, 200 if ready else 503)
+        state: dict[str, Any] = {
+            "state": trouble[0] if trouble else "ready",
+            "model": self._about.name,
+            "running": running,
+            "waiting": waiting,
+        }
+        if trouble is not None:
+            state["reason"] = trouble[1]
+        return JSONResponse(state, 503 if trouble else 200)
 
 
 class PictureHandlers:
@@ -170,6 +190,11 @@ class PictureHandlers:
     def __init__(self, shelf: tuple[Example, ...], scene: Scene | None) -> None:
         self._shelf, self._scene = shelf, scene
         self._folder = Path(tempfile.mkdtemp(prefix="avl-scenes-")) if scene else None
+
+    def remove_files(self) -> None:
+        """Delete the drawn scenes."""
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
 
     @property
     def draws(self) -> bool:

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
-from starlette.routing import Route
 
 from avl import trace
 from avl.ui import api, components, gallery, report
 from avl.ui import settings as controls
+from avl.ui.application import Application
+from avl.ui.blocks import SpokenBlocks
 from avl.ui.handlers import PictureHandlers, RunHandlers, Scene, message, player_functions, settings_functions
+from avl.ui.limits import Limits
+from avl.ui.logs import RunLog
+from avl.ui.metrics import Metrics
 from avl.ui.queue import Race, ThreadTransport, ZeroGPUTransport
+from avl.ui.security import default_hosts
 from avl.ui.settings import About
 
 IDLE_SECONDS = 5  # between two readings of the header, while nothing runs
@@ -28,11 +34,20 @@ class Page:
     blocks: gr.Blocks
     runs: report.Runs
     transport: ThreadTransport | None
+    application: Application
     options: dict[str, Any]
+    remove_files: Callable[[], None]
 
-    def launch(self, **options: Any) -> Any:
-        """Serve it; Gradio's own arguments beat the page's."""
-        return self.blocks.launch(**{**self.options, **options})
+    def launch(self, hosts: Sequence[str] | None = None, **options: Any) -> Any:
+        """Serve it.
+
+        Args:
+            hosts: names that it answers for, None for those that suit the address that is listened on.
+            options: Gradio's own arguments, which beat the page's.
+        """
+        if hosts is None:
+            hosts = default_hosts(options.get("server_name"), bool(options.get("share")))
+        return self.blocks.launch(**{**self.options, "app_kwargs": self.application.options(hosts), **options})
 
 
 def theme() -> gr.themes.Base:
@@ -74,7 +89,9 @@ def build(
     recorded: trace.Trace | None = None,
     zero_gpu: Callable[..., Any] | None = None,
     idle: Callable[[], dict[str, Any]] | None = None,
-    transport: ThreadTransport | None = None,
+    limits: Limits | None = None,
+    metrics: bool = True,
+    own_folder: Path | None = None,
 ) -> Page:
     """Build the page.
 
@@ -85,39 +102,48 @@ def build(
         recorded: a trace to show until the visitor runs something.
         zero_gpu: ``spaces.GPU`` where the page runs on ZeroGPU; else one worker thread runs everything.
         idle: reads memory and power between runs for the header, as ``telemetry.idle``; None shows none.
-        transport: for tests; by default a :class:`ThreadTransport` of ``race``.
+        limits: how much visitors may take, None for the usual.
+        metrics: whether ``/metrics`` answers.
+        own_folder: Gradio's folder for files where it is this page's alone, to be kept small; None leaves it to others.
 
     Returns:
         The page; ``launch`` serves it.
     """
-    if not zero_gpu:
-        transport = transport or ThreadTransport(race)
+    limits = limits or Limits()
+    counters = Metrics()
+    transport = None if zero_gpu else ThreadTransport(race, limits, (RunLog(), counters))
     runs = report.Runs()
     if recorded is not None:
-        runs.add("recorded", recorded)
+        runs.keep("recorded", recorded)
     shelf = gallery.examples(about.bundled)
-    on_run = RunHandlers(about, runs, transport, ZeroGPUTransport(race, zero_gpu) if zero_gpu else None)
+    on_run = RunHandlers(about, runs, transport, ZeroGPUTransport(race, zero_gpu) if zero_gpu else None, limits)
     on_picture = PictureHandlers(shelf, scene)
-    with gr.Blocks(title="A-VL × LLaVA", analytics_enabled=False, fill_width=True, delete_cache=(3600, 3600)) as blocks:
+    answers: dict[str, Any] = {"/healthz": on_run.health}
+    if metrics and transport is not None:
+        counters.watch(lambda: transport.load, lambda: transport.trouble is not None)
+        answers["/metrics"] = counters.answer
+    application = Application(limits, answers, own_folder)
+    on_run.unread = application.unread
+    with SpokenBlocks(title="A-VL × LLaVA", analytics_enabled=False, fill_width=True, delete_cache=(3600, 3600)) as blocks:
         parts = _layout(about, shelf, on_picture, player_functions(runs, recorded), recorded is not None, idle() if idle else None)
         _connect(parts, on_run, on_picture, transport)
         if idle is not None and transport is not None:
             _read_between_runs(parts.header, idle, transport)
         if transport is not None:
-            gr.api(api.endpoint(transport, about), api_name="compare", concurrency_limit=None)
+            gr.api(api.endpoint(transport, about, application.unread), api_name="compare", concurrency_limit=None)
         blocks.unload(on_run.stop)
-    blocks.queue(max_size=64)
+    blocks.queue(max_size=64, api_open=False)
     launch = {
         "theme": theme(),
-        "app_kwargs": {"routes": [Route("/healthz", on_run.health)]},
-        "max_file_size": "8mb",
+        "max_file_size": limits.file_bytes,
+        "state_session_capacity": limits.sessions,
         "show_error": False,
         "run_history": False,
         "enable_monitoring": False,
         "ssr_mode": False,
         "footer_links": ["api"],
     }
-    return Page(blocks, runs, transport, launch)
+    return Page(blocks, runs, transport, application, launch, on_picture.remove_files)
 
 
 @dataclass

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 from avl.engine.request import MODES, GenerationRequest
 from avl.policies import AVL, POLICIES, TABLE_3, Full, Param, Policy, PromptShape
 from avl.policies.cost import mean_cost, step_cost
-from avl.ui.queue import sentence
+from avl.ui.errors import sentence
 
 MAX_QUESTION = 2_000
 MAX_BATCH = 256
@@ -121,9 +122,11 @@ def settings(about: About) -> dict[str, Any]:
 
 def number(data: dict[str, Any], key: str, low: float, high: float, default: float | None = None, *, whole: bool = True) -> Any:
     """Return one number of a hostile mapping, or raise ValueError that names it, its value and its range."""
-    value = data.get(key, default)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    value: Any = data.get(key, default)
+    if isinstance(value, bool) or not isinstance(value, int | float) or (isinstance(value, float) and not math.isfinite(value)):
         raise ValueError(f"{key} must be a number from {low:g} to {high:g}, not {str(value)[:40]!r}.")
+    if abs(value) > sys.maxsize:  # Python formats no integer of hundreds of digits as a number
+        raise ValueError(f"{key} must be from {low:g} to {high:g}, not {'less than -' if value < 0 else 'more than '}{sys.maxsize:g}.")
     if whole and value != int(value):
         raise ValueError(f"{key} must be a whole number from {low:g} to {high:g}, not {value:g}.")
     if not low <= value <= high:
@@ -170,7 +173,7 @@ def equal(chosen: Any, index: Any, about: About) -> dict[str, Any]:
     """Return the parameters with which arm ``index`` stores as much as the other one; ``{"error": sentence}`` where it cannot."""
     try:
         checked = check(chosen, about)
-        if isinstance(index, bool) or index not in (0, 1) or len(checked["policies"]) != 2:
+        if type(index) is not int or index not in (0, 1) or len(checked["policies"]) != 2:
             raise ValueError("There is no other arm to compare with.")
         return at_stored(chosen["arms"][index], _shares(checked["policies"][1 - index], _shape(checked, about))[0], about)
     except ValueError as error:
@@ -279,6 +282,8 @@ def prepare(paths: Sequence[Any], question: Any, chosen: Any, about: About) -> G
     """
     if not isinstance(question, str) or not question.strip():
         raise ValueError("The question is empty: type one, or pick one of the suggestions.")
+    if any("\ud800" <= character <= "\udfff" for character in question):
+        raise ValueError("The question holds half a character (a lone surrogate): send it as valid UTF-8.")
     if len(question) > MAX_QUESTION:
         raise ValueError(f"The question is too long: {len(question)} characters, {MAX_QUESTION} at most.")
     checked = check(chosen, about)
