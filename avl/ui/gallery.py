@@ -56,7 +56,11 @@ def recording(bundled: bool) -> trace.Trace | None:
         return None
     for path in sorted((ASSETS / "traces").glob("*.json")):
         try:
-            return trace.Trace.from_json(path.read_text("utf-8"))
+            found = trace.Trace.from_json(path.read_text("utf-8"))
+            names = {example.path.name: example for example in examples(bundled)}
+            if example := names.get(str(next(iter(found.meta.get("pictures", [])), ""))):
+                found.meta |= {"pictures": [example.name], "link": f"ex={example.key}"}
+            return found
         except ValueError as error:
             log.warning("%s is not shown: %s", path.name, error)
     return None

@@ -11,18 +11,19 @@ from typing import Any
 from avl import trace
 from avl.engine import scheduler
 from avl.engine.request import GenerationRequest
-from avl.models.loading import load
+from avl.models.families import describe
+from avl.models.loading import load, model_name
 from avl.policies import AVL, Full
 from avl.telemetry import idle
 from avl.tiny.data import scenes
 
 BUNDLED_NOTE = (
-    "The bundled model is a small LLaVA of the same architecture, trained on drawn scenes, so that this page is live on any machine: "
-    "it is no evidence about real LLaVA."
+    "This demo runs a 6.3M-parameter LLaVA trained on synthetic scenes, so it works on any machine. "
+    "Its results do not transfer to full-size LLaVA."
 )
 BATCH_NOTE = (
-    "At batch 1 expect little or no gain in time: A-VL saves memory and cache reads, "
-    "and those decide the time only at large batch and with long pictures."
+    "Expect little or no speedup at batch size 1: A-VL reduces KV-cache memory and reads, "
+    "which dominate latency only with large batches or many image tokens."
 )
 
 
@@ -54,7 +55,8 @@ def serve(
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio is imported
     try:
         from avl.ui import gallery, page
-        from avl.ui.settings import About
+        from avl.ui.prompts import measure_with
+        from avl.ui.settings import About, table_row
     except ModuleNotFoundError as error:
         if error.name not in ("gradio", "plotly"):
             raise
@@ -71,7 +73,7 @@ def serve(
     start = next(event for event in list(run(warm, threading.Event())) if isinstance(event, trace.Start))
     hardware = start.machine.get("gpu") or start.machine.get("cpu")
     about = About(
-        name="bundled small LLaVA" if bundled else name,
+        name="bundled small LLaVA" if bundled else model_name(model),
         layers=start.layers,
         n_image=start.n_image,
         n_text=start.n_text,
@@ -80,9 +82,11 @@ def serve(
         dtype=str(start.model["dtype"]),
         machine=f"{hardware}, torch {start.machine.get('torch')}",
         bundled=bundled,
-        preset=name,
+        preset="" if bundled else table_row(name, model.config),
         default_tokens=96,
         notes=(*([BUNDLED_NOTE] if bundled else []), BATCH_NOTE),
+        context=describe(model).context,
+        measure=measure_with(model, processor),
     )
     built = page.build(
         run,
