@@ -89,7 +89,7 @@ function drawCards() {
       const meanShare = mean === null ? null : mean / run.meanFullBytes(t);
       put(card.read, formatBytes(mean));
       put(card.readShare, mean === null ? "" : `${formatPercent(meanShare)} of full`);
-      put(card.step, t > 0 ? `KV read is the mean per step; this step: ${formatBytes(arm.readBytes[t])}${arm.update[t] ? " (update, reads all stored)" : ""}` : "KV read is the mean per step");
+      put(card.step, t > 0 ? `KV read: mean per step; this step ${formatBytes(arm.readBytes[t])}${arm.update[t] ? " (update)" : ""}` : "KV read: mean per step");
       card.readFill.style.width = `${Math.min(100, (meanShare || 0) * 100)}%`;
     }
     const reason = arm.error ? "failed" : !arm.prefill ? (view.state === "done" || arm.end ? "not started" : index && !run.arms[0].prefill ? "waiting" : "prefill …") :

@@ -22,8 +22,10 @@ function refresh() {
   const { questions = [], prompt = null, problem = "", pictures = 1 } = props.value || {};
   chips.replaceChildren(...questions.map((question, index) => h("button", { type: "button", class: "avl-chip", onclick: () => trigger("select", { question: index }) }, question)));
   const cut = prompt && prompt.seen !== null && prompt.seen < 0.95 ? ` The model sees only the middle square of ${pictures > 1 ? "such pictures" : "this picture"}: ${formatPercent(1 - prompt.seen)} is cut off.` : "";
-  put(size, problem || (prompt ? `${pictures > 1 ? `${pictures} pictures, ` : ""}${prompt.n_image} image tokens.${cut}` : ""));
-  size.classList.toggle("avl-problem", Boolean(problem));
+  const tooLong = prompt && props.context && prompt.n_image + prompt.n_text >= props.context;
+  const room = tooLong ? `, more than this model’s context of ${props.context}: use fewer or smaller pictures` : pictures > 1 && props.context ? ` of this model’s context of ${props.context}` : "";
+  put(size, problem || (prompt ? `${pictures > 1 ? `${pictures} pictures, ` : ""}${prompt.n_image} image tokens${room}.${cut}` : ""));
+  size.classList.toggle("avl-problem", Boolean(problem || tooLong));
   window.avlPrompt = prompt;
   document.dispatchEvent(new CustomEvent("avl:prompt"));
   document.dispatchEvent(new CustomEvent("avl:edited"));

@@ -38,7 +38,7 @@ function runStatus(run) {
   const cut = !run.finished, stopped = cut || run.arms.some((arm) => arm.end && arm.end.reason === "stopped");
   const done = Math.min(...run.arms.map((arm) => arm.repeats.length)) + 1, asked = run.meta.repeats || done;
   const ended = run.error ? "The run ended early." : stopped ? "Stopped. The caches of this run are freed." : done < asked ? `Stopped: ${done} of ${asked} runs done.` : "Finished.";
-  if (view.source === "recorded") return `Recorded run: ${where}. Press Run for a live one.`;
+  if (view.source === "recorded") return `Recorded on ${String(start.date).slice(0, 10)}. Press Run for a live run.`;
   if (view.source === "report") return `Report of a run: ${where}.`;
   return view.source === "last" ? `Your last run. ${cut ? "It was cut off when the page was left." : ended}` : ended;
 }
@@ -48,7 +48,6 @@ function setStatus() {
   const shownRun = start && (view.stream === null || view.stream === view.id || view.source === "last") && !["refused", "lost", "queued"].includes(view.state);
   const text = shownRun ? runStatus(run) : plainStatus();
   put($.status, text);
-  $.status.title = text;
   const ended = { recorded: "RECORDED", report: "REPORT", last: "LAST RUN", live: "DONE" }[view.source];
   put($.badge, { idle: "READY", queued: "QUEUED", running: "LIVE", stopping: "LIVE", lost: "LOST" }[view.state] || (start ? ended : "READY"));
   root.dataset.state = view.recorded && ["idle", "done"].includes(view.state) ? "recorded" : view.state;

@@ -182,6 +182,7 @@ def _layout(
                 value=offered,
                 examples=[{"key": example.key, "name": example.name, "thumbnail": gallery.thumbnail(example.path)} for example in shelf],
                 scenes=on_picture.draws,
+                context=about.context,
             )
             question = gr.Textbox(
                 value=opening.questions[0] if opening else "",
