@@ -61,9 +61,12 @@ def recording(bundled: bool) -> trace.Trace | None:
     """
     for path in sorted((ASSETS / "traces").glob("*.json"))[: int(bundled)]:
         try:
-            run = trace.Trace.from_json(path.read_text("utf-8"))
-            run.start.to_dict()
-            return run
+            found = trace.Trace.from_json(path.read_text("utf-8"))
+            found.start.to_dict()
+            names = {example.path.name: example for example in examples(bundled)}
+            if example := names.get(str(next(iter(found.meta.get("pictures", [])), ""))):
+                found.meta |= {"pictures": [example.name], "link": f"ex={example.key}"}
+            return found
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise OSError(f"assets/traces/{path.name} is not a trace that can be shown ({_why(error)}): {RESTORE}") from None
     return None

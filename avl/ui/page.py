@@ -68,6 +68,8 @@ def theme() -> gr.themes.Base:
         block_background_fill_dark="#171e27",
         block_border_color="#dbe1e8",
         block_border_color_dark="#2c3743",
+        block_info_text_color="#566370",
+        block_info_text_color_dark="#a3afbc",
         block_label_text_color="#566370",
         block_label_text_color_dark="#a3afbc",
         input_background_fill="#eef1f5",
@@ -117,15 +119,23 @@ def build(
         runs.keep("recorded", recorded)
     shelf = gallery.examples(about.bundled)
     on_run = RunHandlers(about, runs, transport, ZeroGPUTransport(race, zero_gpu) if zero_gpu else None, limits)
-    on_picture = PictureHandlers(shelf, scene)
-    answers: dict[str, Any] = {"/healthz": on_run.health}
+    on_picture = PictureHandlers(about, shelf, scene)
+    answers: dict[str, Any] = {"/healthz": on_run.health, f"/{components.PLOTLY_ADDRESS}": components.plotly_script}
     if metrics and transport is not None:
         counters.watch(lambda: transport.load, lambda: transport.trouble is not None)
         answers["/metrics"] = counters.answer
     application = Application(limits, answers, own_folder)
     on_run.unread = application.unread
     with SpokenBlocks(title="A-VL × LLaVA", analytics_enabled=False, fill_width=True, delete_cache=(3600, 3600)) as blocks:
-        parts = _layout(about, shelf, on_picture, player_functions(runs, recorded), recorded is not None, idle() if idle else None)
+        parts = _layout(
+            about,
+            shelf,
+            on_picture,
+            player_functions(runs, recorded),
+            recorded is not None,
+            idle() if idle else None,
+            transport is not None,
+        )
         _connect(parts, on_run, on_picture, transport)
         if idle is not None and transport is not None:
             _read_between_runs(parts.header, idle, transport)
@@ -169,9 +179,10 @@ def _layout(
     functions: list[Callable[[Any], Any]],
     recorded: bool,
     idle: dict[str, Any] | None,
+    heartbeat: bool,
 ) -> _Parts:
     """Place the components: the header above, inputs and settings left, the player right."""
-    facts = {**vars(about), "notes": list(about.notes)}
+    facts = {**about.facts(), "heartbeat": heartbeat}
     opening = shelf[0] if shelf else None
     offered, answers = on_picture.opening()
     header = components.component("header", value=idle, about=facts)
@@ -188,19 +199,21 @@ def _layout(
             )
             components.take_paths(image)
             with gr.Accordion("More pictures", open=False, elem_id="avl-more"):
-                alone = " The bundled model learned from single pictures: expect little of it here." if about.bundled else ""
-                gr.Markdown(f"The question is about all of them and the one above.{alone}")
-                more = gr.File(label="Pictures", file_count="multiple", file_types=["image"], elem_id="avl-more-pictures", height=120)
+                alone = " The bundled model was trained on single pictures, so expect poor answers." if about.bundled else ""
+                gr.Markdown(f"Ask about all of these and the one above, {controls.MAX_PICTURES} at most.{alone}")
+                more = gr.File(label="Pictures", file_count="multiple", file_types=["image"], elem_id="avl-more-pictures", height=200)
                 components.take_paths(more)
             strip = components.component(
                 "gallery",
                 value=offered,
                 examples=[{"key": example.key, "name": example.name, "thumbnail": gallery.thumbnail(example.path)} for example in shelf],
                 scenes=on_picture.draws,
+                context=about.context,
             )
             question = gr.Textbox(
                 value=opening.questions[0] if opening else "",
                 label="Question",
+                info="Enter runs it, Shift+Enter starts a new line",
                 lines=2,
                 max_lines=5,
                 max_length=controls.MAX_QUESTION,
@@ -221,7 +234,7 @@ def _layout(
             player = components.component(
                 "player",
                 value=message(run="recorded", recorded=True) if recorded else None,
-                plotly=components.plotly_address(),
+                plotly=components.PLOTLY_ADDRESS,
                 about=facts,
                 server_functions=functions,
             )
@@ -236,18 +249,21 @@ def _connect(parts: _Parts, on_run: RunHandlers, on_picture: PictureHandlers, tr
     limits: dict[str, Any] = {"concurrency_limit": None} if transport is not None else {"concurrency_limit": 1, "concurrency_id": "gpu"}
     limits |= {**PRIVATE, "trigger_mode": "once"}
     handler = on_run.run if transport is not None else on_run.run_on_zero
-    started: Any = [event(handler, inputs, outputs, **limits) for event in (parts.run.click, parts.question.submit)]
+    started: Any = [parts.run.click(handler, inputs, outputs, **limits)]
     if transport is not None:
         signal = "() => { document.dispatchEvent(new CustomEvent('avl:stop')); return []; }"
         parts.stop.click(on_run.stop, None, None, js=signal, **AT_ONCE)
     else:
         # the child process cannot hear a flag of ours: closing its generator ends it
         parts.stop.click(on_run.stopped_on_zero, None, outputs, cancels=started, **AT_ONCE)
-    pictures = [parts.image, parts.more]
-    offered = [parts.strip, parts.known]
-    parts.strip.select(on_picture.pick, [parts.known, *pictures], [*pictures, parts.question, *offered], **AT_ONCE)
-    parts.image.upload(on_picture.own_picture, None, offered, **AT_ONCE)
-    parts.image.clear(on_picture.own_picture, None, offered, **AT_ONCE)
+    pictures, offered = [parts.image, parts.more], [parts.strip, parts.known]
+    asked = [*pictures, parts.question]
+    parts.strip.select(on_picture.pick, [parts.known, *asked], [*asked, *offered], **AT_ONCE)
+    for event in (parts.image.upload, parts.image.clear):
+        event(on_picture.own_picture, asked, offered, **AT_ONCE)
+    for event in (parts.more.upload, parts.more.clear, parts.more.delete):
+        event(on_picture.more_pictures, [*asked, parts.known], offered, **AT_ONCE)
+    parts.question.blur(on_picture.measured, [*asked, parts.known], offered, **AT_ONCE)
 
 
 def _read_between_runs(header: gr.HTML, idle: Callable[[], dict[str, Any]], transport: ThreadTransport) -> None:

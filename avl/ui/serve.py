@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from avl import trace
 from avl.engine import scheduler
 from avl.engine.request import GenerationRequest
-from avl.models.loading import load
+from avl.models.families import describe
+from avl.models.loading import load, model_name
 from avl.policies import AVL, Full
 from avl.telemetry import idle
 from avl.tiny.data import scenes
@@ -27,12 +28,12 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 BUNDLED_NOTE = (
-    "The bundled model is a small LLaVA of the same architecture, trained on drawn scenes, so that this page is live on any machine: "
-    "it is no evidence about real LLaVA."
+    "This demo runs a 6.3M-parameter LLaVA trained on synthetic scenes, so it works on any machine. "
+    "Its results do not transfer to full-size LLaVA."
 )
 BATCH_NOTE = (
-    "At batch 1 expect little or no gain in time: A-VL saves memory and cache reads, "
-    "and those decide the time only at large batch and with long pictures."
+    "Expect little or no speedup at batch size 1: A-VL reduces KV-cache memory and reads, "
+    "which dominate latency only with large batches or many image tokens."
 )
 
 
@@ -88,7 +89,7 @@ def serve(
             model, processor = load(name, device=device, dtype=dtype, revision=revision)
         run = functools.partial(scheduler.run, model, processor)
         with starting(f"warm up the model {name}"):
-            about = _about(run, name)
+            about = _about(model, processor, run, name)
         with starting("build the page"):
             built = page.build(
                 run,
@@ -143,9 +144,10 @@ def starting(what: str) -> Iterator[None]:
         raise OSError(f"cannot {what}: {lines[0]} ({type(error).__name__})") from None
 
 
-def _about(run: Race, name: str) -> About:
+def _about(model: Any, processor: Any, run: Race, name: str) -> About:
     """Warm the model up and return what the page says of it."""
-    from avl.ui.settings import About
+    from avl.ui.prompts import measure_with
+    from avl.ui.settings import About, table_row
 
     warm = GenerationRequest((scenes.draw(0).image,), "Describe the picture.", (Full(), AVL(S=45, C=30, K=3, P=90, T=60)), max_new_tokens=6)
     events = list(run(warm, threading.Event()))
@@ -156,7 +158,7 @@ def _about(run: Race, name: str) -> About:
     hardware = start.machine.get("gpu") or start.machine.get("cpu")
     bundled = name == "tiny"
     return About(
-        name="bundled small LLaVA" if bundled else name,
+        name="bundled small LLaVA" if bundled else model_name(model),
         layers=start.layers,
         n_image=start.n_image,
         n_text=start.n_text,
@@ -165,9 +167,11 @@ def _about(run: Race, name: str) -> About:
         dtype=str(start.model["dtype"]),
         machine=f"{hardware}, torch {start.machine.get('torch')}",
         bundled=bundled,
-        preset=name,
+        preset="" if bundled else table_row(name, model.config),
         default_tokens=96,
         notes=(*([BUNDLED_NOTE] if bundled else []), BATCH_NOTE),
+        context=describe(model).context,
+        measure=measure_with(model, processor),
     )
 
 
