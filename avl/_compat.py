@@ -50,6 +50,23 @@ def hooks_of(module: torch.nn.Module) -> tuple[list[Callable[..., Any]], list[Ca
     return list(module._forward_pre_hooks.values()), list(module._forward_hooks.values())
 
 
+def any_global_hook() -> bool:
+    """Return whether forward hooks are registered for all modules (``torch.nn.modules.module.register_module_forward_hook``)."""
+    from torch.nn.modules import module
+
+    return bool(module._global_forward_hooks or module._global_forward_pre_hooks)
+
+
+def call_override(module: torch.nn.Module) -> bool:
+    """Return whether ``module.compile()`` replaced what a call runs."""
+    return module._compiled_call_impl is not None
+
+
+def records_outputs(hook: Callable[..., Any]) -> bool:
+    """Return whether a hook is one that transformers leaves behind after ``output_hidden_states=True``; it is idle in every other call."""
+    return getattr(hook, "__module__", None) == "transformers.utils.output_capturing"
+
+
 def sdpa_backend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> int:
     """Return the backend that ``scaled_dot_product_attention`` takes for causal attention of these (``torch._fused_sdp_choice``)."""
     options: Any = {"enable_gqa": query.shape[1] != key.shape[1]}

@@ -34,17 +34,28 @@ def _nvml(device: torch.device) -> tuple[Any, Any] | str:
             return module
         number = device.index if device.index is not None else torch.cuda.current_device()
         if number not in _nvml_state:
-            try:
-                # CUDA may renumber devices (CUDA_VISIBLE_DEVICES); the UUID is the same for CUDA and NVML
-                uuid = torch.cuda.get_device_properties(number).uuid
-                _nvml_state[number] = module.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}".encode())
-            except Exception:
-                try:
-                    _nvml_state[number] = module.nvmlDeviceGetHandleByIndex(number)
-                except Exception as error:
-                    _nvml_state[number] = f"n/a ({type(error).__name__})"
+            _nvml_state[number] = _handle(module, number)
         handle = _nvml_state[number]
         return handle if isinstance(handle, str) else (module, handle)
+
+
+def _handle(module: Any, number: int) -> Any:
+    """Return NVML's handle of CUDA device ``number``, or the reason why there is none.
+
+    By UUID alone: CUDA renumbers devices (CUDA_VISIBLE_DEVICES) and shows slices of a GPU (MIG) as devices, so the same index may mean
+    another GPU to NVML, and its readings would be another's.
+    """
+    reason = "n/a (NVML does not know this device)"
+    try:
+        uuid = torch.cuda.get_device_properties(number).uuid
+    except Exception as error:
+        return f"n/a ({type(error).__name__})"
+    for kind in ("GPU", "MIG"):
+        try:
+            return module.nvmlDeviceGetHandleByUUID(f"{kind}-{uuid}".encode())
+        except Exception as error:  # unknown to NVML, or no permission
+            reason = f"n/a ({type(error).__name__})"
+    return reason
 
 
 def device_used_bytes(device: torch.device) -> int | None:
@@ -145,8 +156,12 @@ def package_version(name: str) -> str | None:
         return None
 
 
-def machine_card() -> dict[str, Any]:
-    """Return hardware and versions for traces, reports and benchmarks, without anything that identifies the machine."""
+def machine_card(device: torch.device | None = None) -> dict[str, Any]:
+    """Return hardware and versions for traces, reports and benchmarks, without anything that identifies the machine.
+
+    Args:
+        device: the GPU to describe, the current one by default.
+    """
     card: dict[str, Any] = {
         "cpu": _cpu_name(),
         "cores": os.cpu_count(),
@@ -159,7 +174,8 @@ def machine_card() -> dict[str, Any]:
     for name in ("transformers", "triton", "accelerate", "gradio", "plotly"):
         card[name] = package_version(name)
     if torch.cuda.is_available():
-        properties = torch.cuda.get_device_properties(torch.cuda.current_device())
+        number = None if device is None or device.type != "cuda" else device.index
+        properties = torch.cuda.get_device_properties(torch.cuda.current_device() if number is None else number)
         card |= {"gpu": properties.name, "gpu_memory_bytes": properties.total_memory}
         card |= {"gpus": torch.cuda.device_count(), "cuda": torch.version.cuda}
     return card

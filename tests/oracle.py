@@ -92,6 +92,11 @@ class Row:
         gone = set(self.image) - set(retained)
         return [j for j in positions if j not in gone]
 
+    def stay(self, score: Tensor, count: int) -> list[int]:
+        """``count`` image tokens that stay in the hidden states; the last position, which asks, is one where it is an image token."""
+        asking = [j for j in self.image if j == self.length - 1]
+        return sorted(best(score, [j for j in self.image if j not in asking], count - len(asking)) + asking)
+
 
 def rows(model: Any, inputs: Any) -> list[Row]:
     """The rows of a processor's output, embedded by the model."""
@@ -179,7 +184,7 @@ class AVL(Full):
     def prune(self, layer: int, scores: list[Tensor], alive: list[int], row: Row) -> list[int]:
         if layer != self.prunes_before:
             return alive
-        return row.less(alive, best(scores[1], row.image, share(self.P, row.n_image)))
+        return row.less(alive, row.stay(scores[1], share(self.P, row.n_image)))
 
     def keep(self, layer: Layer, score: Tensor, alive: list[int], row: Row, limit: int) -> None:
         held = [j for j in row.image if j in alive]
@@ -224,7 +229,7 @@ class FastV(Full):
     def prune(self, layer: int, scores: list[Tensor], alive: list[int], row: Row) -> list[int]:
         if layer != self.prunes_before:
             return alive
-        return row.less(alive, best(scores[layer - 1], row.image, share(self.share, row.n_image)))
+        return row.less(alive, row.stay(scores[layer - 1], share(self.share, row.n_image)))
 
 
 class StreamingLLM(Full):

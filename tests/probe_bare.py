@@ -7,7 +7,7 @@ import importlib.util
 import json
 from typing import Any
 
-HIDDEN = ("triton", "gradio", "torchvision", "pynvml", "plotly", "lmms_eval")
+HIDDEN = ("triton", "gradio", "torchvision", "pynvml", "plotly", "prometheus_client", "lmms_eval")
 find_spec = importlib.machinery.PathFinder.find_spec
 
 

@@ -8,7 +8,7 @@ import sys
 import threading
 from typing import Any
 
-HEAVY = ("torch", "transformers", "gradio", "triton", "pynvml", "plotly", "lmms_eval")
+HEAVY = ("torch", "transformers", "gradio", "triton", "pynvml", "plotly", "prometheus_client", "lmms_eval")
 threads = threading.active_count()
 
 import avl  # noqa: E402

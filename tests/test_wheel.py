@@ -39,7 +39,9 @@ def test_requirements_are_those_of_the_project():
     assert requirements(ROOT / "tests" / "requirements.txt") == set(extras["dev"])
     assert set(extras["bench"]) <= set(extras["dev"])
     assert "torch>=2.11,<=2.13.0" in project["dependencies"]
-    assert not [line for line in project["dependencies"] if re.match("gradio|plotly|matplotlib", line)], "a library user needs no page"
+    assert not [line for line in project["dependencies"] if re.match("gradio|plotly|prometheus|matplotlib", line)], (
+        "a library user needs no page"
+    )
 
 
 def build(source: Path, folder: Path, *targets: str) -> list[Path]:
@@ -148,7 +150,7 @@ def test_a_wheel_of_the_source_distribution_is_the_same(built, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("hidden", [(), ("gradio", "plotly", "matplotlib")], ids=["all", "library-only"])
+@pytest.mark.parametrize("hidden", [(), ("gradio", "plotly", "prometheus_client", "matplotlib")], ids=["all", "library-only"])
 def test_it_answers_outside_the_checkout(installed, tmp_path, hidden):
     """Attach and generate under A-VL on the bundled model; LLaVA imports; the bare name ``kernels`` is not taken."""
     source = f"""

@@ -85,19 +85,19 @@ const meanOf = (values) => { const kept = values.filter((value) => value !== nul
 
 const MODALITIES = [["system", "--avl-muted", "dash"], ["image", "--avl-b", "solid"], ["instruction", "--avl-a", "solid"], ["generated", "--avl-good", "dot"]];
 
-// percent of the image tokens in a run's first sets, mean over the layers
-function setPercent(run, arm) {
-  if (arm.setPercent === undefined) {
-    let core = 0;
-    for (let layer = 0; layer < run.start.layers; layer++) core += run.counts(arm.index, 1, layer)[CORE];
-    arm.setPercent = 100 * core / run.start.layers / run.start.n_image;
-  }
-  return arm.setPercent;
+// percent of the image tokens in the sets of one choice, mean over the layers: what is drawn, for every policy
+function setPercent(bits) {
+  const n = bits.length && bits[0].length;
+  return n ? 100 * meanOf(bits.map((layer) => layer.reduce((sum, bit) => sum + bit, 0))) / n : null;
+}
+
+function firstSets(run, arm) {
+  return Array.from({ length: run.start.layers }, (_, layer) => run.classes(arm.index, 1, layer).map((value) => Number(value === CORE)));
 }
 
 function choicesFor(arm) {
-  const options = arm.sets.length ? [["core", `the sets that ${shortLabel(arm)} reads (${setPercent(view.run, arm).toFixed(0)} % of the image tokens)`]] : [];
-  if (arm.scores.length) for (const p of [20, 30, 50]) options.push([String(p), `the ${p} % of the image tokens with most attention (${p} % PPCI)`]);
+  const options = arm.sets.length ? [["core", `the sets that ${shortLabel(arm)} reads (${(arm.setPercent ??= setPercent(firstSets(view.run, arm))).toFixed(0)} % of the image tokens)`]] : [];
+  if (arm.scores.length) for (const p of [20, 30, 50]) options.push([String(p), `the ${p} % of the image tokens with most attention`]);
   return options;
 }
 
@@ -106,9 +106,9 @@ function drawAnalysis() {
   const options = run.start.layers > 1 ? choicesFor(arm) : [];
   show($.analysisPanel, options.length > 0);
   if (!options.length) return;
-  const names = options.map(([value]) => value).join();
-  if ($.compared.dataset.names !== `${index}/${names}`) {
-    $.compared.dataset.names = `${index}/${names}`;
+  const names = JSON.stringify(options);
+  if ($.compared.dataset.names !== names) {
+    $.compared.dataset.names = names;
     const kept = options.some(([value]) => value === view.compared) ? view.compared : options[options.length > 1 && options[0][0] !== "core" ? options.length - 1 : 0][0];
     $.compared.replaceChildren(...options.map(([value, text]) => h("option", { value, selected: value === kept }, text)));
     view.compared = kept;
@@ -123,18 +123,18 @@ function drawAnalysis() {
   if (view.analysisKey === key) return;
   view.analysisKey = key;
   const core = kind === "core", rows = choices.rows;
-  put($.analysisNote, core && !arm.scores.length ? "overlap of two sets, as PPCI counts it; tick “record attention” in the settings for the paper’s other figures" : "overlap of two sets, as PPCI counts it");
-  put($.continuityTitle, core ? "a layer’s core against its first one" : `a layer’s top ${kind} % against that of the prompt’s last token`);
-  put($.layersTitle, core ? "cores of two layers at the playhead" : `top ${kind} % of two layers at the playhead`);
+  put($.analysisNote, core && !arm.scores.length ? "overlap (PPCI): share of one set that is also in the other; “record attention” adds the paper’s other figures" : "overlap (PPCI): share of one set that is also in the other");
+  put($.continuityTitle, core ? "Core overlap with the layer’s first core" : `Overlap of a layer’s top ${kind} % with that of the prompt’s last token`);
+  put($.layersTitle, core ? "Core overlap of every two layers, at the playhead" : `Overlap of the top ${kind} % of every two layers, at the playhead`);
   heats.continuity.draw({
     rows: layers, cols: rows.length, value: (r, c) => rows[c][r], rowTitle: "layer", colTitle: core ? "core chosen after token" : "token", colName: (c) => choices.t(c) + 1, mark: [view.layer, at], styles,
   });
   const matrix = choices.between(at);
   heats.layers.draw({ rows: layers, cols: layers, value: (r, c) => (matrix[r] ? matrix[r][c] : null), rowTitle: "layer", colTitle: "layer", colName: (c) => c, mark: [view.layer, view.layer], styles });
   const latest = rows.length > 1 ? meanOf(rows[rows.length - 1]) : null, against = matrix.length ? meanOf(matrix[0].slice(1)) : null;
-  const chance = core ? setPercent(run, arm) : kind;
+  const chance = setPercent(choices.bits[Math.max(0, at)] || []); // expected overlap of random sets as large as those drawn
   put($.continuityNote, `The paper (Figure 5): attention to the top 50 % stays for 20 steps, that to the top 30 % may shift after three. This run: ${latest === null ? "one choice only so far" : `the latest set shares ${formatPercent(latest)} with the first, mean over layers`}.`);
-  put($.layersNote, `The paper (Figure 4): the first layer and the later ones share less than 70 % of their top 50 %. This run: layer 0 and the later layers share ${formatPercent(against)} on average; two random sets of this size would share about ${formatPercent(chance / 100)}.`);
+  put($.layersNote, `The paper (Figure 4): the first layer and the later ones share less than 70 % of their top 50 %. This run: layer 0 and the later layers share ${formatPercent(against)} on average; two random sets of this size would share about ${formatPercent(chance === null ? null : chance / 100)}.`);
   drawRecorded(arm);
 }
 

@@ -1,8 +1,14 @@
 // The two answers: cards with text, times and memory, and where the answers part.
 
 function shortLabel(arm) {
-  const twin = view.run.arms.some((other) => other !== arm && other.spec.title === arm.spec.title);
-  return twin ? arm.spec.label : arm.spec.title || arm.spec.label;
+  const twins = view.run.arms.filter((other) => other !== arm && other.spec.title === arm.spec.title);
+  if (twins.some((other) => other.spec.label === arm.spec.label)) return `${arm.spec.label} (${arm.index + 1})`;
+  return twins.length ? arm.spec.label : arm.spec.title || arm.spec.label;
+}
+
+// the engine's short name in words
+function kernels(name) {
+  return { reference: "PyTorch reference", triton: "Triton" }[name] || name;
 }
 
 function buildCards() {
@@ -13,16 +19,18 @@ function buildCards() {
     const bar = (key, label, title) => h("div", { class: "avl-bar", title }, h("span", { class: "avl-bar-name" }, label),
       h("span", { class: "avl-bar-box" }, card[`${key}Fill`] = h("i", { class: `avl-bar-${key}` })), card[key] = h("b", {}, DASH), card[`${key}Share`] = h("small", {}, ""));
     card.node = h("article", { class: `avl-panel avl-arm avl-arm-${index ? "b" : "a"}` },
-      h("header", {}, h("i", { class: "avl-dot" }), h("h2", {}, arm.spec.label), card.state = h("span", { class: "avl-arm-state" }, "waiting")),
+      h("header", {}, h("i", { class: "avl-dot" }), h("h2", {}, arm.spec.label)),
+      card.state = h("p", { class: "avl-arm-state" }, "waiting"),
       card.answer = h("div", { class: "avl-answer", tabindex: "0", "aria-live": "off", "aria-label": `Answer of ${arm.spec.label}` }),
       h("div", { class: "avl-metrics" },
-        metric("ttft", "First token", "time to first token: prefill of picture and question"),
-        metric("perToken", "Per token", "median of the decode steps so far; below: p99"),
-        metric("rate", "Speed", "batch rows / median step time"),
+        metric("ttft", "First token", "Time to first token: prefill of picture and question. Below: most KV held during it"),
+        metric("perToken", "Per token", "Median of the decode steps so far, below: their p99. After repeats: median of all runs, below: the run drawn"),
+        metric("rate", "Speed", "Batch rows divided by the time per token"),
       ),
-      bar("stored", "KV stored", "bytes of keys and values held now; share of what full attention holds"),
-      bar("read", "KV read", "bytes of keys and values that this step's attention reads; mean share of full attention over the steps so far"),
-      h("p", { class: "avl-impl" }, `attention: ${arm.spec.implementation}`),
+      bar("stored", "KV stored", "Bytes of keys and values held now, and their share of what full attention holds"),
+      bar("read", "KV read", "Bytes of keys and values that a step reads, mean over the steps so far, and their share of what full attention reads"),
+      card.step = h("p", { class: "avl-impl", title: "An update step reads everything stored and the token that it evicts afterwards, so it can read a little more than is stored" }),
+      h("p", { class: "avl-impl" }, `Attention kernels: ${kernels(arm.spec.implementation)}`),
     );
     card.answer.addEventListener("click", (event) => {
       const t = event.target.dataset && event.target.dataset.t;
@@ -65,11 +73,13 @@ function drawCards() {
     const steps = arm.stepMs(t);
     const middle = median(steps);
     put(card.ttft, arm.prefill ? formatMs(arm.ms[0]) : DASH);
-    put(card.perToken, formatMs(middle));
-    put(card.perTokenSub, steps.length > 1 ? `p99 ${formatMs(quantile(steps, 0.99))}` : "");
-    put(card.rate, middle ? formatRate(1000 * run.start.batch / middle) : DASH);
+    // one number for one thing: with repeats, all of them count, here as in the comparison below
+    const runs = t === arm.last && arm.repeats.length ? run.medians(index) : [], perToken = runs.length > 1 ? median(runs) : middle;
+    put(card.perToken, formatMs(perToken));
+    put(card.perTokenSub, runs.length > 1 ? `${runs.length} runs; drawn ${formatMs(middle)}` : steps.length > 1 ? `p99 ${formatMs(quantile(steps, 0.99))}` : "");
+    put(card.rate, perToken ? formatRate(1000 * run.start.batch / perToken) : DASH);
     put(card.rateSub, run.start.batch > 1 ? `${run.start.batch} rows` : "");
-    put(card.ttftSub, arm.prefill ? `peak ${formatBytes(arm.prefill.peak_bytes)}` : "");
+    put(card.ttftSub, arm.prefill ? `peak KV ${formatBytes(arm.prefill.peak_bytes)}` : "");
     if (arm.last >= 0) {
       const share = arm.storedBytes[t] / run.fullBytes(t);
       put(card.stored, formatBytes(arm.storedBytes[t]));
@@ -77,12 +87,13 @@ function drawCards() {
       card.storedFill.style.width = `${Math.min(100, share * 100)}%`;
       const mean = arm.meanBytes(arm.readBytes, t);
       const meanShare = mean === null ? null : mean / run.meanFullBytes(t);
-      put(card.read, t > 0 ? formatBytes(arm.readBytes[t]) : DASH);
-      put(card.readShare, mean === null ? "" : `mean ${formatPercent(meanShare)} of full`);
+      put(card.read, formatBytes(mean));
+      put(card.readShare, mean === null ? "" : `${formatPercent(meanShare)} of full`);
+      put(card.step, t > 0 ? `KV read: mean per step; this step ${formatBytes(arm.readBytes[t])}${arm.update[t] ? " (update)" : ""}` : "KV read: mean per step");
       card.readFill.style.width = `${Math.min(100, (meanShare || 0) * 100)}%`;
     }
     const reason = arm.error ? "failed" : !arm.prefill ? (view.state === "done" || arm.end ? "not started" : index && !run.arms[0].prefill ? "waiting" : "prefill …") :
-      !arm.end ? `token ${arm.last + 1} of ${run.start.limit}` : arm.end.reason === "eos" ? `done, ${counted(arm.last)}` : arm.end.reason === "length" ? `cut at ${counted(arm.last + 1)}` : `stopped at ${counted(arm.last + 1)}`;
+      !arm.end ? `token ${arm.last + 1} of ${run.start.limit}` : `${{ eos: "finished", length: "hit the token limit", stopped: "stopped" }[arm.end.reason] || arm.end.reason}, ${counted(arm.last + 1)}`;
     put(card.state, reason);
   });
   drawDivergence(prefix);
@@ -123,12 +134,12 @@ function drawDivergence(prefix) {
   if (!prefix || run.last < 0) { put($.diverge, ""); return; }
   const [a, b] = run.arms;
   if (prefix.differs) {
-    put($.diverge, `Same up to token ${prefix.same}; first difference at token ${prefix.same + 1}: ${shortLabel(a)} ${quoted(a.texts[prefix.same])}, ${shortLabel(b)} ${quoted(b.texts[prefix.same])}`);
+    put($.diverge, `${prefix.same ? `Identical for ${counted(prefix.same)}, then diverges` : "Diverges"} at token ${prefix.same + 1}: ${shortLabel(a)} ${quoted(a.texts[prefix.same])}, ${shortLabel(b)} ${quoted(b.texts[prefix.same])}`);
   } else if (run.finished) {
     const even = a.tokens.length === b.tokens.length;
-    put($.diverge, even ? `Both answers are the same, all ${prefix.same} tokens.` : prefix.same ? `Same for the ${counted(prefix.same)} that both arms generated.` : "");
+    put($.diverge, even ? `Identical answers, ${counted(prefix.same)} each.` : prefix.same ? `Identical for the ${counted(prefix.same)} that both arms generated.` : "");
   } else {
-    put($.diverge, `Same so far: ${counted(prefix.same)}.`);
+    put($.diverge, `Identical so far: ${counted(prefix.same)}.`);
   }
   $.diverge.classList.toggle("avl-differs", prefix.differs);
 }

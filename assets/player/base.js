@@ -53,18 +53,6 @@ function formatRate(perSecond) {
   return `${fixed(perSecond, perSecond >= 100 ? 0 : 1)} tok/s`;
 }
 
-function median(values) {
-  return quantile(values, 0.5);
-}
-
-function quantile(values, q) {
-  if (!values.length) return null;
-  const sorted = [...values].sort((a, b) => a - b);
-  const at = (sorted.length - 1) * q;
-  const low = Math.floor(at);
-  return sorted[low] + (sorted[Math.min(low + 1, sorted.length - 1)] - sorted[low]) * (at - low);
-}
-
 function isDark() {
   return document.body.classList.contains("dark");
 }
@@ -98,4 +86,23 @@ function debounce(callback, ms) {
     clearTimeout(timer);
     timer = setTimeout(() => callback(...values), ms);
   };
+}
+
+// What the address asks for; in a tab that was loaded anew, what it had before.
+function openingLink() {
+  return new URLSearchParams((loadedAgain() && recall("avl-link")) || location.search);
+}
+
+function loadedAgain() {
+  const [entry] = performance.getEntriesByType("navigation");
+  return Boolean(entry) && ["reload", "back_forward"].includes(entry.type);
+}
+
+// a tab's memory; a browser may forbid it
+function recall(key) {
+  try { return sessionStorage.getItem(key) || ""; } catch { return ""; }
+}
+
+function remember(key, value) {
+  try { sessionStorage.setItem(key, value); } catch { /* it is a convenience */ }
 }

@@ -12,10 +12,13 @@ function loadPlotly(address) {
   });
 }
 
+// without a pointer that hovers, the tool bar would always stand over the data; a double tap resets a zoom anyway
+const TOUCH = matchMedia("(hover: none)").matches;
 const PLOT_CONFIG = {
-  responsive: true, displaylogo: false, plotlyServerURL: "", displayModeBar: "hover",
-  modeBarButtonsToRemove: ["sendChartToCloud", "lasso2d", "select2d", "autoScale2d"],
+  responsive: true, displaylogo: false, plotlyServerURL: "", displayModeBar: TOUCH ? false : "hover",
+  modeBarButtonsToRemove: ["sendChartToCloud", "lasso2d", "select2d", "autoScale2d", "zoom2d", "pan2d", "zoomIn2d", "zoomOut2d"],
 };
+const MODEBAR = TOUCH ? 6 : 26; // pixels above the data, where the tool bar appears
 
 class Chart {
   // lines: [{name, arm, color(css variable), dash, width, marker}]; x and y come with add()
@@ -70,7 +73,8 @@ class Chart {
     const axis = { gridcolor: line, zerolinecolor: line, linecolor: line, tickfont: { size: 11 }, fixedrange: false, automargin: true };
     return {
       autosize: true, height: this.options.height || 190, uirevision: "keep",
-      margin: { l: 46, r: 10, t: 6, b: 34 },
+      margin: { l: 46, r: 10, t: MODEBAR, b: 34 },
+      modebar: { bgcolor: "rgba(0,0,0,0)", color: text, activecolor: variable(this.element, "--avl-text") },
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
       font: { family: "inherit", size: 11, color: text },
       showlegend: false, hovermode: "x unified",
@@ -94,7 +98,11 @@ class Chart {
     if (!this.ready) {
       this.element.append(this.cursor);
       this.element.on("plotly_click", (event) => this.options.pick && this.options.pick(event.points[0].x));
-      this.element.on("plotly_afterplot", () => this.moveCursor(this.at));
+      this.element.on("plotly_afterplot", () => {
+        this.moveCursor(this.at);
+        // the tables under the charts are what a keyboard needs
+        for (const button of this.element.querySelectorAll(".modebar-btn")) button.tabIndex = -1;
+      });
       this.ready = true;
     }
   }

@@ -10,6 +10,7 @@ function publish() {
   // a fresh object, or the page would not notice the change
   props.value = JSON.parse(JSON.stringify(settings));
   ask();
+  document.dispatchEvent(new CustomEvent("avl:edited"));
 }
 
 function defaults(name) {
@@ -22,13 +23,16 @@ function defaults(name) {
 let prediction = null;
 let asking = false;
 
+// with the size of the chosen pictures' prompt, which the strip heard from the server
+const request = () => JSON.stringify({ settings, prompt: window.avlPrompt || null });
+
 const ask = debounce(async () => {
   if (asking) return;
   asking = true;
-  const asked = JSON.stringify(settings);
+  const asked = request();
   const answer = await server.predict(JSON.parse(asked)).catch(() => ({ error: "There is no prediction: the server does not answer." }));
   asking = false;
-  if (asked !== JSON.stringify(settings)) { ask(); return; }
+  if (asked !== request()) { ask(); return; }
   prediction = answer;
   drawPrediction();
 }, 40);
@@ -45,11 +49,11 @@ function build() {
 }
 
 function panel(arm, index) {
-  const box = h("div", { class: `avl-panel avl-choice ${index ? "avl-choice-b" : ""}`, role: "group", "aria-label": `Arm ${index + 1}` });
+  const box = h("div", { class: `avl-panel avl-choice ${index ? "avl-choice-b" : ""}`, role: "group", "aria-label": `Policy ${index + 1}` });
   const select = h("select", { class: "avl-select", "aria-label": `Policy of arm ${index + 1}` },
     Object.entries(catalog).map(([name, entry]) => h("option", { value: name, selected: name === arm.policy }, entry.title)));
   select.addEventListener("change", () => { settings.arms[index] = defaults(select.value); publish(); build(); });
-  box.append(h("div", { class: "avl-choice-head" }, h("b", {}, index ? "against" : "compare"), select));
+  box.append(h("div", { class: "avl-choice-head" }, h("b", {}, `Policy ${index + 1}`), select));
   const outputs = {};
   const { parameters, presets, budget } = catalog[arm.policy];
   const rows = h("div", { class: "avl-params" }, parameters.filter((parameter) => !parameter.choices.length || arm[parameter.key] !== parameter.default).map((parameter) => {
@@ -76,7 +80,7 @@ function panel(arm, index) {
   let preset = null;
   if (presets.length) {
     preset = h("select", { class: "avl-select avl-preset", "aria-label": "Presets: rows of the paper’s Table 3" },
-      h("option", { value: "" }, "presets: rows of the paper’s Table 3"), presets.map((row, at) => h("option", { value: String(at) }, row.label)));
+      h("option", { value: "" }, about.bundled ? "Paper’s settings for real LLaVA (Table 3)" : "Paper’s settings (Table 3)"), presets.map((row, at) => h("option", { value: String(at) }, row.label)));
     preset.addEventListener("change", () => {
       if (preset.value === "") return;
       Object.assign(arm, presets[Number(preset.value)].params);
@@ -89,9 +93,9 @@ function panel(arm, index) {
   box.append(predicted);
   const other = settings.arms[1 - index];
   if (budget && other && catalog[other.policy].budget) {
-    const button = h("button", { type: "button", class: "avl-btn avl-equal", title: "Set this arm so that it stores as much as the other one" }, "same stored share as the other arm");
+    const button = h("button", { type: "button", class: "avl-btn avl-equal", title: "Set this policy so that it stores as much as the other one" }, "Match the other policy’s KV size");
     button.addEventListener("click", async () => {
-      const values = await server.equal({ settings, arm: index }).catch(() => null);
+      const values = await server.equal({ ...JSON.parse(request()), arm: index }).catch(() => null);
       if (values && !values.error) { Object.assign(arm, values); publish(); redraw(); } else put(predicted, (values && values.error) || "This policy cannot store that share.");
     });
     box.append(button);
@@ -99,14 +103,16 @@ function panel(arm, index) {
   function redraw() {
     for (const draw of Object.values(outputs)) draw();
     if (preset) {
-      const match = presets.findIndex((row) => Object.entries(row.params).every(([key, value]) => arm[key] === value));
-      preset.value = match < 0 ? "" : String(match);
+      // several models share a row: name the one that is loaded, and none where none of them is
+      const matches = (row) => Object.entries(row.params).every(([key, value]) => arm[key] === value);
+      const own = presets.findIndex((row) => row.model === about.preset && matches(row));
+      preset.value = own >= 0 ? String(own) : preset.value !== "" && matches(presets[Number(preset.value)]) ? preset.value : "";
     }
   }
   box.predict = (found) => {
     if (found && found.error) put(predicted, found.error);
-    else if (found) predicted.replaceChildren("predicted: stores ", h("b", {}, formatPercent(found.stored)), ", reads ", h("b", {}, formatPercent(found.read)), ` of ${formatBytes(prediction.full)}`);
-    else put(predicted, `predicted: ${DASH}`);
+    else if (found) predicted.replaceChildren("Predicted: stores ", h("b", {}, formatPercent(found.stored)), ", reads ", h("b", {}, formatPercent(found.read)), ` of ${formatBytes(prediction.full)}`);
+    else put(predicted, `Predicted: ${DASH}`);
   };
   box.predict(null);
   box.redraw = redraw;
@@ -134,9 +140,10 @@ function drawFits() {
   if (!known) return;
   const row = settings.mode === "isolated" ? Math.max(...peaks) : peaks.reduce((a, b) => a + b, 0);
   const rows = Math.floor(free / row);
-  put($.fits, `caches take ${formatBytes(row)} a row; ${formatBytes(free)} are free: ${rows >= 256 ? "every batch fits" : rows < 1 ? "not even one row fits" : `up to about batch ${rows} fits`}`);
+  put($.fits, `KV cache: ${formatBytes(row)} per sequence, ${formatBytes(free)} free: ${rows >= 256 ? "every batch fits" : rows < 1 ? "does not fit" : `fits up to about batch ${rows}`}`);
 }
 document.addEventListener("avl:idle", drawFits);
+document.addEventListener("avl:prompt", ask);
 
 $.tokens.max = about.max_tokens;
 
@@ -152,9 +159,17 @@ function drawGeneration() {
   $.seed.value = settings.seed === null ? "" : settings.seed;
 }
 
+// the sentence below the fields says what is wrong, this says where
+function markField(node, wrong) {
+  if (wrong) node.setAttribute("aria-invalid", "true"); else node.removeAttribute("aria-invalid");
+  if (wrong) node.setAttribute("aria-describedby", "avl-problem"); else node.removeAttribute("aria-describedby");
+}
+
 function generation(node, key, read) {
   node.addEventListener(node.tagName === "SELECT" ? "change" : "input", () => {
     const value = read(node);
+    const { rangeUnderflow, rangeOverflow, stepMismatch } = node.validity;
+    markField(node, value === undefined || rangeUnderflow || rangeOverflow || (node.step === "1" && stepMismatch));
     if (value === undefined) return;
     settings[key] = value;
     if (key === "max_new_tokens") put($.tokensOut, `≤ ${value}`);
@@ -176,7 +191,7 @@ generation($.seed, "seed", (node) => (node.value.trim() === "" ? null : numeric(
 const opening = JSON.stringify(props.value);
 watch("value", () => {
   const value = props.value;
-  if (location.search && JSON.stringify(value) === opening && JSON.stringify(settings) !== opening) {
+  if ([...link.keys()].length && JSON.stringify(value) === opening && JSON.stringify(settings) !== opening) {
     publish(); // the server's opening settings arrive once more after the link's were set: the link wins
     return;
   }
@@ -188,7 +203,7 @@ watch("value", () => {
   }
 });
 // a link: the arms' policies, their parameters, and what is generated; anything else in it is ignored
-const link = new URLSearchParams(location.search);
+const link = openingLink();
 
 function fromLink(name, low, high) {
   const text = link.get(name) || "";
@@ -218,10 +233,22 @@ settings.max_new_tokens = fromLink("n", 1, about.max_tokens) ?? settings.max_new
 settings.batch = fromLink("B", 1, 256) ?? settings.batch;
 settings.repeats = fromLink("r", 1, 20) ?? settings.repeats;
 settings.scores = settings.scores || link.get("scores") === "1";
+if ([...$.mode.options].some((option) => option.value === link.get("mode"))) settings.mode = link.get("mode");
+
+function decimalFromLink(name, low, high) {
+  const text = link.get(name) || "";
+  return /^\d(\.\d{1,4})?$/.test(text) ? Math.max(low, Math.min(high, Number(text))) : null;
+}
+
+settings.temperature = decimalFromLink("temp", 0, 2) ?? settings.temperature;
+settings.top_p = decimalFromLink("top", 0.01, 1) ?? settings.top_p;
+if (/^\d{1,10}$/.test(link.get("seed") || "")) settings.seed = Math.min(2 ** 31 - 1, Number(link.get("seed")));
+else if (link.get("seed") === "random") settings.seed = null;
 if ([...link.keys()].length) publish();
 
 window.avlLink = () => {
-  const out = new URLSearchParams(window.avlExample ? window.avlExample() : "");
+  const out = new URLSearchParams(window.avlPicture ? window.avlPicture().link : "");
+  if (window.avlQuestion && window.avlQuestion().trim()) out.set("q", window.avlQuestion().trim());
   ["a", "b"].forEach((side, index) => {
     const arm = settings.arms[index];
     if (!arm) return;
@@ -235,8 +262,19 @@ window.avlLink = () => {
   out.set("B", String(settings.batch));
   if (settings.repeats > 1) out.set("r", String(settings.repeats));
   if (settings.scores) out.set("scores", "1");
+  if (settings.mode !== "race") out.set("mode", settings.mode);
+  if (settings.temperature) {
+    out.set("temp", String(settings.temperature));
+    out.set("top", String(settings.top_p));
+    out.set("seed", settings.seed === null ? "random" : String(settings.seed));
+  }
   return out.toString();
 };
+// what the page would ask now; the player compares it with what was asked
+window.avlInputs = () => (window.avlPicture ? { settings, question: window.avlQuestion(), ...window.avlPicture() } : null);
+// a reload keeps the inputs
+document.addEventListener("avl:edited", debounce(() => remember("avl-link", window.avlLink()), 200));
+
 build();
 drawGeneration();
 ask();

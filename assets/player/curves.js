@@ -119,14 +119,13 @@ function readingPoint(event) { view.pendingReadings.push(event); }
 const READINGS = [
   { key: "device_bytes", name: "device above start (pynvml)", color: "--avl-a" },
   { key: "allocated_bytes", name: "torch allocator", color: "--avl-b", dash: "dash" },
-  { key: "rss_bytes", name: "process memory (RSS)", color: "--avl-muted" },
 ];
 
 function setDevice() {
   const readings = view.run.readings;
-  const present = READINGS.filter(({ key }) => readings.some((event) => event[key] !== null && event[key] !== undefined));
-  // RSS is the stand-in where there is no device to ask
-  const shown = present.some(({ key }) => key !== "rss_bytes") ? present.filter(({ key }) => key !== "rss_bytes") : present;
+  // without a device there is nothing to draw: the process's memory is the weights, a flat line
+  const shown = READINGS.filter(({ key }) => readings.some((event) => event[key] !== null && event[key] !== undefined));
+  show($.devicePart, shown.length > 0);
   const keys = shown.map(({ key }) => key).join();
   if (charts.device.keys !== keys || !charts.device.lines.length) {
     charts.device.keys = keys;
@@ -134,10 +133,8 @@ function setDevice() {
     charts.device.reset(shown.length ? shown : [{ name: "no reading yet", color: "--avl-muted" }]);
     buildKeys($.deviceKeys, shown.map((line) => ({ ...line, text: line.name })));
   }
-  const gpu = present.some(({ key }) => key === "device_bytes");
-  put($.deviceTitle, gpu || !readings.length ? "Device memory" : "Process memory");
   const last = readings[readings.length - 1];
-  put($.deviceNote, !last ? "" : gpu ? last.note || "" : last.note || "n/a (no NVIDIA GPU); process RSS instead");
+  put($.deviceNote, last ? last.note || "" : "");
 }
 
 function spreadReading(data, event) {

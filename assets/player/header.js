@@ -10,7 +10,7 @@ put(at("honest"), about.notes.join(" "));
 function showIdle() {
   const now = props.value;
   if (!now || typeof now !== "object") return;
-  const device = now.used_bytes === null ? `n/a (no NVIDIA GPU): process memory ${formatBytes(now.rss_bytes)}` : `${formatBytes(now.used_bytes)} of ${formatBytes(now.total_bytes)} in use on the device (pynvml)`;
+  const device = now.used_bytes === null ? `No NVIDIA GPU · process memory ${formatBytes(now.rss_bytes)}` : `${formatBytes(now.used_bytes)} of ${formatBytes(now.total_bytes)} of device memory in use`;
   put(at("idle"), [device, now.power_watts === null ? "" : `${fixed(now.power_watts, 0)} W`].filter(Boolean).join(" · "));
   window.avlFreeBytes = now.free_bytes;
   document.dispatchEvent(new CustomEvent("avl:idle"));
@@ -18,3 +18,15 @@ function showIdle() {
 watch("value", showIdle);
 showIdle();
 show(at("honest"), about.notes.length > 0);
+
+// links within the page move the keyboard too, not only the view
+for (const link of root.querySelectorAll(".avl-skip")) {
+  link.addEventListener("click", (event) => {
+    event.preventDefault();
+    const target = document.querySelector(link.getAttribute("href"));
+    if (!target) return;
+    if (target.tabIndex < 0) target.tabIndex = -1;
+    target.focus();
+    target.scrollIntoView({ block: "start" });
+  });
+}

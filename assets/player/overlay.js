@@ -9,6 +9,7 @@ class Overlay {
     this.base = document.createElement("canvas"); // the picture, scaled once
     this.picture = null;
     this.grid = null;
+    this.region = null; // the part of the picture to show, in its pixels; null for all of it
     this.selected = -1;
     this.drawMs = 0;
   }
@@ -26,8 +27,9 @@ class Overlay {
     const ratio = Math.min(window.devicePixelRatio || 1, 2);
     const available = this.canvas.parentElement.clientWidth || 300;
     const limit = 460;
-    const scale = Math.min(available / this.width, limit / this.height);
-    const w = Math.max(1, Math.round(this.width * scale * ratio)), h_ = Math.max(1, Math.round(this.height * scale * ratio));
+    const [left, top, right, bottom] = this.shown, width = right - left, height = bottom - top;
+    const scale = Math.min(available / width, limit / height);
+    const w = Math.max(1, Math.round(width * scale * ratio)), h_ = Math.max(1, Math.round(height * scale * ratio));
     if (this.canvas.width !== w || this.canvas.height !== h_) {
       this.canvas.width = this.base.width = w;
       this.canvas.height = this.base.height = h_;
@@ -37,10 +39,15 @@ class Overlay {
     const context = this.base.getContext("2d");
     context.fillStyle = "#8a929c";
     context.fillRect(0, 0, w, h_);
-    if (this.picture) context.drawImage(this.picture, 0, 0, w, h_);
-    this.pixels = w / this.width;
+    if (this.picture) {
+      const k = this.picture.naturalWidth / this.width; // it may travel smaller than the model sees it
+      context.drawImage(this.picture, left * k, top * k, width * k, height * k, 0, 0, w, h_);
+    }
+    this.pixels = w / width;
     this.hatch = null;
   }
+
+  get shown() { return this.region || [0, 0, this.width, this.height]; }
 
   pattern() {
     if (this.hatch) return this.hatch;
@@ -62,17 +69,17 @@ class Overlay {
     if (at < 0 || row >= grid.rows || col >= grid.cols) return null;
     const [left, top, right, bottom] = grid.box;
     const w = (right - left) / grid.cols, h_ = (bottom - top) / grid.rows;
-    const k = this.pixels;
-    const x0 = Math.round((left + col * w) * k), y0 = Math.round((top + row * h_) * k);
-    return [x0, y0, Math.round((left + (col + 1) * w) * k) - x0, Math.round((top + (row + 1) * h_) * k) - y0];
+    const k = this.pixels, [x, y] = this.shown;
+    const x0 = Math.round((left - x + col * w) * k), y0 = Math.round((top - y + row * h_) * k);
+    return [x0, y0, Math.round((left - x + (col + 1) * w) * k) - x0, Math.round((top - y + (row + 1) * h_) * k) - y0];
   }
 
   // which token lies under a point of the canvas (CSS pixels), or -1
   tokenAt(x, y) {
     if (!this.grid) return -1;
     const scale = this.canvas.width / this.canvas.clientWidth / this.pixels;
-    const [left, top, right, bottom] = this.grid.box;
-    const col = Math.floor((x * scale - left) / (right - left) * this.grid.cols), row = Math.floor((y * scale - top) / (bottom - top) * this.grid.rows);
+    const [left, top, right, bottom] = this.grid.box, [offsetX, offsetY] = this.shown;
+    const col = Math.floor((x * scale + offsetX - left) / (right - left) * this.grid.cols), row = Math.floor((y * scale + offsetY - top) / (bottom - top) * this.grid.rows);
     if (col < 0 || row < 0 || col >= this.grid.cols || row >= this.grid.rows) return -1;
     return this.grid.first + row * (this.grid.cols + (this.grid.newline ? 1 : 0)) + col;
   }
@@ -164,7 +171,7 @@ function heatColour(x) {
 
 const THUMB_COLOURS = [[28, 36, 46], [0, 158, 115], [240, 228, 66], [92, 66, 84]];
 
-// a layer as a picture of one pixel per token, all grids of one image side by side are left out: one grid, one thumbnail
+// Draw one layer as a thumbnail, one pixel per token of the chosen grid.
 function drawThumb(canvas, grid, classes) {
   if (canvas.width !== grid.cols || canvas.height !== grid.rows) {
     canvas.width = grid.cols;

@@ -1,5 +1,18 @@
 // The panel with the picture: arm, view, layer, patch, small pictures of all layers.
 
+// LLaVA-1.6's tiles show more than its whole picture does, so they come first
+function finestGrid(grids) {
+  const cells = grids.map((grid) => (grid.image === 0 ? grid.rows * grid.cols : 0));
+  return Math.max(0, cells.indexOf(Math.max(...cells)));
+}
+
+// the part of a picture under a grid: [left, top, right, bottom] in pixels, and its share of the picture
+function seenPart(grid, width, height) {
+  const [left, top, right, bottom] = grid ? grid.box : [0, 0, width, height];
+  const box = [Math.max(0, left), Math.max(0, top), Math.min(width, right), Math.min(height, bottom)];
+  return { box, share: ((box[2] - box[0]) * (box[3] - box[1])) / (width * height) };
+}
+
 function loadPicture() {
   const run = view.run, grid = run.start.grids[view.grid];
   const which = grid ? grid.image : 0;
@@ -7,6 +20,12 @@ function loadPicture() {
   const source = run.images[which];
   show($.emptyPicture, false);
   overlay.grid = grid || null;
+  const { box, share } = seenPart(grid, width, height), cropped = share < 0.95;
+  overlay.region = cropped && !view.whole ? box : null;
+  show($.zoom, cropped);
+  put($.zoom, view.whole ? "Zoom to what the model sees" : "Show the whole picture");
+  show($.crop, cropped);
+  put($.crop, cropped ? `The model sees the middle square only, as LLaVA-1.5 does: ${formatPercent(1 - share)} of this picture is cut off.` : "");
   overlay.setPicture(null, width, height);
   if (!source || !/^data:image\/(png|webp|jpeg);base64,/.test(source)) { invalidate(); return; }
   const image = new Image();
@@ -34,16 +53,28 @@ function buildFocus() {
 }
 
 function setFocus(index) {
-  view.focus = index;
+  view.focus = view.wantedFocus = index;
   [...$.focus.children].forEach((node, at) => node.setAttribute("aria-checked", String(at === index)));
   invalidate();
 }
 
 function buildThumbs() {
+  const placed = view.run.start.grids.length > 0; // tokens without a place make no picture
   $.thumbs.replaceChildren(...Array.from({ length: view.run.start.layers }, (_, layer) => h("button", {
-    type: "button", class: "avl-thumb", "aria-label": `Layer ${layer}`, onclick: () => setLayer(layer),
-  }, h("canvas", {}), h("span", {}, String(layer)))));
+    type: "button", class: "avl-thumb", "aria-label": `Layer ${layer}`, tabindex: "-1", onclick: () => setLayer(layer),
+  }, h("canvas", { hidden: !placed }), h("span", {}, String(layer)))));
 }
+
+// one stop for the keyboard, arrows within: a model has up to 40 layers
+$.thumbs.addEventListener("keydown", (event) => {
+  const last = view.run.start.layers - 1, row = getComputedStyle($.thumbs).gridTemplateColumns.split(" ").length;
+  const to = { ArrowLeft: view.layer - 1, ArrowRight: view.layer + 1, ArrowUp: view.layer - row, ArrowDown: view.layer + row, Home: 0, End: last }[event.key];
+  if (to === undefined || event.ctrlKey || event.metaKey || event.altKey) return;
+  event.preventDefault();
+  event.stopPropagation();
+  setLayer(Math.max(0, Math.min(last, to)));
+  $.thumbs.children[view.layer].focus();
+});
 
 function setLayer(layer) {
   if (!view.run || !view.run.start) return;
@@ -52,29 +83,49 @@ function setLayer(layer) {
   invalidate();
 }
 
+// tokens of a grid, or of all grids where there is none to choose
+function tokensOf(grid) {
+  if (!grid) return Array.from({ length: view.run.start.n_image }, (_, token) => token);
+  const stride = grid.cols + (grid.newline ? 1 : 0);
+  return Array.from({ length: grid.rows * grid.cols }, (_, at) => grid.first + Math.floor(at / grid.cols) * stride + at % grid.cols);
+}
+
+const SET_WORDS = [[CORE, "core"], [SECONDARY, "secondary"], [MINOR, "minor"], [PRUNED, "dropped"]];
+
+// what the legend's numbers are part of: a line where a prompt has more image tokens than the grid that is drawn
+function restOf(tokens, counts) {
+  const { n_image: n, grids } = view.run.start;
+  if (!grids.length) return [["plain", "These tokens have no place in the picture."]];
+  if (grids.length < 2) return [];
+  const all = counts ? `: ${SET_WORDS.filter(([kind]) => counts[kind]).map(([kind, word]) => `${word} ${counts[kind]}`).join(", ")}` : "";
+  return [["plain", `Drawn: ${tokens.length} of ${n} image tokens. In ${grids.length === 2 ? "both grids" : "all grids"}${all}`]];
+}
+
 function drawOverlay() {
   const run = view.run, arm = view.focus, t = view.ts[arm] || 0, layer = view.layer;
+  const tokens = tokensOf(overlay.grid);
   let painter = null, legend = [];
   if (view.mode === "sets") {
-    const classes = run.classes(arm, t, layer), counts = run.counts(arm, t, layer);
+    const classes = run.classes(arm, t, layer), all = run.counts(arm, t, layer), counts = [0, 0, 0, 0];
+    for (const token of tokens) counts[classes[token]]++;
     const styles = ["minor", "secondary", "core", "pruned"];
-    const whole = counts[CORE] === run.start.n_image;
+    const whole = all[CORE] === run.start.n_image;
     painter = (token) => whole ? null : styles[classes[token]];
-    const allRead = !counts[SECONDARY];
-    legend = whole ? [["plain", `all ${run.start.n_image} image tokens are stored and read`]] :
+    const allRead = !all[SECONDARY];
+    legend = whole ? [["plain", `All ${run.start.n_image} image tokens are stored and read.`], ...restOf(tokens, null)] :
       [["core", `${allRead ? "kept and read" : "core, read"} ${counts[CORE]}`], ["secondary", `secondary, kept ${counts[SECONDARY]}`], ["minor", `minor, evicted ${counts[MINOR]}`], ["pruned", `dropped in prefill ${counts[PRUNED]}`]]
-        .filter((_, index) => counts[[CORE, SECONDARY, MINOR, PRUNED][index]] > 0);
-    if (!whole && run.arms[arm].update[t]) legend.push(["update", "update step: all kept tokens are read, a new core is chosen"]);
+        .filter((_, index) => counts[[CORE, SECONDARY, MINOR, PRUNED][index]] > 0).concat(restOf(tokens, all));
+    if (!whole && run.arms[arm].update[t]) legend.push(["update", "Update step: all kept tokens are read, a new core is chosen"]);
   } else if (view.mode === "drift") {
     const change = run.drift(arm, t, layer), classes = run.classes(arm, t, layer);
     let gained = 0, lost = 0;
-    for (const value of change) { gained += value > 0; lost += value < 0; }
+    for (const token of tokens) { gained += change[token] > 0; lost += change[token] < 0; }
     painter = (token) => change[token] > 0 ? "gained" : change[token] < 0 ? "lost" : classes[token] === CORE ? null : "dim";
-    legend = [["gained", `gained ${gained}`], ["lost", `lost ${lost}`], ["plain", "bright: stayed core"]];
+    legend = [["gained", `gained ${gained}`], ["lost", `lost ${lost}`], ["plain", "bright: stayed core"], ...restOf(tokens, null)];
   } else if (view.mode === "consensus") {
     const votes = run.consensus(arm, t), layers = run.start.layers;
     painter = (token) => heatColour(votes[token] / layers);
-    legend = [["heat", `core in 0 … ${layers} layers`]];
+    legend = [["heat", `core in 0 … ${layers} layers`], ...restOf(tokens, null)];
   } else if (view.mode === "scores") {
     const scores = run.scoresAt(arm, t, layer);
     if (scores) {
@@ -83,7 +134,7 @@ function drawOverlay() {
       const top = sorted[Math.floor(sorted.length * 0.99)] || 1e-9;
       painter = (token) => heatColour(Math.sqrt(Math.min(1, values[token] / top)));
       legend = [["heat", `attention of ${scores.t === 0 ? "the last prompt token" : `step ${scores.t}`}, dark low, bright high (top 1 % ≥ ${(top * 100).toFixed(2)} %)`]];
-    } else legend = [["plain", "this run carries no scores"]];
+    } else legend = [["plain", "No scores: tick “record attention” before a run."]];
   }
   overlay.selected = view.patch;
   overlay.draw(painter);
@@ -111,26 +162,27 @@ function ranges(numbers) {
 }
 
 function drawPatch(arm, t) {
-  if (view.patch < 0 || !overlay.grid) { put($.patch, "Click a patch to see in which layers it is core."); return; }
+  if (!overlay.grid) { put($.patch, ""); return; }
+  if (view.patch < 0) { put($.patch, "Click a patch to see in which layers it is core."); return; }
   const grid = overlay.grid, stride = grid.cols + (grid.newline ? 1 : 0), at = view.patch - grid.first;
   const names = [[], [], [], []];
   for (let layer = 0; layer < view.run.start.layers; layer++) names[view.run.classes(arm, t, layer)[view.patch]].push(layer);
-  const words = [[CORE, "core"], [SECONDARY, "secondary"], [MINOR, "minor"], [PRUNED, "dropped"]].filter(([kind]) => names[kind].length).map(([kind, word]) => `${word} in ${ranges(names[kind])}`);
+  const words = SET_WORDS.filter(([kind]) => names[kind].length).map(([kind, word]) => `${word} in ${ranges(names[kind])}`);
   put($.patch, `Patch row ${Math.floor(at / stride) + 1}, column ${at % stride + 1} (token ${view.patch}), layers: ${words.join("; ")}`);
 }
 
 function drawThumbs() {
   const run = view.run, arm = view.focus, t = view.ts[arm] || 0, grid = run.start.grids[view.grid];
-  if (!grid) return;
   const at = run.arms[arm].setsIndex(t);
   const key = `${view.id}/${arm}/${at}/${view.grid}/${run.arms[arm].sets.length ? "" : "all"}`;
   const fresh = view.thumbKey !== key;
   view.thumbKey = key;
   [...$.thumbs.children].forEach((button, layer) => {
-    if (fresh) drawThumb(button.firstChild, grid, run.classes(arm, t, layer));
+    if (fresh && grid) drawThumb(button.firstChild, grid, run.classes(arm, t, layer));
     const core = view.patch >= 0 && run.classes(arm, t, layer)[view.patch] === CORE;
     const name = "avl-thumb" + (layer === view.layer ? " avl-chosen" : "") + (core ? " avl-holds" : "");
     if (button.className !== name) button.className = name;
+    button.tabIndex = layer === view.layer ? 0 : -1;
     const pressed = String(layer === view.layer);
     if (button.getAttribute("aria-pressed") !== pressed) button.setAttribute("aria-pressed", pressed);
   });

@@ -5,10 +5,11 @@ const $ = {};
 for (const node of root.querySelectorAll("[data-id]")) $[node.dataset.id] = node;
 
 const view = {
-  run: null, id: null, state: "idle", recorded: false,
+  run: null, id: null, source: "live", recorded: false, // the run that is shown; "recorded" and "last" (before a reload) are other sources
+  state: "idle", stream: null, arriving: null, heard: 0, // the run that is received: shown from its first event on
   follow: true, playing: false, compared: "core", clock: null, ts: [0, 0],
-  focus: 0, layer: 0, mode: "sets", grid: 0, patch: -1,
-  touchedLayer: false, wantedStep: null, // what a visitor or a link chose
+  focus: 0, layer: 0, mode: "sets", grid: 0, patch: -1, whole: false,
+  touchedLayer: false, wantedFocus: null, wantedStep: null, // what a visitor or a link chose
   received: 0, fetching: false, place: 0, // of the stream; place in the queue
   pending: [], pendingReadings: [], fullDrawn: -1, flushTimer: 0, flushAfter: 0, // points that the charts do not have yet
   thumbKey: "", analysisKey: "", recordedKey: "", // what was drawn last
@@ -39,52 +40,102 @@ const tour = new Tour(root, $);
 $.tour.addEventListener("click", () => tour.show(0));
 let unit = { name: "MiB", size: 2 ** 20 };
 let measures = { frames: 0, overlayMs: [], flushMs: [], batches: 0 };
-window.avlPlayer = { view, measures, overlay, predicted }; // for tests and for the curious: read only
-
-// Values arrive as batches of events; the last one is the whole trace.
+window.avlPlayer = { view, measures, overlay, predicted, compareTimes, changedSince }; // for tests and for the curious: read only
 
 function receive(value) {
   if (!value || typeof value !== "object") return;
   measures.batches++;
-  if (value.recorded && !value.trace) return fetchRecording(value);
-  if (value.trace) {
-    // complete: replaces what was streamed, so nothing that got lost on the way can stay lost
-    const keep = view.id === value.run ? { follow: view.follow } : null;
-    if (view.id !== value.run || !view.run || view.run.count !== value.trace.events.length) {
-      const images = view.id === value.run && view.run ? view.run.images : [];
-      begin(value.run, value.trace.images && value.trace.images.length ? value.trace.images : images, Boolean(value.recorded));
-      view.run.meta = value.trace.meta || {};
-      for (const event of value.trace.events) view.run.push(event);
-      setUp();
-      refill();
-      if (keep) view.follow = keep.follow;
-    } else {
-      view.run.meta = value.trace.meta || {};
-    }
-    view.state = value.state || "done";
-    finish();
-    return;
-  }
-  if (value.run && value.run !== view.id) begin(value.run, value.images || [], false);
-  if (value.images && value.images.length && view.run && !view.run.images.length) view.run.images = value.images;
+  if (value.recorded && !value.trace) return fetchFirst(value);
+  view.heard = performance.now();
+  if (value.state === "refused") { refuse(value.message); return; }
+  if (value.run && !value.source && value.run !== view.stream) hear(value);
+  if (value.trace) return complete(value);
   const before = view.state;
   if (value.state) view.state = value.state;
-  if (value.state === "refused") { showError(value.message); setStatus(); return; }
-  if (before !== view.state) setStatus();
   view.place = value.position || 0;
-  if (value.events && value.events.length) {
+  if (Array.isArray(value.events) && value.events.length) {
     if (value.first > view.received) return fetchMissing(value.run, view.received);
     accept(value.events.slice(view.received - value.first));
   }
+  if (before !== view.state || value.state === "queued") drawAsked();
   setStatus();
 }
 
-// the run that the page opens with comes after the first paint, unless the visitor was faster
-function fetchRecording(value) {
-  if (!server.recording) return;
-  requestAnimationFrame(() => setTimeout(() => server.recording({}).then((text) => {
-    if (text && view.id === null && view.state === "idle") receive({ ...value, trace: JSON.parse(text) });
-  }, () => {})));
+// complete: replaces what was streamed, so nothing that got lost on the way can stay lost
+function complete(value) {
+  const { events, images } = value.trace, meta = value.trace.meta || {};
+  view.state = value.state || "done";
+  if (!events.some((event) => event.kind === "start")) {
+    // it never began: what was shown before stays, whole and with its own label
+    const error = events.find((event) => event.kind === "error") || (view.arriving && view.arriving.error);
+    if (error) { view.state = "refused"; showError(error.message); }
+    drawAsked();
+    finish();
+    return;
+  }
+  if (view.id !== value.run || view.run.count !== events.length) {
+    const follow = view.id === value.run ? view.follow : true;
+    begin(value.run, images && images.length ? images : view.arriving ? view.arriving.images : [], value.source || "live");
+    view.run.meta = meta;
+    for (const event of events) view.run.push(event);
+    setUp();
+    refill();
+    view.follow = follow;
+  } else {
+    view.run.meta = meta;
+  }
+  drawAsked();
+  finish();
+}
+
+function refuse(message) {
+  view.state = "refused";
+  showError(message);
+  drawAsked();
+  setStatus();
+}
+
+// a run was asked for; it is shown once it has begun
+function hear(value) {
+  view.stream = value.run;
+  view.received = 0;
+  view.arriving = { images: value.images || [], meta: value.meta || {}, error: null };
+  hideError();
+  remember("avl-run", value.run);
+}
+
+// The run that the page opens with comes after the first paint, unless the visitor was faster: in a tab that was loaded anew the visitor's
+// last one, else the recording, unless a link asks for something else.
+function fetchFirst(value) {
+  const kept = loadedAgain() ? recall("avl-run") : "";
+  const open = (text, more) => {
+    if (!text || view.id !== null || view.state !== "idle") return false;
+    const found = JSON.parse(text);
+    if (more.source === "recorded" && location.search && asksForAnother(found)) { view.state = "idle"; view.unrun = true; setStatus(); return true; }
+    receive({ ...value, ...more, trace: found });
+    return true;
+  };
+  const recording = () => (value.recorded && server.recording ? server.recording({}).then((text) => whenInputs(() => open(text, { source: "recorded" }))) : null);
+  requestAnimationFrame(() => setTimeout(() => {
+    const last = kept && server.last ? server.last({ run: kept }) : Promise.resolve(null);
+    last.then((text) => open(text, { run: kept, source: "last", state: "done" }) || recording()).catch(() => {});
+  }));
+}
+
+// the settings and the strip mount on their own time
+function whenInputs(then, tries = 60) {
+  if (inputsNow() || !tries) then(); else setTimeout(() => whenInputs(then, tries - 1), 50);
+}
+
+function asksForAnother(found) {
+  const link = new URLSearchParams(location.search), now = inputsNow(), run = new Run();
+  const ours = ["ex", "scene", "q", "a", "b", "n", "B"].some((key) => link.has(key)) || [...link.keys()].some((key) => /^([ab]\.)?[A-Z]$/.test(key));
+  if (!ours || !now) return false;
+  run.push(found.events[0]);
+  run.meta = found.meta || {};
+  // the example that a link names may still be on its way
+  const picture = link.has("ex") ? `ex=${link.get("ex")}` : link.has("scene") ? `scene=${link.get("scene")}` : now.link;
+  return changedSince(run, { ...now, id: "", link: picture, question: link.get("q") || (picture === run.meta.link ? run.start.question : now.question) }).length > 0;
 }
 
 // a batch never arrived (a sleeping tab): ask for everything from the gap on
@@ -93,11 +144,25 @@ function fetchMissing(run, first) {
   view.fetching = true;
   server.missing({ run, first }).then((events) => {
     view.fetching = false;
-    if (events && view.id === run && view.received === first) accept(events);
+    if (events && view.stream === run && view.received === first) accept(events);
   }, () => { view.fetching = false; });
 }
 
-function begin(id, images, recorded) {
+// the server says something every second while a run waits or goes on
+const SILENCE = 20000;
+setInterval(() => {
+  if (!["queued", "running", "stopping"].includes(view.state) || !props.about || !props.about.heartbeat || performance.now() - view.heard < SILENCE) return;
+  view.state = "lost";
+  showError("The server stopped answering. Check the connection, then reload the page: your inputs stay.");
+  drawAsked();
+  setStatus();
+}, 2000);
+
+addEventListener("beforeunload", (event) => {
+  if (["queued", "running"].includes(view.state)) event.preventDefault(); // leaving ends the run
+});
+
+function begin(id, images, source) {
   pause();
   clearTimeout(view.flushTimer);
   view.flushTimer = 0;
@@ -106,8 +171,8 @@ function begin(id, images, recorded) {
   view.run = new Run();
   view.run.images = images;
   view.id = id;
-  view.recorded = recorded;
-  view.received = 0;
+  view.source = source;
+  view.recorded = source === "recorded";
   view.follow = true;
   view.clock = null;
   view.patch = -1;
@@ -115,20 +180,29 @@ function begin(id, images, recorded) {
   overlay.selected = -1;
   show($.resultPanel, false);
   hideError();
-  if (!recorded && innerWidth <= 760) root.scrollIntoView({ behavior: matchMedia("(prefers-reduced-motion: reduce)").matches ? "auto" : "smooth", block: "start" });
+  if (source === "live" && innerWidth <= 760) root.scrollIntoView({ behavior: matchMedia("(prefers-reduced-motion: reduce)").matches ? "auto" : "smooth", block: "start" });
 }
 
 function accept(events) {
-  const run = view.run;
   for (const event of events) {
     view.received++;
-    run.push(event);
+    if (event.kind === "start") {
+      begin(view.stream, view.arriving.images, "live");
+      view.run.meta = view.arriving.meta;
+    }
+    if (view.id !== view.stream) {
+      if (event.kind === "error") view.arriving.error = event;
+      continue;
+    }
+    view.run.push(event);
     if (event.kind === "start") setUp();
     if (event.kind === "prefill" || event.kind === "step") pointsOf(event);
     if (event.kind === "reading") readingPoint(event);
     if (event.kind === "error") showError(event.message);
   }
+  if (view.id !== view.stream) return;
   flushSoon();
+  const run = view.run;
   if (view.follow && run.start) view.ts = run.arms.map((arm) => Math.max(0, arm.last));
   invalidate();
   setStatus();
@@ -137,12 +211,15 @@ function accept(events) {
 function setUp() {
   const run = view.run, start = run.start;
   if (!start) return;
-  unit = run.fullBytes(start.limit) >= 2 ** 31 ? { name: "GiB", size: 2 ** 30 } : run.fullBytes(start.limit) >= 2 ** 20 ? { name: "MiB", size: 2 ** 20 } : { name: "KiB", size: 2 ** 10 };
+  const size = run.fullBytes(start.limit);
+  unit = size >= 2 ** 31 ? { name: "GiB", size: 2 ** 30 } : size >= 2 ** 20 ? { name: "MiB", size: 2 ** 20 } : { name: "KiB", size: 2 ** 10 };
   view.ts = start.arms.map(() => 0);
-  view.focus = Math.max(0, Math.min(start.arms.length - 1, start.arms.findIndex((arm) => arm.policy.name !== "Full")));
+  const adaptive = start.arms.findIndex((arm) => arm.policy.name !== "Full");
+  view.focus = Math.max(0, Math.min(start.arms.length - 1, view.wantedFocus ?? adaptive));
   view.layer = Math.min(view.layer, start.layers - 1);
   if (!view.touchedLayer) view.layer = Math.min(start.layers - 1, Math.floor(start.layers / 2));
-  view.grid = 0;
+  view.grid = finestGrid(start.grids);
+  view.whole = false;
   $.layer.max = start.layers - 1;
   show($.intro, false);
   show($.racePanel, true);
@@ -154,17 +231,12 @@ function setUp() {
   buildThumbs();
   buildCharts();
   loadPicture();
-  put($.mode, [
-    start.mode === "race" ? "race: the arm with less compute time steps next" : start.mode === "isolated" ? "isolated: one arm after the other" : "",
-    start.batch > 1 ? `batch ${start.batch}, row 1 shown` : "",
-    `${start.n_image} image + ${start.n_text} text tokens`,
-  ].filter(Boolean).join(" · "));
+  drawAsked();
 }
 
 // the whole run at once
 function refill() {
   const run = view.run;
-  view.received = run.count;
   fillCharts();
   view.ts = run.arms.map((arm) => Math.max(0, arm.last));
   if (run.error) showError(run.error);
@@ -222,6 +294,7 @@ $.forth.addEventListener("click", () => { pause(); seek(currentStep() + 1); });
 $.step.addEventListener("input", () => { pause(); seek(Number($.step.value)); });
 $.layer.addEventListener("input", () => setLayer(Number($.layer.value)));
 $.view.addEventListener("change", () => { view.mode = $.view.value; invalidate(); });
+$.zoom.addEventListener("click", () => { view.whole = !view.whole; loadPicture(); invalidate(); });
 $.compared.addEventListener("change", () => { view.compared = $.compared.value; invalidate(); });
 $.grid.addEventListener("change", () => { view.grid = Number($.grid.value); view.patch = -1; loadPicture(); invalidate(); });
 $.overlay.addEventListener("click", (event) => {
@@ -284,11 +357,7 @@ function draw() {
 function drawLead() {
   const run = view.run;
   if (run.arms.length < 2 || run.arms.some((arm) => arm.last < 1)) { put($.lead, ""); return; }
-  const [a, b] = run.arms;
-  const [x, y] = run.arms.map((arm, index) => median(run.medians(index)));
-  const ratio = x / y;
-  const [fast, slow, times] = ratio >= 1 ? [b, a, ratio] : [a, b, 1 / ratio];
-  put($.lead, times < 1.01 ? "same time per token" : `${shortLabel(fast)} takes ${fixed(100 / times, 0)} % of ${shortLabel(slow)}’s time per token`);
+  put($.lead, [timesInWords(run), run.arms.some((arm) => arm.repeats.length) ? "drawn: the first run" : ""].filter(Boolean).join(" · "));
 }
 
 let palette = null;

@@ -8,36 +8,49 @@ function showError(message) {
 // what a run still does when its answers stand
 function furtherWork(run) {
   const again = run.arms.reduce((most, arm) => Math.max(most, arm.repeats.length), 0);
-  if (run.arms.some((arm) => arm.scores.length)) return "The answers are complete; their attention is being recorded …";
-  return again ? `The answers are complete; run ${again + 1} for the spread of the times is done …` : "The answers are complete; more is being measured …";
+  if (run.arms.some((arm) => arm.scores.length)) return "Answers complete. Recording their attention …";
+  return again ? `Answers complete. Timing repeats: ${again + 1} of ${run.meta.repeats || "…"} done …` : "Answers complete. Still measuring …";
 }
 
 function hideError() { show($.alert, false); put($.alert, ""); }
 
 let spokenAt = 0;
 
+// the words for a run that was not the last thing asked for, or never began
+function plainStatus() {
+  const place = view.place;
+  return {
+    idle: view.unrun ? "Not run yet: press Run." : "Pick a picture, ask, press Run.",
+    queued: place > 0 ? `In queue: ${place} run${place === 1 ? "" : "s"} ahead of yours.` : "Your run is next.",
+    running: "Starting …",
+    stopping: "Stopping after the current step …",
+    refused: "Request rejected: nothing was run.",
+    lost: "Connection lost.",
+    done: "Stopped before it began.",
+  }[view.state] || "";
+}
+
+function runStatus(run) {
+  const { start } = run, machine = start.machine || {};
+  const where = `${start.model.name || "model"}, ${machine.gpu || machine.cpu || start.model.device || ""}, ${String(start.date).slice(0, 10)}`;
+  if (view.state === "running") return run.finished ? furtherWork(run) : run.last < 0 ? "Prefill: reading the picture and the question …" : `Decoding: token ${run.last + 1} of at most ${start.limit}.`;
+  if (view.state !== "done") return plainStatus();
+  const cut = !run.finished, stopped = cut || run.arms.some((arm) => arm.end && arm.end.reason === "stopped");
+  const done = Math.min(...run.arms.map((arm) => arm.repeats.length)) + 1, asked = run.meta.repeats || done;
+  const ended = run.error ? "The run ended early." : stopped ? "Stopped. The caches of this run are freed." : done < asked ? `Stopped: ${done} of ${asked} runs done.` : "Finished.";
+  if (view.source === "recorded") return `Recorded on ${String(start.date).slice(0, 10)}. Press Run for a live run.`;
+  if (view.source === "report") return `Report of a run: ${where}.`;
+  return view.source === "last" ? `Your last run. ${cut ? "It was cut off when the page was left." : ended}` : ended;
+}
+
 function setStatus() {
   const run = view.run, start = run && run.start;
-  const place = view.place;
-  const words = {
-    idle: "Pick a picture, ask, press Run.",
-    queued: place > 0 ? `Waiting in line: ${place} run${place === 1 ? "" : "s"} before yours.` : "Your run is next.",
-    running: !start ? "Starting …" : run.finished ? furtherWork(run) : run.last < 0 ? "Prefill: reading the picture and the question …" : `Decoding: token ${run.last + 1} of at most ${start.limit}.`,
-    stopping: "Stopping: the step in progress ends first …",
-    refused: "Nothing was run.",
-    failed: "The run ended early.",
-    done: "Finished.",
-  };
-  let text = words[view.state] || "";
-  if (view.state === "done" && run) {
-    const stopped = run.arms.some((arm) => arm.end && arm.end.reason === "stopped");
-    text = run.error ? "The run ended early." : stopped ? "Stopped. The caches of this run are freed." : !start ? "Stopped before it began." : "Finished.";
-  }
-  if (view.recorded && start) text = `Recorded run: ${start.model.name || "model"}, ${start.machine.gpu || start.machine.cpu || start.model.device || ""}, ${String(start.date).slice(0, 10)}. Press Run for a live one.`;
+  const shownRun = start && (view.stream === null || view.stream === view.id || view.source === "last") && !["refused", "lost", "queued"].includes(view.state);
+  const text = shownRun ? runStatus(run) : plainStatus();
   put($.status, text);
-  const badge = view.recorded ? "RECORDED" : { idle: "READY", queued: "IN LINE", running: "LIVE", stopping: "LIVE", refused: "READY", done: "LIVE", failed: "LIVE" }[view.state] || "READY";
-  put($.badge, badge);
-  root.dataset.state = view.recorded ? "recorded" : view.state;
+  const ended = { recorded: "RECORDED", report: "REPORT", last: "LAST RUN", live: "DONE" }[view.source];
+  put($.badge, { idle: "READY", queued: "QUEUED", running: "LIVE", stopping: "LIVE", lost: "LOST" }[view.state] || (start ? ended : "READY"));
+  root.dataset.state = view.recorded && ["idle", "done"].includes(view.state) ? "recorded" : view.state;
   const now = performance.now();
   if (now - spokenAt > 5000 || view.state === "done") { spokenAt = now; put($.spoken, text); }
 }
@@ -50,7 +63,7 @@ function finish() {
   // a run without a single token has no result to judge
   show($.resultPanel, run.last >= 0);
   drawResult();
-  if (view.wantedStep !== null && run.last >= 0) { seek(view.wantedStep); view.wantedStep = null; }
+  if (view.wantedStep !== null && run.last >= 0 && !changedSince(run).length) { seek(view.wantedStep); view.wantedStep = null; }
   invalidate();
 }
 
@@ -65,7 +78,7 @@ function predicted(arm) {
 function drawResult() {
   const run = view.run, start = run.start;
   const times = repeated(run);
-  put($.runs, times > 1 ? `median of ${times} runs` : "n = 1 run");
+  put($.runs, times > 1 ? `median of ${times} runs` : "1 run");
   put($.verdict, verdict());
   const row = (name, cells, title) => h("tr", { title }, h("th", { scope: "row" }, name), cells.map((text) => h("td", {}, text)));
   const expected = run.arms.map(predicted);
@@ -77,24 +90,24 @@ function drawResult() {
       row("KV stored, measured (predicted)", run.arms.map((arm, i) => `${formatPercent(share(arm, arm.storedBytes))} (${expected[i] ? formatPercent(expected[i].stored) : DASH})`), "mean over the decode steps, as a share of full attention; predicted by the cost model before the run"),
       row("KV read per step, measured (predicted)", run.arms.map((arm, i) => `${formatPercent(share(arm, arm.readBytes))} (${expected[i] ? formatPercent(expected[i].read) : DASH})`)),
       row("KV stored at the end", run.arms.map((arm) => formatBytes(arm.storedBytes[arm.last]))),
-      row("most KV held at once", run.arms.map((arm) => formatBytes(arm.end ? arm.end.peak_bytes : arm.prefill && arm.prefill.peak_bytes))),
-      row("time to first token", run.arms.map((arm) => formatMs(arm.ms[0]))),
-      repeated(run) < 2 ? null : row(`time per token over ${repeated(run)} runs: median (least to most)`, run.arms.map((arm, index) => spreadOf(run.medians(index)))),
-      row("time per token, median (p99)", run.arms.map((arm) => `${formatMs(median(arm.stepMs()))} (${formatMs(quantile(arm.stepMs(), 0.99))})`)),
-      row("compute time, all", run.arms.map((arm) => formatMs(arm.clockNow))),
-      row("tokens", run.arms.map((arm) => `${arm.last + (arm.end && arm.end.reason === "eos" ? 0 : 1)}${arm.end ? `, ${{ eos: "ended by itself", length: "cut at the limit", stopped: "stopped" }[arm.end.reason] || arm.end.reason}` : ""}`)),
-      !expectedAnswer ? null : expectedAnswer.length <= 40 ? row("right answer", run.arms.map((arm) => rightOrWrong(arm, expectedAnswer))) :
-        h("tr", {}, h("th", { scope: "row" }, "right answer"), h("td", { colspan: String(run.arms.length), class: "avl-wide-cell" }, expectedAnswer)),
+      row("Peak KV", run.arms.map((arm) => formatBytes(arm.end ? arm.end.peak_bytes : arm.prefill && arm.prefill.peak_bytes))),
+      row("Time to first token", run.arms.map((arm) => formatMs(arm.ms[0]))),
+      times < 2 ? null : row(`Time per token over ${times} runs: median (least to most)`, run.arms.map((arm, index) => rangeOf(run.medians(index)))),
+      row(times > 1 ? "Time per token, run drawn: median (p99)" : "Time per token, median (p99)", run.arms.map((arm) => `${formatMs(median(arm.stepMs()))} (${formatMs(quantile(arm.stepMs(), 0.99))})`)),
+      row("Compute time, total", run.arms.map((arm) => formatMs(arm.clockNow))),
+      row("Tokens generated", run.arms.map((arm) => `${arm.last + 1}${arm.end ? `, ${{ eos: "finished", length: "hit the token limit", stopped: "stopped" }[arm.end.reason] || arm.end.reason}` : ""}`), "the end-of-sequence token included"),
+      !expectedAnswer ? null : expectedAnswer.length <= 40 ? row("Right answer", run.arms.map((arm) => rightOrWrong(arm, expectedAnswer))) :
+        h("tr", {}, h("th", { scope: "row" }, "Right answer"), h("td", { colspan: String(run.arms.length), class: "avl-wide-cell" }, expectedAnswer)),
     )));
   $.warnings.replaceChildren(...run.warnings.map((text) => h("li", {}, text)));
   const { gpu, cpu, threads, torch, transformers } = start.machine || {};
   const machine = [gpu || cpu, !gpu && threads ? `${threads} threads` : "", torch ? `torch ${torch}` : "", transformers ? `transformers ${transformers}` : ""].filter(Boolean).join(" · ");
-  $.warnings.append(h("li", { class: "avl-machine" }, `${start.model.name || "model"} · ${start.model.dtype || ""} · ${start.model.device || ""}${machine ? ` · ${machine}` : ""} · seed ${start.seed ?? DASH} · ${start.temperature ? `temperature ${start.temperature}` : "greedy"}`));
+  $.warnings.append(h("li", { class: "avl-machine" }, `${start.model.name || "model"} · ${start.model.dtype || ""} · ${start.model.device || ""}${machine ? ` · ${machine}` : ""} · ${samplingOf(start)}`));
 }
 
 const repeated = (run) => Math.min(...run.arms.map((arm, index) => run.medians(index).length));
 
-const spreadOf = (values) => `${formatMs(median(values))} (${formatMs(Math.min(...values))} to ${formatMs(Math.max(...values))})`;
+const rangeOf = (values) => `${formatMs(median(values))} (${formatMs(Math.min(...values))} to ${formatMs(Math.max(...values))})`;
 
 function plainWords(text) {
   return String(text).toLowerCase().replace(/[^\p{L}\p{N}]+/gu, " ").trim();
@@ -105,20 +118,60 @@ function rightOrWrong(arm, expected) {
   return `${` ${said} `.includes(` ${wanted} `) ? "✓ right" : "✗ not"} “${expected}”`;
 }
 
+// how two arms' times compare; null for a single arm
+function timesOf(run, first = 0, second = 1) {
+  if (run.arms.length < 2) return null;
+  const [a, b] = [first, second].map((index) => {
+    const arm = run.arms[index];
+    return { steps: arm.stepMs(), runs: run.medians(index), stopped: !arm.end || arm.end.reason === "stopped" };
+  });
+  return compareTimes(a, b);
+}
+
+function basisOf({ basis, n }) {
+  return basis === "runs" ? `median of ${n} runs` : `median of the ${n} steps that both made, one run`;
+}
+
+// one phrase: which arm is faster, or that it cannot be told
+function timesInWords(run) {
+  const found = timesOf(run), [a, b] = run.arms;
+  if (!found) return "";
+  if (found.kind === "few") return `too few tokens to compare times (${found.n} of ${MIN_STEPS})`;
+  if (found.kind === "close") return `time per token: too close to call (${basisOf(found)})`;
+  const [fast, slow, times] = found.ratio >= 1 ? [a, b, found.ratio] : [b, a, 1 / found.ratio];
+  return `${shortLabel(fast)} is ${fixed(times, 2)}× faster per token than ${shortLabel(slow)} (${basisOf(found)})`;
+}
+
+function advice(found) {
+  if (found.basis === "runs" && Math.abs(Math.log(found.ratio)) < 0.01) return "The medians differ by less than 1 %.";
+  if (found.repeats === null) return `A difference this small would take more than ${MOST_REPEATS} repeats to tell.`;
+  return `About ${found.repeats} repeats would tell.`;
+}
+
 function verdict() {
-  const run = view.run, sentences = [];
-  const full = run.arms.find((arm) => arm.spec.policy.name === "Full");
-  for (const arm of run.arms) {
-    if (arm === full || arm.last < 1) continue;
-    const stored = arm.meanBytes(arm.storedBytes) / run.meanFullBytes(arm.last), read = arm.meanBytes(arm.readBytes) / run.meanFullBytes(arm.last);
-    sentences.push(`${shortLabel(arm)} stored ${formatPercent(stored)} and read ${formatPercent(read)} of the full KV cache.`);
-    if (!full || full.last < 1) continue;
-    const ratio = median(run.medians(arm.index)) / median(run.medians(full.index));
-    if (ratio > 1.02) sentences.push(`It was slower in this run: ${fixed(ratio, 2)} × the time per token of full attention. ${why(arm, ratio)}`);
-    else if (ratio >= 0.98) sentences.push(`Its steps took the same time as full attention’s (${fixed(ratio, 2)} ×). ${why(arm, ratio)}`);
-    else sentences.push(`Its steps took ${fixed(ratio, 2)} × the time of full attention’s in this run.`);
+  const run = view.run, [a, b] = run.arms, sentences = [];
+  const share = (arm, list) => arm.meanBytes(list) / run.meanFullBytes(arm.last);
+  const twins = b && a.spec.label === b.spec.label, isFull = (arm) => arm.spec.policy.name === "Full";
+  if (!run.arms.some((arm) => arm.last >= 1)) return "Too few tokens to compare.";
+  for (const arm of twins ? [a] : run.arms) {
+    if (isFull(arm) || arm.last < 1) continue;
+    sentences.push(`${twins ? `Both arms (${arm.spec.label})` : shortLabel(arm)} stored ${formatPercent(share(arm, arm.storedBytes))} and read ${formatPercent(share(arm, arm.readBytes))} of the full KV cache.`);
   }
-  if (!sentences.length) sentences.push(run.arms.some((arm) => arm.last >= 1) ? "Both arms keep and read the whole cache." : "Too few tokens to compare.");
+  if (run.arms.every(isFull)) sentences.push(`${b ? "Both arms are" : "This is"} full attention, which stores and reads the whole KV cache.`);
+  if (!b || a.last < 1 || b.last < 1) return sentences.join(" ");
+  if (twins) return [...sentences, "Their settings are the same, so a difference in time is noise."].join(" ");
+  if (!isFull(a) && !isFull(b)) {
+    const [less, more] = share(a, a.storedBytes) <= share(b, b.storedBytes) ? [a, b] : [b, a];
+    const part = share(less, less.storedBytes) / share(more, more.storedBytes);
+    sentences.push(part > 0.995 ? `${shortLabel(a)} and ${shortLabel(b)} stored the same amount.` : `${shortLabel(less)} stored ${formatPercent(part)} of what ${shortLabel(more)} stored.`);
+  }
+  const found = timesOf(run), words = timesInWords(run);
+  sentences.push(`${words[0].toUpperCase()}${words.slice(1)}.`);
+  if (found.kind === "close") sentences.push(advice(found));
+  if (found.kind === "apart" && found.basis === "steps") sentences.push("Repeat the run to see whether that holds from run to run.");
+  const adaptive = isFull(a) ? b : isFull(b) ? a : null;
+  const slower = adaptive && found.ratio && (adaptive === b ? found.ratio : 1 / found.ratio);
+  if (adaptive && (found.kind === "close" || (found.kind === "apart" && slower > 1))) sentences.push(why(adaptive, found.kind === "apart" ? slower : 1));
   return sentences.join(" ");
 }
 
@@ -126,7 +179,7 @@ function why(arm, ratio) {
   const start = view.run.start, cpu = String(start.model.device || "").startsWith("cpu");
   const perStep = formatBytes(start.token_bytes * start.n_image);
   const words = [];
-  if (start.batch === 1) words.push(`At batch 1 a step spends its time on the weights; the image’s share of the cache is only ${perStep}, so reading less of it saves little`);
+  if (start.batch === 1) words.push(`At batch size 1, decoding is bound by reading the weights; the image’s KV cache is only ${perStep}, so reading less of it saves little`);
   else words.push(`A step’s cache reads are small beside its other work here (${perStep} of image cache per row)`);
   if (ratio > 1.02) {
     words.push(cpu ? "while choosing core tokens and gathering their entries costs extra on a CPU" :
@@ -146,7 +199,7 @@ function save(name, type, content) {
 
 function busy(button, work) {
   button.disabled = true;
-  Promise.resolve().then(work).catch(() => showError("The download could not be made: the server no longer has this run.")).finally(() => { button.disabled = false; });
+  Promise.resolve().then(work).catch(() => showError("Download failed: this run has expired on the server.")).finally(() => { button.disabled = false; });
 }
 
 const stamp = () => String(view.run.start.date || "run").slice(0, 19).replace(/[^0-9A-Za-z]+/g, "-");
@@ -154,23 +207,3 @@ $.saveJson.addEventListener("click", () => busy($.saveJson, async () => save(`av
 $.saveCsv.addEventListener("click", () => busy($.saveCsv, async () => save(`avl-${stamp()}.csv`, "text/csv", await server.download({ run: view.id, kind: "csv" }))));
 $.saveHtml.addEventListener("click", () => busy($.saveHtml, async () => save(`avl-${stamp()}.html`, "text/html", await server.download({ run: view.id, kind: "html" }))));
 $.savePng.addEventListener("click", () => busy($.savePng, () => new Promise((resolve) => $.overlay.toBlob((blob) => { save(`avl-${stamp()}-layer${view.layer}.png`, "image/png", blob); resolve(); }))));
-
-$.copy.addEventListener("click", async () => {
-  const parameters = new URLSearchParams(window.avlLink ? window.avlLink() : "");
-  parameters.set("l", String(view.layer));
-  if (view.run && !view.follow) parameters.set("t", String(currentStep()));
-  const address = `${location.origin}${location.pathname}?${parameters}`;
-  try {
-    await navigator.clipboard.writeText(address);
-    put($.copy, "Copied");
-  } catch {
-    // no permission (a frame, plain http): the address bar can be copied by hand
-    history.replaceState(null, "", address);
-    put($.copy, "See address bar");
-  }
-  setTimeout(() => put($.copy, "Copy link"), 2500);
-});
-const wanted = new URLSearchParams(location.search);
-const wantedNumber = (name) => (/^\d{1,4}$/.test(wanted.get(name) || "") ? Number(wanted.get(name)) : null);
-if (wantedNumber("l") !== null) { view.layer = wantedNumber("l"); view.touchedLayer = true; }
-view.wantedStep = wantedNumber("t");

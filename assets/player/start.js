@@ -5,7 +5,7 @@ watch("value", () => receive(props.value));
 document.addEventListener("avl:stop", () => { if (view.state === "running" || view.state === "queued") { view.state = "stopping"; setStatus(); } });
 root.dataset.state = "idle";
 setStatus();
-if (props.value) receive(props.value);
+if (props.value) receive(props.value); else fetchFirst({});
 root.dataset.ready = "yes";
 // a frame later: what can be seen without the charts is seen first
 if (window.Plotly) loadCharts(); else requestAnimationFrame(() => setTimeout(loadCharts));

@@ -1,22 +1,22 @@
 // Explanations: one text per panel behind its "?", and six steps through the page.
 
 const HELP = {
-  race: "Each arm generates on its own clock: only the time of its own prefill (pale) and steps (cells) counts, and the two never run at the same time on the device. The arm that has used less time steps next, so the one ahead here would also be ahead alone. Dark notches are update steps.",
+  race: "Each policy is timed separately: only its own prefill (pale) and steps (cells) count, and the two never share the device. We always advance the policy with less accumulated compute time, so whichever leads here would also lead if run alone. Dark notches are update steps. Times are called different only where their spread allows it: over three or more complete runs by the notches of their medians (± 1.57 IQR / √n), within one run where the middle halves of the step times do not overlap.",
   overlay: "Each cell is one image token of the chosen layer. Core tokens (yellow frame) are read at every step, secondary tokens (green hatching) stay in memory and are read only at update steps, minor tokens (dark) left memory right after prefill, tokens framed in pink already left during prefill (P). Every layer chooses for itself.",
-  memory: "Bytes of keys and values, exact and per arm. Stored is what the arm holds; read is what one step's attention touches. A-VL's read line is a saw-tooth: every K-th step reads all it holds in order to choose the core anew.",
-  latency: "Time of each decode step on the device. Triangles mark update steps. The first step after a pause of the machine can stand out; the median and p99 above are less easily fooled.",
-  device: "Context, not proof: pynvml sees the whole device and what other programs do on it; without an NVIDIA GPU the resident memory of this process stands here.",
-  analysis: "Left: does a layer stay with its choice? Each cell compares a layer's core with its first one. Right: do layers agree? Each cell compares the core of two layers at the playhead. Bright is the same set, dark is none in common. Attention is not an explanation of the answer.",
-  result: "Measured means over the decode steps beside what the policy’s cost model predicts from the prompt's size. They should match exactly. Times are of this one run on this machine.",
+  memory: "Bytes of keys and values, exact and per policy. Stored is what the cache holds; read is what one step’s attention touches. A-VL’s read line is a saw-tooth: every K-th step reads everything stored to re-select the core. An update step also reads the token that is evicted after it, so its read can pass stored.",
+  latency: "Time of each decode step on the device. Triangles mark update steps. The first step after an idle period can be an outlier; rely on the median and p99.",
+  device: "For context only: NVML reports the whole device, including other processes.",
+  analysis: "Overlap is the paper’s PPCI (Equation 2): the share of one set of image tokens that is also in the other. Left: does a layer keep its choice? Each cell compares a layer’s core with its first one. Right: do layers agree? Each cell compares the cores of two layers at the playhead. Bright is the same set, dark is none in common. Attention is not an explanation of the answer.",
+  result: "Measured means over the decode steps, next to what the policy’s cost model predicted from the prompt’s size. They should match exactly. Times are those of this machine.",
 };
 
 const TOUR = [
   ["arms", "Two answers, one model", "The same weights answer the same question twice. Left, each new token attends to every token before it. Right, A-VL decides which image tokens are worth keeping and reading."],
   ["overlay", "Prefill sorts the picture", "After reading the question, each layer ranks the image tokens by the attention of the last prompt token. The best S % stay in memory, and the best C % of all are the core. The rest is evicted at once."],
-  ["layer", "Every layer looks elsewhere", "Move this slider or press a small picture: each layer holds its own choice. That is why A-VL chooses per layer."],
-  ["step", "The core follows the answer", "Most steps read the core alone. Every K-th step reads all that is kept and chooses the core anew. Scrub, and watch “change at the last update”."],
-  ["memory", "Memory and reading are two things", "Stored is what the cache holds, read is what a step touches. The full cache grows with every token; A-VL holds about half and reads less."],
-  ["resultPanel", "What it does not show", "At batch 1 a step spends its time on the weights, so fewer cache reads hardly make it faster. The gain in time grows with batch × picture length. One run is one run: look at the medians, and try others."],
+  ["layer", "Layers attend to different tokens", "Move this slider or click a thumbnail: each layer keeps its own set. That is why A-VL chooses per layer."],
+  ["step", "The core follows the answer", "Most steps read the core alone. Every K-th step reads everything stored and re-selects the core. Scrub, and watch “Changes since last update”."],
+  ["memory", "Stored vs. read", "Stored is what the cache holds, read is what a step touches. The full cache grows with every token; A-VL holds about half and reads less."],
+  ["resultPanel", "Limitations", "At batch size 1, decoding is bound by reading the weights, so fewer cache reads hardly make it faster. The speedup grows with batch size and image tokens. One run is one run: repeat it, and try others."],
 ];
 
 function setUpHelp(parts) {

@@ -59,7 +59,7 @@ class ArmTrace {
     return values.length ? values.reduce((a, b) => a + b, 0) / values.length : null;
   }
 
-  // number of tokens whose compute time fits into the race clock
+  // index of the last token that is finished by clockMs, -1 if none
   stepAt(clockMs) {
     let low = -1, high = this.last;
     while (low < high) {

@@ -7,7 +7,7 @@ from typing import Any
 from avl._compat import attention_name, set_attention_name
 from avl.attention import hooks
 from avl.attention.interface import PREFIX, register
-from avl.models.families import describe
+from avl.models.families import describe, language_model
 from avl.models.merging import separate
 
 
@@ -18,12 +18,13 @@ def attach(model: Any) -> Any:
     or function. Without one of our caches the model computes exactly what it did before.
 
     Raises:
-        TypeError: the model's class is not supported; lists the supported ones.
+        TypeError: the model's class is not supported, which lists the supported ones; or its attention is more than a causal softmax
+            (softcap, sinks, windows), which names it.
     """
     describe(model)
-    config = model.config.text_config
-    # the config may have our name already: that of a model unpickled in a new process, where nothing is registered
-    set_attention_name(config, register(attention_name(config).removeprefix(PREFIX)))
+    text = language_model(model)
+    _refuse_unusual(text)
+    set_attention_name(text.config, register(attention_name(text.config).removeprefix(PREFIX)))
     hooks.add(model)
     return model
 
@@ -31,17 +32,42 @@ def attach(model: Any) -> Any:
 def detach(model: Any) -> Any:
     """Restore the model to its state before :func:`attach`, and return it; does nothing if it is not attached.
 
-    Weights that the decode loop merged on a GPU (avl/models/merging.py) are separated again, with the same values.
+    An attention implementation chosen meanwhile (``model.set_attn_implementation``) stays. Weights that the decode loop merged on a GPU
+    (avl/models/merging.py) are separated again, with the same values.
     """
     describe(model)
-    if is_attached(model):
-        config = model.config.text_config
-        set_attention_name(config, attention_name(config).removeprefix(PREFIX))
+    text = language_model(model)
+    set_attention_name(text.config, attention_name(text.config).removeprefix(PREFIX))
+    if hooks.present(model):
         separate(model)
         hooks.remove(model)
     return model
 
 
 def is_attached(model: Any) -> bool:
-    """Return whether the model is attached."""
-    return attention_name(model.config.text_config).startswith(PREFIX)
+    """Return whether the model is attached: whether it has our hooks and runs our attention."""
+    return hooks.present(model) and attention_name(language_model(model).config).startswith(PREFIX)
+
+
+def _refuse_unusual(text: Any) -> None:
+    """Refuse a text model whose attention is more than a causal softmax over all tokens: ours would leave the rest out.
+
+    Raises:
+        TypeError: names the layer and what it does.
+    """
+    config = text.config
+    kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention"}
+    if kinds:
+        raise TypeError(
+            f"layers of this text model are of the kind {sorted(kinds)[0]}; adaptive attention needs full_attention in all of them"
+        )
+    for name in ("attn_logit_softcapping", "attention_chunk_size", "use_bidirectional_attention"):
+        value = getattr(config, name, None)
+        if value:
+            raise TypeError(f"this text model's config has {name}={value!r}, which adaptive attention does not compute")
+    for number, layer in enumerate(text.layers):
+        attention = layer.self_attn
+        if getattr(attention, "sinks", None) is not None:
+            raise TypeError(f"the attention of layer {number} has sinks, which adaptive attention does not compute")
+        if not getattr(attention, "is_causal", True):
+            raise TypeError(f"the attention of layer {number} is not causal; adaptive attention needs a causal decoder")

@@ -11,58 +11,73 @@ from typing import Any
 
 import torch
 
-from avl._compat import hooks_of, remove_hooks
+from avl._compat import attention_name, hooks_of, remove_hooks
+from avl.attention.interface import PREFIX
 from avl.cache.cache import USED, AdaptiveCache
+from avl.cache.layer import NOT_ATTACHED
 from avl.models.families import language_model
 
 
 def add(model: Any) -> None:
     """Add the hooks to a model, its text model and its layers; idempotent."""
     text_model = language_model(model)
-    if begin_pass in hooks_of(text_model)[0]:
+    if present(model):
         return
-    model.register_forward_pre_hook(refuse_used, with_kwargs=True)
+    model.register_forward_pre_hook(check_prompt, with_kwargs=True)
     text_model.register_forward_pre_hook(begin_pass, with_kwargs=True)
     text_model.register_forward_hook(end_pass, with_kwargs=True)
     for layer in text_model.layers:
         layer.register_forward_pre_hook(before_layer, with_kwargs=True)
 
 
+def present(model: Any) -> bool:
+    """Return whether the model has the hooks."""
+    return begin_pass in hooks_of(language_model(model))[0]
+
+
 def remove(model: Any) -> None:
     """Remove the hooks."""
     text_model = language_model(model)
     for module in (model, text_model, *text_model.layers):
-        remove_hooks(module, (refuse_used, begin_pass, end_pass, before_layer))
+        remove_hooks(module, OURS)
 
 
-def refuse_used(model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Refuse a second prompt for a used cache, even if generate cut off the part that it takes for cached; the model's pre-hook.
+def check_prompt(model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Refuse a prompt that is not the cache's, and a second one even if generate cut off what it takes for cached; the model's pre-hook.
 
     Raises:
-        ValueError: the cache holds a prompt already.
+        ValueError: the cache holds a prompt already, or was made for another one.
     """
     cache = kwargs.get("past_key_values")
-    if isinstance(cache, AdaptiveCache) and cache.tables:
-        ids = args[0] if args else kwargs.get("input_ids")
-        if kwargs.get("pixel_values") is not None or (ids is not None and ids.shape[1] != 1):
-            raise ValueError(USED)
+    if not isinstance(cache, AdaptiveCache):
+        return
+    ids = args[0] if args else kwargs.get("input_ids")
+    if not cache.tables:
+        if ids is not None:
+            cache.check_prompt(ids)
+    elif kwargs.get("pixel_values") is not None or (ids is not None and ids.shape[1] != 1):
+        raise ValueError(USED)
 
 
 def begin_pass(text_model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Begin the cache's pass; the text model's pre-hook. Does nothing without one of our caches.
 
     Raises:
-        ValueError: the cache was not made for this pass (see ``AdaptiveCache.begin_pass``).
+        RuntimeError: the model's attention was changed after it was attached.
+        ValueError: the cache was not made for this pass (see ``AdaptiveCache.begin_pass``), or the mask hides more than padding.
     """
     cache = kwargs.get("past_key_values")
     if not isinstance(cache, AdaptiveCache):
         return
+    if not attention_name(text_model.config).startswith(PREFIX):
+        raise RuntimeError(NOT_ATTACHED)
     tokens = kwargs.get("inputs_embeds")
     if tokens is None:
         tokens = args[0] if args else kwargs["input_ids"]
     mask = kwargs.get("attention_mask")
-    total = mask.shape[1] if isinstance(mask, torch.Tensor) and mask.dim() == 2 else None
-    cache.begin_pass(text_model, tokens.shape[0], tokens.shape[1], total)
+    if mask is not None and not (isinstance(mask, torch.Tensor) and mask.dim() == 2):
+        raise ValueError("adaptive attention takes an attention_mask [batch, length] that hides padding, none that says who sees whom")
+    cache.begin_pass(text_model, tokens.shape[0], tokens.shape[1], mask)
 
 
 def end_pass(text_model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
@@ -108,3 +123,7 @@ def _pick(states: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
     states = states.expand(columns.shape[0], *states.shape[1:])
     columns = columns.to(states.device)
     return states.gather(1, columns.view(*columns.shape, *[1] * (states.dim() - 2)).expand(*columns.shape, *states.shape[2:]))
+
+
+OURS = (check_prompt, begin_pass, end_pass, before_layer)
+"""Every hook that :func:`add` adds."""

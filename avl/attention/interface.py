@@ -47,13 +47,63 @@ def _dispatch(
         return _original(before, module)(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     cache = avl_layer.owner
+    _refuse_unknown(kwargs, cache.longest)
     cache.attended += 1
+    kind = query.device.type
+    if torch.is_autocast_enabled(kind):
+        # as SDPA under autocast: its dtype for all three; what follows mixes precisions on purpose
+        query, key, value = (states.to(torch.get_autocast_dtype(kind)) for states in (query, key, value))
+        with torch.autocast(kind, enabled=False):
+            return _attend(avl_layer, query, key, value, attention_mask, scale), None
+    return _attend(avl_layer, query, key, value, attention_mask, scale), None
+
+
+def _attend(
+    layer: AdaptiveLayer, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, scale: float
+) -> torch.Tensor:
+    cache = layer.owner
     if cache.tables:
-        return attend_step(avl_layer, query, scale), None
-    return attend_prompt(avl_layer, query, key, value, scale), None
+        return attend_step(layer, query, scale)
+    if isinstance(mask, torch.Tensor) and cache.prefill.checked is not mask:
+        cache.prefill.check(mask)
+    return attend_prompt(layer, query, key, value, scale)
+
+
+_WITHOUT_EFFECT = frozenset(
+    {"position_ids", "cache_position", "use_cache", "output_hidden_states", "output_router_logits", "return_dict", "num_items_in_batch"}
+)
+"""Arguments that reach an attention function and change nothing in it."""
+
+_WITHOUT_EFFECT_IF: dict[str, tuple[Any, ...]] = {"dropout": (0, None), "is_causal": (True, None), "output_attentions": (False, None)}
+"""Arguments that change nothing at these values."""
+
+
+def _refuse_unknown(given: dict[str, Any], longest: int) -> None:
+    """Refuse what other attention functions obey and ours would ignore (softcap, sinks, biases, ...).
+
+    Args:
+        given: the keyword arguments that transformers or a model passes on.
+        longest: most positions that the cache will see; a sliding window at least as long hides nothing.
+
+    Raises:
+        ValueError: names the first such argument.
+    """
+    for name, value in given.items():
+        if value is None or name in _WITHOUT_EFFECT or any(value is known or value == known for known in _WITHOUT_EFFECT_IF.get(name, ())):
+            continue
+        if name == "sliding_window" and value >= longest:
+            continue
+        said = f"{name}={value}" if isinstance(value, (bool, int, float, str)) else name
+        raise ValueError(
+            f"the model calls its attention with {said}, which adaptive attention does not compute: run this model without our cache"
+        )
 
 
 def _original(before: str, module: torch.nn.Module) -> Callable[..., tuple[torch.Tensor, torch.Tensor | None]]:
     # "eager" is not registered in the interface: every modeling file has its own
     eager: Any = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
     return AttentionInterface().get_interface(before, eager)
+
+
+for _name in ("eager", "sdpa"):
+    register(_name)  # a model that was pickled attached finds its attention where this module is all that is imported

@@ -17,7 +17,7 @@ from avl.attention.attachment import attach
 from avl.bench import report, roofline
 from avl.bench.measure import Arms, Subject, compare, largest, measure_rates, reference
 from avl.cache.layout import find_rows
-from avl.engine.fused import why_not
+from avl.engine.fusable import why_not
 from avl.kernels import resolve_impl, triton_trouble
 from avl.models import random_weights
 from avl.models.families import describe, family_of
@@ -157,7 +157,7 @@ def benchmark(
         "schema": SCHEMA,
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "evidence": "gpu" if cuda else "cpu: says nothing about a GPU",
-        "machine": machine_card(),
+        "machine": machine_card(subject.device),
         "model": {"name": subject.name, "weights": subject.weights, "dtype": str(subject.model.dtype)[6:], "device": subject.device.type}
         | {"parameters": sum(p.numel() for p in subject.model.parameters())} | asdict(subject.sizes),
         "request": {"n_image": subject.shape.n_image, "n_text": subject.shape.n_text, "new_tokens": subject.shape.max_new_tokens},

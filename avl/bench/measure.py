@@ -22,6 +22,7 @@ from avl.engine.cuda_graphs import GraphDecoder
 from avl.engine.decoder import Decoder
 from avl.engine.timing import Clock, Marks
 from avl.kernels.bench.timing import Timer, measure_bandwidth, one_line
+from avl.kernels.launch import on_device
 from avl.policies import Policy, PromptShape
 from avl.policies.cost import mean_cost, step_cost, update_steps
 from avl.telemetry import settle
@@ -119,11 +120,12 @@ class _Answer:
 @torch.inference_mode()
 def run(subject: Subject, inputs: dict[str, Any], arms: Sequence[Policy], steps: int) -> list[Run]:
     """One answer of ``steps`` decode steps under each policy, the arms stepping in turns, in an order that is reversed at every step."""
-    answers = [_Answer(subject, inputs, policy) for policy in arms]
-    for number in range(steps):
-        for answer in answers[:: 1 if number % 2 == 0 else -1]:
-            answer.step()
-    return [answer.finish() for answer in answers]
+    with on_device(subject.device):
+        answers = [_Answer(subject, inputs, policy) for policy in arms]
+        for number in range(steps):
+            for answer in answers[:: 1 if number % 2 == 0 else -1]:
+                answer.step()
+        return [answer.finish() for answer in answers]
 
 
 def together(device: torch.device, arms: list[str]) -> list[list[str]]:
@@ -290,7 +292,7 @@ def reference(subject: Subject, batch: int, static: bool, repeats: int) -> dict[
 
     try:
         inputs = subject.make(batch)
-        with _stock(subject.model):
+        with _stock(subject.model), on_device(subject.device):
             timed()  # warms up, and compiles where transformers compiles
             runs = [timed() for _ in range(repeats)]
     except Exception as error:  # a reference that fails must not end the run: the reason is its result
@@ -305,10 +307,10 @@ def reference(subject: Subject, batch: int, static: bool, repeats: int) -> dict[
 
 def measure_rates(device: torch.device, dtype: torch.dtype, quick: bool) -> tuple[dict[str, float], roofline.Rates]:
     """Copy, triad and read bandwidth in GB/s and TFLOP/s of a large matrix product, on random data; the rates that floors are made of."""
-    cuda = device.type == "cuda"
-    measured = measure_bandwidth(device, 2 if quick else 5, 0.02)
-    side = 8192 if cuda else 768
-    left, right = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
-    timer = Timer([lambda: left @ right], device, 0.05)
-    flops = 2 * side**3 / statistics.median(timer.seconds() for _ in range(3))
+    side = 8192 if device.type == "cuda" else 768
+    with on_device(device):
+        measured = measure_bandwidth(device, 2 if quick else 5, 0.02)
+        left, right = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
+        timer = Timer([lambda: left @ right], device, 0.05)
+        flops = 2 * side**3 / statistics.median(timer.seconds() for _ in range(3))
     return measured | {"tflops": flops / 1e12}, roofline.Rates(measured["copy"] * 1e9, flops)

@@ -8,6 +8,7 @@ the device), ``end_step`` (counts on the host).
 from __future__ import annotations
 
 import contextlib
+import copy
 import weakref
 from collections.abc import Iterator
 from typing import Any
@@ -18,16 +19,19 @@ from transformers.cache_utils import Cache
 from avl.cache import inspect
 from avl.cache.contiguous import ContiguousSlotTable
 from avl.cache.layer import NOT_ATTACHED, AdaptiveLayer
-from avl.cache.layout import Row, find_rows, ids_and_mask
+from avl.cache.layout import Row, check_image_tokens, check_mask, find_rows, ids_and_mask
 from avl.cache.prefill_state import PrefillState
 from avl.cache.readback import Readback
 from avl.cache.recorder import Recorder
 from avl.cache.slots import LayerKV, RowBucket, SlotTable, StaticSlotTable
-from avl.models.families import describe, language_model
+from avl.models.families import Facts, describe, language_model
 from avl.policies import Policy, check_policy
 from avl.policies.base import whole
 
-USED = "this cache holds another generation already: make a new one with avl.make_cache for every prompt"
+USED = (
+    "this cache holds another generation already, or the call feeds several tokens a step (assisted decoding, use_cache=False): "
+    "make a new one with avl.make_cache for every prompt, and feed one token a step"
+)
 
 
 class AdaptiveCache(Cache):
@@ -38,6 +42,7 @@ class AdaptiveCache(Cache):
         seen: tokens of all completed passes, padding included.
         update_step: whether the last step was an update step.
         in_pass: whether a forward pass has begun and is not complete.
+        looped: whether our own loop begins and ends steps (avl/engine/decoder.py), also those in which it runs the whole model.
         buckets: groups of rows with the same layout.
         tables: the slot tables of all layers; empty until the prompt is done.
         pruned: row -> image tokens removed from the hidden states in prefill.
@@ -47,12 +52,14 @@ class AdaptiveCache(Cache):
 
     layers: list[AdaptiveLayer]  # type: ignore[assignment]
 
-    def __init__(self, model: Any, rows: tuple[Row, ...], policy: Policy, max_new_tokens: int, n_layers: int) -> None:
+    def __init__(self, model: Any, rows: tuple[Row, ...], policy: Policy, max_new_tokens: int, facts: Facts) -> None:
+        n_layers = facts.layers
         super().__init__(layers=[AdaptiveLayer(self, number) for number in range(n_layers)])
         self.model = weakref.ref(model)
+        self.facts = facts
         self.rows, self.policy, self.max_new_tokens = rows, policy, max_new_tokens
         self.t = self.seen = self.peak_bytes = 0
-        self.update_step = self.in_pass = self.static = False
+        self.update_step = self.in_pass = self.looped = self.static = False
         self.pruned: dict[int, list[int]] = {}
         self.recorder: Recorder | None = None  # of row 0, set by record()
         alike: dict[Row, list[int]] = {}
@@ -66,9 +73,32 @@ class AdaptiveCache(Cache):
         self._read = [0] * n_layers
         self._token_bytes = 0
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> AdaptiveCache:
+        """Copy everything but the model; the copy goes on independently, as for several continuations of one prompt."""
+        twin = object.__new__(type(self))
+        memo[id(self)] = twin
+        memo[id(self.facts)] = self.facts
+        for name, value in vars(self).items():
+            setattr(twin, name, copy.deepcopy(value, memo))
+        for layer in twin.layers:
+            layer.adopt(twin)
+        for table in twin.tables:
+            table.adopt([kv for layer in twin.layers for kv in layer.kvs if kv.table is table])
+        return twin
+
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            "an AdaptiveCache cannot be pickled, it belongs to a model of this process: make it again from its inputs, or use copy.deepcopy"
+        )
+
     @property
     def batch_size(self) -> int:
         return len(self.rows)
+
+    @property
+    def longest(self) -> int:
+        """Most positions of a row, prompt and answer."""
+        return max(row.length for row in self.rows) + self.max_new_tokens
 
     @property
     def prefill(self) -> PrefillState:
@@ -87,18 +117,18 @@ class AdaptiveCache(Cache):
         """Return the rows of ``states [B, ...]`` that belong to ``bucket``; without a copy if those are all rows."""
         return states if len(self.buckets) == 1 else states[list(bucket.rows)]
 
-    def begin_pass(self, text_model: Any, batch: int, length: int, total: int | None) -> None:
+    def begin_pass(self, text_model: Any, batch: int, length: int, mask: torch.Tensor | None) -> None:
         """Begin a forward pass driven by transformers: the prompt, or a step.
 
         Args:
             text_model: the text decoder that runs.
             batch: number of rows.
             length: tokens per row in this pass.
-            total: tokens per row in this pass and all before, or None if the caller does not know.
+            mask: ``[B, tokens of this pass and all before]``, 0 for padding; None if the caller has none.
 
         Raises:
-            ValueError: the model, the batch or the prompt is not the one this cache was made for, the cache was used before, or it has no
-                room for another step.
+            ValueError: the model, the batch, the prompt or its mask is not the one this cache was made for, the cache was used before, or
+                it has no room for another step.
         """
         model = self.model()
         if model is None or language_model(model) is not text_model:
@@ -108,16 +138,28 @@ class AdaptiveCache(Cache):
                 f"this cache was made for {self.batch_size} rows, the model got {batch}: make one for this batch "
                 "(beam search and num_return_sequences are not supported)"
             )
+        if self.looped:
+            self.attended = 0
+            return
         if self.tables:
-            if length != 1 or (total is not None and total != self.seen + 1):
+            if length != 1 or (mask is not None and mask.shape[1] != self.seen + 1):
                 raise ValueError(USED)
+            check_mask(self.rows, mask, 1 + self.seen)
             self.begin_step()
             self.enter()
             return
         expected = self.rows[0].pad + self.rows[0].length
         if length != expected:
-            raise ValueError(f"this cache was made for a prompt of {expected} tokens, not {length}: make one from these inputs")
+            raise ValueError(
+                f"this cache was made for a prompt of {expected} tokens, the model got {length}: make one from these inputs, and feed them "
+                "whole (prefill_chunk_size and assisted decoding are not supported)"
+            )
+        check_mask(self.rows, mask, None)
         self._begin()
+
+    def check_prompt(self, input_ids: torch.Tensor) -> None:
+        """Refuse a prompt ``[B, L]`` whose image tokens are elsewhere than in the one this cache was made for (``ValueError``)."""
+        check_image_tokens(self.rows, input_ids, self.facts.image_token_id)
 
     def end_pass(self) -> None:
         """Complete the pass that :meth:`begin_pass` began.
@@ -127,6 +169,8 @@ class AdaptiveCache(Cache):
         """
         if self.attended != len(self.layers):
             raise RuntimeError(NOT_ATTACHED)
+        if self.looped:
+            return
         if not self.tables:
             self.end_prompt()
             return
@@ -211,7 +255,7 @@ class AdaptiveCache(Cache):
 
     def chunk(self, first: int, last: int) -> AdaptiveCache:
         """Return a cache for rows ``first`` to ``last - 1``, so that their prompt can run separately; :meth:`merge` takes it back."""
-        chunk = AdaptiveCache(self.model(), self.rows[first:last], self.policy, self.max_new_tokens, len(self.layers))
+        chunk = AdaptiveCache(self.model(), self.rows[first:last], self.policy, self.max_new_tokens, self.facts)
         if first == 0:
             chunk.recorder = self.recorder
         return chunk
@@ -309,4 +353,4 @@ def make_cache(model: Any, inputs: Any, policy: Policy, max_new_tokens: int = 64
             f"prompt and answer need {longest} tokens, the model's context has {facts.context}: "
             f"shorten the question, use fewer or smaller images, or lower max_new_tokens={max_new_tokens}"
         )
-    return AdaptiveCache(model, rows, policy, max_new_tokens, facts.layers)
+    return AdaptiveCache(model, rows, policy, max_new_tokens, facts)

@@ -17,18 +17,22 @@ class ContiguousSlotTable(SlotTable):
     """
 
     contiguous = True
+    uncopied = "_held"
 
     def __init__(self, bucket: RowBucket, kvs: list[LayerKV], core: int) -> None:
         super().__init__(bucket, kvs, core)
         self.image_idx = torch.stack([kv.image_idx for kv in kvs])
         for place, kv in enumerate(kvs):
             kv.image_idx = self.image_idx[place]
-        # not the LayerKV objects: they refer to this table, and a reference cycle would keep the memory until the garbage collector runs
-        self._held = [(_by_slot(kv.keys[0]), _by_slot(kv.values[0]), kv.image_idx[0].numpy()) for kv in kvs]
+        self.adopt(kvs)
         assert self.index is not None
         chosen = torch.zeros(self.image_idx.shape, dtype=torch.bool).scatter_(-1, self.index[..., :core], True)
         self._gather_up(chosen.numpy())
         self.index[..., :core] = torch.arange(self.image - core, self.image)
+
+    def adopt(self, kvs: list[LayerKV]) -> None:
+        # not the LayerKV objects: they refer to this table, and a reference cycle would keep the memory until the garbage collector runs
+        self._held = [(_by_slot(kv.keys[0]), _by_slot(kv.values[0]), kv.image_idx[0].numpy()) for kv in kvs]
 
     def choose_core(self) -> None:
         """Re-select the core as :meth:`SlotTable.choose_core` does; slots are unordered here, so ties are broken by token index."""

@@ -29,7 +29,9 @@ from avl.kernels.window.reference import FREE
 if TYPE_CHECKING:
     from avl.cache.cache import AdaptiveCache
 
-NOT_ATTACHED = "this cache needs adaptive attention, but the model does not run it: call avl.attach(model) first"
+NOT_ATTACHED = (
+    "this cache needs adaptive attention, but the model does not run it: call avl.attach(model), also after set_attn_implementation"
+)
 
 
 class AdaptiveLayer(CacheLayerMixin):
@@ -41,9 +43,13 @@ class AdaptiveLayer(CacheLayerMixin):
         self.kvs: list[LayerKV] = []
         self.flat: tuple[torch.Tensor, torch.Tensor] | None = None
         super().__init__()  # type: ignore[no-untyped-call]
+        self.number = number
+        self.adopt(owner)
+
+    def adopt(self, owner: AdaptiveCache) -> None:
+        """Become a layer of ``owner``."""
         # weak: a reference cycle would keep a canceled generation's memory until the garbage collector runs
         self._owner = weakref.ref(owner)
-        self.number = number
 
     @property
     def owner(self) -> AdaptiveCache:
@@ -90,7 +96,7 @@ class AdaptiveLayer(CacheLayerMixin):
         if owner.tables:
             for bucket, kv in zip(owner.buckets, self.kvs, strict=True):
                 for stored, states in ((kv.keys, key_states), (kv.values, value_states)):
-                    _write(stored, owner.rows_of(states.detach(), bucket)[:, :, 0], kv)
+                    _write(stored, owner.rows_of(states.detach(), bucket)[:, :, 0].to(stored.dtype), kv)
         return key_states, value_states
 
     def append_rope(self, ops: Any, qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
@@ -239,6 +245,23 @@ class AdaptiveLayer(CacheLayerMixin):
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
         raise ValueError("adaptive attention does not do beam search, its rows are different requests: use num_beams=1")
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        raise ValueError("the rows of this cache cannot be repeated: repeat the inputs and make a cache for them with avl.make_cache")
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        raise ValueError("the rows of this cache cannot be selected: make a cache for the rows that are wanted with avl.make_cache")
+
+    def crop(self, tokens_to_remove: int) -> None:
+        raise ValueError(
+            "evicted tokens do not come back, so assisted decoding and prompt lookup, which take tokens back, are not supported"
+        )
+
+    def offload(self) -> None:
+        raise ValueError("this cache stays on its device: store less (S, T), or use fewer rows")
+
+    def prefetch(self) -> None:
+        self.offload()
 
     def reset(self) -> None:
         raise ValueError("this cache belongs to one generation: make a new one with avl.make_cache")

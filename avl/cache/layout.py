@@ -95,3 +95,45 @@ def find_rows(input_ids: torch.Tensor, attention_mask: torch.Tensor | None, imag
             raise ValueError(f"row {number} of the batch has no image: put an image placeholder in its prompt and pass the image")
         rows.append(Row(pad=pad, length=length, image=image))
     return tuple(rows)
+
+
+def check_image_tokens(rows: Sequence[Row], input_ids: torch.Tensor, image_token_id: int) -> None:
+    """Refuse a prompt whose image tokens are elsewhere than ``rows`` say.
+
+    Args:
+        rows: what a cache was made for.
+        input_ids: ``[B, L]``, padding included; of another shape, this function says nothing.
+        image_token_id: the id that stands for an image feature.
+
+    Raises:
+        ValueError: some image token is elsewhere.
+    """
+    if tuple(input_ids.shape) != (len(rows), rows[0].pad + rows[0].length):
+        return
+    expected = torch.zeros(input_ids.shape, dtype=torch.bool)
+    for flags, row in zip(expected, rows, strict=True):
+        flags[torch.tensor(row.image) + row.pad] = True
+    if not torch.equal(input_ids.cpu() == image_token_id, expected):
+        raise ValueError("the image tokens of this prompt are not where this cache expects them: make one from these inputs")
+
+
+def check_mask(rows: Sequence[Row], mask: torch.Tensor | None, seen: int | None) -> None:
+    """Refuse an attention mask that hides other tokens than padding: adaptive attention reads its padding from ``rows``.
+
+    Args:
+        rows: what a cache was made for.
+        mask: ``[B, tokens of this pass and all before]``, 0 for padding; None if the caller has none.
+        seen: tokens per row in a step and all passes before it, None for the prompt.
+
+    Raises:
+        ValueError: another token is hidden, or padding is not.
+    """
+    pads = torch.tensor([row.pad for row in rows])
+    if mask is None:
+        right = seen is not None or not pads.any()
+    elif seen is None:
+        right = torch.equal(mask.bool().cpu(), torch.arange(mask.shape[1]) >= pads[:, None])
+    else:
+        right = torch.equal(mask.bool().sum(dim=1).cpu(), seen - pads)  # its columns were compared with the prompt
+    if not right:
+        raise ValueError("the attention_mask hides other tokens than the left padding this cache was made for: make one from these inputs")

@@ -24,6 +24,7 @@ class PromptColumns:
         image: ``[b, M]`` columns of the image tokens, ascending.
         image_idx: ``[b, M]``, which of the N image tokens each of them holds, ascending.
         window: ``[b, n]`` columns of the window's tokens, ascending.
+        asks: whether the last image token is the prompt's last position.
     """
 
     rows: tuple[int, ...]
@@ -32,6 +33,7 @@ class PromptColumns:
     image: torch.Tensor
     image_idx: torch.Tensor
     window: torch.Tensor
+    asks: bool
 
     def to(self, device: torch.device) -> None:
         """Move the index tensors to the device of the next layer."""
@@ -49,11 +51,13 @@ class PrefillState:
             window = row.text if pins_image else range(row.length)
             tensors = [torch.tensor(list(columns), dtype=torch.int64) for columns in (row.image, range(row.n_image), window)]
             image, image_idx, window_columns = (tensor.expand(len(numbers), -1) for tensor in tensors)
-            self.columns.append(PromptColumns(numbers, row.pad, row.length, image + row.pad, image_idx, window_columns + row.pad))
+            asks = row.image[-1] == row.length - 1
+            self.columns.append(PromptColumns(numbers, row.pad, row.length, image + row.pad, image_idx, window_columns + row.pad, asks))
         self.length = rows[0].pad + rows[0].length
         self._first_pad = rows[0].pad
         self.survivors: torch.Tensor | None = None  # [B, L] columns of the first layer that remain, None for all
         self.scores: list[torch.Tensor] | None = None  # per bucket [b, M]: the last layer's scores of the image tokens
+        self.checked: torch.Tensor | None = None  # the mask that check() found right
         self._mask: torch.Tensor | None = None
         self._valid: torch.Tensor | None = None
 
@@ -84,6 +88,27 @@ class PrefillState:
             self._mask = (causal & valid[:, None, :] | (positions == positions[:, None]))[:, None]
         return self._mask
 
+    def check(self, given: torch.Tensor) -> None:
+        """Compare the mask that transformers made with ours: its layers would ignore a difference.
+
+        Args:
+            given: ``[B or 1, 1, L, L]``, bool (True where a query sees a key), or numbers to add to the logits.
+
+        Raises:
+            ValueError: a real token would see other tokens.
+        """
+        visible = given if given.dtype == torch.bool else given == 0
+        positions, valid = torch.arange(self.length, device=given.device), self.valid(given.device)
+        wanted = (positions <= positions[:, None])[None, None]
+        if valid is not None:
+            wanted = wanted & valid[:, None, None, :]
+        differs = visible[..., : self.length] != wanted
+        if valid is not None:
+            differs &= valid[:, None, :, None]
+        if differs.any():
+            raise ValueError("the model's attention mask is not causal over the real tokens, which adaptive attention does not compute")
+        self.checked = given
+
     def real_tokens(self) -> int:
         """Return the number of tokens in the hidden states now, summed over rows, without padding."""
         return sum(len(columns.rows) * columns.length for columns in self.columns)
@@ -97,6 +122,8 @@ class PrefillState:
 
     def prune(self, keep: list[int]) -> torch.Tensor | None:
         """Drop image tokens, keeping those with the best scores of the last layer; this object then describes the shortened hidden states.
+
+        A prompt's last position stays also where it is an image token: it ranks the others, and it gives the first token.
 
         Args:
             keep: per bucket, how many image tokens stay.
@@ -117,6 +144,8 @@ class PrefillState:
             columns.to(device)
             b, held = columns.image.shape
             stays = torch.ones(b, columns.length, dtype=torch.bool, device=device)
+            if columns.asks:
+                scores = torch.cat([scores[:, :-1], torch.full_like(scores[:, -1:], torch.inf)], dim=1)
             chosen = best(scores, min(count, held))
             image = columns.image.gather(1, chosen)
             stays.scatter_(1, columns.image - columns.pad, False).scatter_(1, image - columns.pad, True)

@@ -6,7 +6,7 @@ Shapes: b rows of a bucket, G key-value heads, D head size, n layers of a table,
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -209,10 +209,12 @@ class SlotTable:
         entered: number of new tokens so far.
         read: tokens per row that the last step read.
         contiguous: whether the core fills the last image slots, next to the window.
+        uncopied: the attribute that a copy makes anew (:meth:`adopt`).
     """
 
     slot: int | torch.Tensor
     contiguous = False
+    uncopied = ""
 
     def __init__(self, bucket: RowBucket, kvs: list[LayerKV], core: int | None) -> None:
         self.bucket, self.core, self.image, self.window = bucket, core, kvs[0].image, kvs[0].window
@@ -232,6 +234,13 @@ class SlotTable:
             kv.token_idx = self.token_idx[place]
             kv.sums = None if self.sums is None else self.sums[place]
             kv.index = None if self.index is None else self.index[place]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a deep copy copies; :meth:`adopt` makes the rest."""
+        return {name: value for name, value in vars(self).items() if name != self.uncopied}
+
+    def adopt(self, kvs: list[LayerKV]) -> None:
+        """Complete this table after it was copied together with its layers ``kvs``."""
 
     def begin_step(self, update: bool) -> None:
         """Count the token that enters and the tokens that the step reads."""
@@ -293,6 +302,7 @@ class StaticSlotTable(SlotTable):
     """
 
     slot: torch.Tensor
+    uncopied = "_ops"
 
     def __init__(self, bucket: RowBucket, kvs: list[LayerKV], core: int | None) -> None:
         super().__init__(bucket, kvs, core)
@@ -300,9 +310,12 @@ class StaticSlotTable(SlotTable):
         self.slot = torch.full(self.token_idx.shape[:-1], window.start, device=device)
         self.new = torch.zeros_like(self.slot)
         self.lengths = {image: torch.full((bucket.b,), window.start, device=device) for image in (self.image, core) if image is not None}
-        keys = kvs[0].keys
-        self._ops = window_ops(device, dtype=keys.dtype, head_size=keys.shape[-1])
+        self.adopt(kvs)
         self._window = Window(window.prompt, window.start, window.size, window.recent, window.sinks)
+
+    def adopt(self, kvs: list[LayerKV]) -> None:
+        keys = kvs[0].keys
+        self._ops = window_ops(keys.device, dtype=keys.dtype, head_size=keys.shape[-1])
 
     def state(self) -> list[torch.Tensor]:
         """Return every tensor that a step changes, except keys and values."""

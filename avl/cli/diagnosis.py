@@ -52,8 +52,9 @@ def _devices() -> list[tuple[str, str, str]]:
     kind = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     words = {"triton": "our Triton kernel", "reference": "the torch reference of our kernel"}
     how = "replayed as CUDA graphs" if kind.type == "cuda" else "eager"
-    if (trouble := triton_trouble(kind)) is not None:
-        rows.append(("note", "kernels", f"our Triton kernels are not used: {trouble}"))
+    for number in range(torch.cuda.device_count()):
+        if (trouble := triton_trouble(torch.device("cuda", number))) is not None:
+            rows.append(("note", f"kernels, gpu {number}", f"our Triton kernels are not used: {trouble}"))
     rows.append(("ok", "attention", f"prompt: torch SDPA; decode steps on {kind.type}: {words[resolve_impl(kind)]}, {how}"))
     return rows
 

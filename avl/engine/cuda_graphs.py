@@ -18,11 +18,15 @@ import torch
 from avl.cache.cache import AdaptiveCache
 from avl.engine.decoder import Decoder
 from avl.engine.timing import Clock
+from avl.kernels.launch import on_device
 
 WARMUPS = 2  # runs of each kind of step before its capture: libraries and Triton initialize themselves in a first call
 
 _warm: weakref.WeakKeyDictionary[Any, set[tuple[Any, ...]]] = weakref.WeakKeyDictionary()
 """Model -> shapes of steps that were warmed up and checked."""
+
+_streams: weakref.WeakKeyDictionary[Any, dict[torch.device, torch.cuda.Stream]] = weakref.WeakKeyDictionary()
+"""Model -> device -> the stream of its warm-ups and captures: libraries keep a workspace per stream for ever, so one is enough."""
 
 
 def can_capture(model: Any, cache: AdaptiveCache) -> str | None:
@@ -88,17 +92,22 @@ class GraphDecoder(Decoder):
         """
         if self._graphs or self.problem is not None:
             return
-        clock = Clock(self._tokens.device)
+        device = self._tokens.device
+        clock = Clock(device)
         clock.start()
         state = self._state()
         before = [tensor.clone() for tensor in state]
-        try:
-            self._capture(state, before)
-        except RuntimeError as error:  # includes out of memory
-            self._graphs, self._logits = {}, {}
-            self.problem = str(error).strip().partition("\n")[0] or type(error).__name__
-        finally:
-            _put_back(state, before)
+        # torch captures on a stream of the current device, wherever the model is
+        with on_device(device):
+            current = torch.cuda.current_stream(device)
+            try:
+                self._capture(state, before)
+            except Exception as error:  # out of memory, a driver's refusal, Triton's compiler: each raises its own kind
+                self._graphs, self._logits = {}, {}
+                self.problem = _first_line(error)
+            finally:
+                torch.cuda.set_stream(current)  # a capture that cannot be ended leaves its own stream behind
+                _put_back(state, before)
         self.prepare_ms = clock.stop()
 
     def _capture(self, state: list[torch.Tensor], before: list[torch.Tensor]) -> None:
@@ -109,31 +118,51 @@ class GraphDecoder(Decoder):
             before: copies of them, restored after every trial.
 
         Raises:
-            RuntimeError: a replayed step differs from the eager one, or capturing failed.
+            RuntimeError: a replayed step differs from the eager one.
+            Exception: capturing failed.
         """
-        cache = self._cache
+        cache, device = self._cache, self._tokens.device
         pool = torch.cuda.graph_pool_handle()
-        stream = torch.cuda.Stream(self._tokens.device)
+        streams = _streams.setdefault(self._text, {})
+        stream = streams[device] = streams.get(device) or torch.cuda.Stream(device)
         graphs: dict[bool, torch.cuda.CUDAGraph] = {}
         for kind in sorted({cache.policy.is_update(t) for t in range(1, cache.max_new_tokens + 1)}):
             with cache.rehearsal(kind):
                 eager = self._warm_up(kind, stream, state, before)
                 graphs[kind] = torch.cuda.CUDAGraph()
                 # other threads, such as the page's, may use the device meanwhile
-                with torch.cuda.graph(graphs[kind], pool=pool, capture_error_mode="thread_local"):
+                with torch.cuda.graph(graphs[kind], pool=pool, stream=stream, capture_error_mode="thread_local"):
                     self._logits[kind] = self._forward()
-            if eager is None:
-                continue
-            graphs[kind].replay()
-            off = (self._logits[kind] - eager).abs().max() / eager.abs().max()
-            _put_back(state, before)
-            if not off <= torch.finfo(eager.dtype).eps ** 0.5:
-                raise RuntimeError(f"a replayed step differs from the eager one by {float(off):.1e} of the largest logit")
-            _warm[self._text].add(self._shape(kind))
+            if eager is not None:
+                self._check(graphs[kind], kind, state, before, eager)
+                _warm[self._text].add(self._shape(kind))
         self._graphs = graphs
 
-    def _warm_up(self, kind: bool, stream: torch.cuda.Stream, state: list[torch.Tensor], before: list[torch.Tensor]) -> torch.Tensor | None:
-        """Run steps on ``stream`` and return their logits; do nothing and return None for a shape that was captured before."""
+    def _check(
+        self, graph: torch.cuda.CUDAGraph, kind: bool, state: list[torch.Tensor], before: list[torch.Tensor], eager: list[torch.Tensor]
+    ) -> None:
+        """Compare a replayed step with the eager one, whose logits and state ``eager`` holds; restores the state.
+
+        The logits are poisoned and the state is put back before the replay, so that a graph that holds nothing cannot pass.
+        """
+        logits = self._logits[kind]
+        logits.fill_(torch.nan)
+        _put_back(state, before)
+        graph.replay()
+        for name, found, wanted in zip(["logits", *["state"] * len(state)], [logits, *state], eager, strict=True):
+            if not found.is_floating_point():
+                if not torch.equal(found, wanted):
+                    raise RuntimeError(f"a replayed step leaves another {name} than the eager one")
+                continue
+            off = (found - wanted).abs().max() / wanted.abs().max().clamp(min=torch.finfo(wanted.dtype).tiny)
+            if not off <= torch.finfo(wanted.dtype).eps ** 0.5:
+                raise RuntimeError(f"a replayed step's {name} differ from the eager one's by {float(off):.1e} of the largest value")
+        _put_back(state, before)
+
+    def _warm_up(
+        self, kind: bool, stream: torch.cuda.Stream, state: list[torch.Tensor], before: list[torch.Tensor]
+    ) -> list[torch.Tensor] | None:
+        """Run steps on ``stream`` and return the logits and the state they leave; for a shape captured before, do nothing."""
         if self._shape(kind) in _warm.setdefault(self._text, set()):
             return None
         device, eager = self._tokens.device, None
@@ -141,8 +170,9 @@ class GraphDecoder(Decoder):
         stream.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(stream):
             for _ in range(WARMUPS):
-                eager = self._forward().clone()
                 _put_back(state, before)
+                eager = [tensor.clone() for tensor in (self._forward(), *state)]
+            _put_back(state, before)
         torch.cuda.current_stream(device).wait_stream(stream)
         return eager
 
@@ -150,7 +180,8 @@ class GraphDecoder(Decoder):
         """Return everything that determines which kernels a step runs: all but addresses and values."""
         kvs = [layer.kvs[0] for layer in self._cache.layers]
         stored = [(kv.keys.shape, kv.keys.dtype, kv.image) for kv in kvs]
-        return (kind, self._cache.policy, *stored, *((tensor.shape, tensor.dtype) for tensor in self._state()))
+        how = (kind, self._tokens.device, self.unfused, self._cache.policy)
+        return (*how, *stored, *((tensor.shape, tensor.dtype) for tensor in self._state()))
 
     def _forward(self) -> torch.Tensor:
         """Run the device's part of a step, from ``_tokens`` to logits ``[B, V]``; advances the positions in place."""
@@ -169,3 +200,10 @@ class GraphDecoder(Decoder):
 def _put_back(state: list[torch.Tensor], before: list[torch.Tensor]) -> None:
     for tensor, old in zip(state, before, strict=True):
         tensor.copy_(old)
+
+
+def _first_line(error: BaseException) -> str:
+    """Return the first line of the error that began it: one that is raised while a capture ends hides the one that broke it."""
+    while error.__context__ is not None:
+        error = error.__context__
+    return str(error).strip().partition("\n")[0] or type(error).__name__

@@ -1,7 +1,8 @@
-"""Our own loop over the layers: the prompt, then one token at a time."""
+"""The prompt, then one token at a time."""
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import torch
@@ -16,19 +17,41 @@ PROMPT_TOKENS = 1 << 15
 MLP of a 7B model takes 66 kB per token), so that a smaller batch would fit."""
 
 
-def rows_at_once(length: int) -> int:
-    """Return how many rows with prompts of ``length`` tokens run together."""
-    return max(1, PROMPT_TOKENS // length)
+CPU_PROMPT_TOKENS = 1 << 12
+"""The same on a CPU, which is busy with far fewer, and where a run can be stopped only between two such pieces: seconds, not minutes."""
+
+
+class Stopped(Exception):
+    """A run was stopped while its prompt ran."""
+
+
+def refuse_offloaded(model: Any) -> None:
+    """Refuse a model whose weights are not all in memory.
+
+    Raises:
+        ValueError: says how many are not, and what works.
+    """
+    away = sum(parameter.is_meta for parameter in model.parameters())
+    if away:
+        raise ValueError(
+            f"{away} of the model's weights are offloaded, and each step would load them again: load the model where it fits whole, or use "
+            "model.generate with avl.make_cache, which works, slowly"
+        )
+
+
+def rows_at_once(length: int, device: str = "cuda") -> int:
+    """Return how many rows with prompts of ``length`` tokens run together on a device of that type."""
+    return max(1, (min(PROMPT_TOKENS, CPU_PROMPT_TOKENS) if device == "cpu" else PROMPT_TOKENS) // length)
 
 
 class Decoder:
     """Runs the prompt and then one token at a time through an attached model, with one cache.
 
-    The loop over the layers is our own: transformers' forward builds a mask and collects outputs at every step, which takes longer than the
-    attention of a small model.
+    Where that computes the same (avl/engine/fusable.py), steps run our own loop over fused layers: transformers' forward builds a mask and
+    collects outputs at every step, which takes longer than the attention of a small model. Elsewhere they run the model.
 
     Attributes:
-        unfused: why steps run the layers' own modules, None if they run avl/engine/fused.py.
+        unfused: why steps run the model's own modules, None if they run avl/engine/fused.py.
     """
 
     def __init__(self, model: Any, cache: AdaptiveCache) -> None:
@@ -45,16 +68,22 @@ class Decoder:
         self._cache = cache
         self._positions: torch.Tensor | None = None
 
-    def prefill(self, inputs: dict[str, Any]) -> torch.Tensor:
-        """Run the prompt and return logits ``[B, V]`` of its last token; a large batch of rows with one layout runs in chunks."""
+    def prefill(self, inputs: dict[str, Any], stop: threading.Event | None = None) -> torch.Tensor:
+        """Run the prompt and return logits ``[B, V]`` of its last token; a large batch of rows with one layout runs in chunks.
+
+        Raises:
+            Stopped: ``stop`` was set before the last chunk.
+        """
         cache = self._cache
         rows = cache.batch_size
-        some = rows_at_once(cache.rows[0].pad + cache.rows[0].length)
+        some = rows_at_once(cache.rows[0].pad + cache.rows[0].length, self._model.device.type)
         if some >= rows or len(cache.buckets) > 1:
             logits = self._run_prompt(inputs, cache)
         else:
             found, chunks = [], []
             for first in range(0, rows, some):
+                if stop is not None and stop.is_set():
+                    raise Stopped
                 last = min(rows, first + some)
                 # every row has the same number of images, and pixel values are ordered by image
                 part = {k: v[first * len(v) // rows : last * len(v) // rows] for k, v in inputs.items()}
@@ -62,6 +91,7 @@ class Decoder:
                 found.append(self._run_prompt(part, chunks[-1]))
             cache.merge(chunks)
             logits = torch.cat(found)
+        cache.looped = True
         lengths = [row.length for row in cache.rows]
         self._positions = torch.tensor(lengths, device=logits.device)[:, None]
         return logits
@@ -92,8 +122,6 @@ class Decoder:
     def _through_layers(self, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         if self._layers is not None:
             return self._model.lm_head(self._layers(tokens, positions))
-        hidden = self._text.embed_tokens(tokens[:, None])
-        rotary = self._text.rotary_emb(hidden, position_ids=positions.to(hidden.device))
-        for layer in self._text.layers:
-            hidden = layer(hidden, attention_mask=None, position_embeddings=rotary, past_key_values=self._cache, use_cache=True)
-        return self._model.lm_head(self._text.norm(hidden))[:, -1]
+        # the whole model, so that everything hooked into it takes part
+        inputs = {"input_ids": tokens[:, None], "position_ids": positions.to(tokens.device)}
+        return self._model(**inputs, past_key_values=self._cache, use_cache=True, logits_to_keep=1).logits[:, -1]

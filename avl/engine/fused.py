@@ -2,8 +2,8 @@
 
 A step of one token is bound by reading the weights; launches come on top and are not in the paper's cost analysis. So queries, keys and
 values come from one projection, gate and up from another, and a single kernel runs between two projections (kernels/layer/triton.py; a few
-torch calls on a CPU). All policies of a comparison run this code. The prompt, ``model.generate`` and models with unusual layers run the
-model's own modules.
+torch calls on a CPU). All policies of a comparison run this code. The prompt, ``model.generate`` and models with unusual layers
+(avl/engine/fusable.py) run the model's own modules.
 
 On a GPU the weights of such projections are merged, so that one launch reads them all. This takes no extra memory: the modules' parameters
 become views of the merged weights, until ``avl.detach`` separates them again. A CPU gains little, so its parameters are left alone.
@@ -16,54 +16,12 @@ from typing import Any, NamedTuple
 import torch
 from torch.nn.functional import linear
 
-from avl._compat import hooks_of
 from avl.attention.decode import attend_step
 from avl.cache.cache import AdaptiveCache
+from avl.engine.fusable import why_not
 from avl.kernels import Impl, layer_ops
-from avl.models.families import TEXT_FAMILIES, describe, language_model
+from avl.models.families import describe, language_model
 from avl.models.merging import merge, mergeable
-
-_ROTARY = ("default", "linear", "llama3")
-"""Rotary embeddings that depend on nothing but the position."""
-
-
-def _known(prefix: str) -> dict[str, str]:
-    """Return module -> class for the modules of a decoder layer that can be fused, given the text family's class prefix."""
-    return {
-        "self_attn": f"{prefix}Attention",
-        "mlp": f"{prefix}MLP",
-        **dict.fromkeys(("input_layernorm", "post_attention_layernorm"), f"{prefix}RMSNorm"),
-        **dict.fromkeys((f"self_attn.{letter}_proj" for letter in "qkvo"), "Linear"),
-        **dict.fromkeys((f"mlp.{name}_proj" for name in ("gate", "up", "down")), "Linear"),
-    }
-
-
-def why_not(model: Any) -> str | None:
-    """Return why the steps of this model cannot be fused, or None if they can."""
-    text = language_model(model)
-    if text.training or torch.is_grad_enabled():
-        return "it is in training mode, or gradients are on"
-    if text.config.hidden_act != "silu":
-        return f"its activation is {text.config.hidden_act}, not silu"
-    if text.rotary_emb.rope_type not in _ROTARY:
-        return f"its rotary embedding, {text.rotary_emb.rope_type!r}, depends on the length"
-    prefix = TEXT_FAMILIES[text.config.model_type].prefix
-    parts: list[tuple[str, Any, str, int]] = [("the final norm", text.norm, f"{prefix}RMSNorm", 0)]
-    for number, layer in enumerate(text.layers):
-        # one pre-hook per layer is ours, see avl/attention/hooks.py
-        parts.append((f"layer {number}", layer, f"{prefix}DecoderLayer", 1))
-        parts += [(f"{name} of layer {number}", layer.get_submodule(name), known, 0) for name, known in _known(prefix).items()]
-    for name, module, known, hooks in parts:
-        before, after = hooks_of(module)
-        if len(before) > hooks or after or "forward" in vars(module):
-            return f"{name} has a hook"
-        if type(module).__name__ != known or getattr(module, "bias", None) is not None:
-            return f"{name} is {module}"
-    dtypes = {parameter.dtype for parameter in text.parameters()}
-    devices = {parameter.device for parameter in text.parameters()}
-    if len(dtypes) > 1 or len(devices) > 1:
-        return "its parameters differ in dtype or device"
-    return None
 
 
 class UnfusableError(ValueError):

@@ -32,7 +32,7 @@ class GenerationRequest:
         max_new_tokens: most tokens of each answer.
         mode: "race": the run with less accumulated compute time steps next, so that whichever leads would also lead if run alone;
             "isolated": one run after the other, each cache freed before the next run begins, so that memory readings belong to one run.
-        batch: number of copies of the request that run at once; events describe row 0.
+        batch: number of copies of the request that run at once, at most 4096; events describe row 0.
         temperature: of the sampling, 0 for greedy.
         top_p: probability mass of the nucleus to sample from, in (0, 1].
         seed: of the sampling, 0 to 2**64 - 1; None for a random one.

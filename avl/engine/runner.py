@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import threading
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,11 +15,12 @@ from avl.cache.cache import AdaptiveCache, make_cache
 from avl.cache.inspect import ImageSetsLater
 from avl.cache.readback import Readback
 from avl.engine.cuda_graphs import GraphDecoder, make_decoder
-from avl.engine.decoder import Decoder
-from avl.engine.faults import NotFiniteError, explain
+from avl.engine.decoder import Decoder, Stopped
 from avl.engine.generation import Settings
+from avl.engine.not_finite import NotFiniteError, explain
 from avl.engine.request import GenerationRequest
 from avl.engine.sampling import NOT_FINITE, Chooser
+from avl.engine.text import TextStream
 from avl.engine.timing import Clock, Span
 from avl.policies import Policy
 from avl.telemetry import Meter
@@ -48,28 +50,6 @@ class Job:
         if request.temperature > 0 and request.seed is not None:
             generator = torch.Generator().manual_seed(request.seed)
         return Chooser(self.settings, self.inputs, request.temperature, generator)
-
-
-class _Text:
-    """Incremental detokenizer; a piece of text may be empty while a character is incomplete."""
-
-    def __init__(self, tokenizer: Any) -> None:
-        self._tokenizer = tokenizer
-        self.ids: list[int] = []
-        self._text = ""
-
-    def add(self, token: int) -> str:
-        """Return the piece of text that ``token`` adds."""
-        self.ids.append(token)
-        text = self._tokenizer.decode(self.ids, skip_special_tokens=True)
-        if text.endswith("\ufffd") or not text.startswith(self._text):
-            return ""
-        piece, self._text = text[len(self._text) :], text
-        return piece
-
-    def finish(self) -> str:
-        """Return the whole answer."""
-        return self._tokenizer.decode(self.ids, skip_special_tokens=True).strip()
 
 
 def steps_ahead(request: GenerationRequest, devices: set[torch.device]) -> int:
@@ -120,7 +100,7 @@ class Runner:
         self._meter = meter
         self._cache: AdaptiveCache | None = job.make_cache(policy)
         self._decoder: Decoder | None = make_decoder(job.model, self._cache)
-        self._text = _Text(job.processor.tokenizer)
+        self._text = TextStream(job.processor.tokenizer)
         self._devices = {parameter.device for parameter in job.model.parameters()}
         self._clock = Clock(*self._devices)
         self._chooser = job.make_chooser()
@@ -153,10 +133,15 @@ class Runner:
     def t(self) -> int:
         return len(self.times)
 
-    def prefill(self) -> Iterator[Event]:
-        """Run the prompt, choose token 0, and yield their events."""
+    def prefill(self, stop: threading.Event | None = None) -> Iterator[Event]:
+        """Run the prompt, choose token 0, and yield their events; end the run where ``stop`` is set between two pieces of the prompt."""
         self._clock.start()
-        self.tokens, told = self._chooser.choose(self.decoder.prefill(self.job.inputs))
+        try:
+            logits = self.decoder.prefill(self.job.inputs, stop)
+        except Stopped:
+            yield from self.stop()
+            return
+        self.tokens, told = self._chooser.choose(logits)
         self.ttft_ms = self._clock.stop()
         tokens, ids = self.tokens, told.tolist()
         piece = self._take(tokens, ids)
@@ -251,7 +236,8 @@ class Runner:
             if token == NOT_FINITE and not finished[row]:
                 raise NotFiniteError(explain(self.cache, row, len(self.fed), settings.stated), self.number)
         self.fed.append(tokens)
-        piece = "" if finished[0] or ids[0] in settings.eos else self._text.add(ids[0])
+        over = bool(finished[0])
+        piece = "" if over or ids[0] in settings.eos else self._text.add(ids[0])
         for row, token in enumerate(ids):
             if token in settings.eos:
                 finished[row] = True
@@ -263,6 +249,8 @@ class Runner:
             self.reason = "length"
         elif settings.max_time is not None and self.clock_ms > 1000 * settings.max_time:
             self.reason = "time"
+        if not over and (finished[0] or self.reason is not None):
+            piece += self._text.finish()
         return piece
 
     def _completes_stop_string(self, ids: list[int]) -> bool:
@@ -309,7 +297,7 @@ class Runner:
         yield End(
             arm=self.number,
             reason=self.reason,
-            text=self._text.finish(),
+            text=self._text.text,
             tokens=tuple(self._text.ids),
             ttft_ms=self.ttft_ms,
             median_ms=statistics.median(self.times) if self.times else None,
@@ -329,7 +317,7 @@ class Runner:
         return Repeat(self.number, number, self.ttft_ms, middle, self.clock_ms, self.reason or "stopped", tuple(self._text.ids))
 
 
-def attention(runner: Runner) -> Iterator[Scores]:
+def attention(runner: Runner, stop: threading.Event | None = None) -> Iterator[Scores]:
     """Replay the tokens of a finished run and yield the attention of every pass.
 
     Recording computes all scores in every layer; replaying the answer keeps that out of the run's own timings.
@@ -342,6 +330,9 @@ def attention(runner: Runner) -> Iterator[Scores]:
         if t:
             decoder.step(runner.fed[t - 1])
         else:
-            decoder.prefill(job.inputs)
+            try:
+                decoder.prefill(job.inputs, stop)
+            except Stopped:
+                return
         layers = recorder.layers()
         yield Scores(runner.number, t, tuple(pack_scores(layer.image) for layer in layers), tuple(layer.shares for layer in layers))

@@ -14,8 +14,11 @@ import torch
 
 from avl._compat import commit_hash
 from avl.attention.attachment import attach
-from avl.engine.faults import NotFiniteError
+from avl.engine.decoder import refuse_offloaded
+from avl.engine.devices import made_on
+from avl.engine.failures import OUT_OF_MEMORY, out_of_memory
 from avl.engine.generation import Settings
+from avl.engine.not_finite import NotFiniteError
 from avl.engine.request import GenerationRequest, check_stop
 from avl.engine.runner import Job, Runner, attention
 from avl.kernels import resolve_impl, triton_trouble
@@ -127,6 +130,7 @@ def run(
     facts = describe(model)
     if getattr(processor, "tokenizer", None) is None or getattr(processor, "image_token", None) is None:
         raise TypeError(f"processor={shown(processor)} is not the processor of a LLaVA: pass the one that avl.load returned")
+    refuse_offloaded(model)
     attach(model)
     inputs, prompt = prepare(model, processor, request.images, request.question)
     job = Job(model, processor, repeat(inputs, request.batch), request, Settings.of(model, processor.tokenizer, request))
@@ -153,7 +157,7 @@ def run(
             "kv_heads": facts.kv_heads,
             "head_dim": facts.head_dim,
         },
-        machine=machine_card(),
+        machine=machine_card(model.device),
         date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         n_image=row.n_image,
         n_text=row.n_text,
@@ -168,7 +172,7 @@ def run(
         top_p=request.top_p,
         seed=request.seed,
     )
-    return _events(job, start, stop or threading.Event())
+    return made_on(model.device, _events(job, start, stop or threading.Event()))
 
 
 def _arm(policy: Policy, implementation: str, shape: PromptShape) -> Arm:
@@ -179,7 +183,7 @@ def _arm(policy: Policy, implementation: str, shape: PromptShape) -> Arm:
 
 
 @torch.inference_mode()
-def _events(job: Job, start: Start, stop: threading.Event) -> Iterator[Event]:
+def _events(job: Job, start: Start, stop: threading.Event) -> Generator[Event, None, None]:
     yield start
     trouble = triton_trouble(job.model.device, job.model.dtype, start.model["head_dim"])
     if trouble is not None:
@@ -198,13 +202,15 @@ def _events(job: Job, start: Start, stop: threading.Event) -> Iterator[Event]:
             for policies in _interleaved(numbered[::-1] if number % 2 else numbered, start.mode):
                 yield from _race_again(job, policies, stop, number)
         for runner in finished if request.scores else []:
-            passes = attention(runner)
+            passes = attention(runner, stop)
             while not stop.is_set() and (event := next(passes, None)) is not None:
                 yield event
     except NotFiniteError as error:
         yield Error(str(error), error.arm)
-    except torch.OutOfMemoryError:
-        yield Error("the device ran out of memory: lower the batch, S, or max new tokens, or use a smaller image")
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        yield Error(OUT_OF_MEMORY)
 
 
 def _interleaved(policies: list[tuple[int, Policy]], mode: str) -> list[list[tuple[int, Policy]]]:
@@ -223,7 +229,7 @@ def _race(job: Job, policies: list[tuple[int, Policy]], stop: threading.Event) -
         if stop.is_set():
             yield from runner.stop()
         elif runner.tokens is None:
-            yield from runner.prefill()
+            yield from runner.prefill(stop)
         else:
             yield from runner.step()
         if runner.reason is not None:

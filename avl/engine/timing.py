@@ -65,6 +65,7 @@ class Marks:
     """Milliseconds between marks. On a GPU the marks are events in the stream, so marking waits for nothing."""
 
     def __init__(self, device: torch.device) -> None:
+        self._device = device
         self._cuda = device.type == "cuda"
         self._marks: list[Any] = []
 
@@ -72,7 +73,7 @@ class Marks:
         """Mark this point in the device's work."""
         if self._cuda:
             event = torch.cuda.Event(enable_timing=True)
-            event.record()
+            event.record(torch.cuda.current_stream(self._device))
             self._marks.append(event)
         else:
             self._marks.append(time.perf_counter())
@@ -80,6 +81,6 @@ class Marks:
     def gaps(self) -> list[float]:
         """Return the milliseconds from each mark to the next."""
         if self._cuda:
-            torch.cuda.synchronize()
+            torch.cuda.synchronize(self._device)
             return [first.elapsed_time(second) for first, second in itertools.pairwise(self._marks)]
         return [1e3 * (second - first) for first, second in itertools.pairwise(self._marks)]

@@ -201,6 +201,8 @@ def triton_trouble(device: torch.device | str, dtype: torch.dtype | None = None,
     found = _triton_error()
     if found is not None:
         return f"triton cannot be imported ({found})"
+    if device.index is None and torch.cuda.is_available():
+        device = torch.device("cuda", torch.cuda.current_device())  # one answer per GPU, not one for whichever is current
     what = device, dtype or torch.float16, head_size or 64
     if what not in _checked:
         if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():

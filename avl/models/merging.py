@@ -15,6 +15,11 @@ def mergeable(layer: Any) -> tuple[tuple[torch.nn.Linear, ...], ...]:
     return (attention.q_proj, attention.k_proj, attention.v_proj), (mlp.gate_proj, mlp.up_proj)
 
 
+def _plain(linear: Any) -> Any:
+    """Return the projection itself: an adapter that was added after merging wraps it and calls it ``base_layer``."""
+    return getattr(linear, "base_layer", linear)
+
+
 def merge(linears: tuple[torch.nn.Linear, ...]) -> torch.Tensor:
     """Concatenate the weights of several projections to ``[sum of outputs, inputs]``; the modules' parameters become views of the result.
 
@@ -48,7 +53,8 @@ def _adjacent(weights: list[torch.Tensor]) -> bool:
 def separate(model: Any) -> None:
     """Undo :func:`merge`: give every parameter its own memory again, with the same values. Does nothing where nothing is merged."""
     for layer in language_model(model).layers:
-        for linears in mergeable(layer):
+        for group in mergeable(layer):
+            linears = [_plain(linear) for linear in group]
             if all(type(linear) is torch.nn.Linear for linear in linears) and _adjacent([linear.weight.data for linear in linears]):
                 for linear in linears:
                     with torch.inference_mode(linear.weight.is_inference()), torch.no_grad():

@@ -6,6 +6,7 @@ No ``from __future__ import annotations`` here: Gradio reads the types of the en
 import asyncio
 import base64
 import binascii
+import logging
 import secrets
 import tempfile
 from collections.abc import AsyncIterator, Callable
@@ -18,8 +19,13 @@ from gradio.utils import get_upload_folder
 from avl import trace
 from avl.engine.request import GenerationRequest
 from avl.ui import settings as controls
-from avl.ui.queue import Busy, Job, ThreadTransport, batches, sentence
+from avl.ui.errors import Busy, sentence
+from avl.ui.job import Job
+from avl.ui.queue import ThreadTransport, batches
 from avl.ui.settings import About
+from avl.ui.visitors import visitor_of
+
+log = logging.getLogger(__name__)
 
 MAX_BYTES = 8 * 2**20
 
@@ -49,15 +55,23 @@ def picture_path(image: Any, folder: Path, name: str = "picture") -> Path:
     raise ValueError("Pass the picture with gradio_client.handle_file(...), or as a data URI (data:image/png;base64,…).")
 
 
-def endpoint(transport: ThreadTransport, about: About) -> Callable[..., Any]:
-    """Return the function behind ``/compare``."""
+def endpoint(transport: ThreadTransport, about: About, unread: Callable[[str | None], float] = lambda session: 0.0) -> Callable[..., Any]:
+    """Return the function behind ``/compare``.
+
+    Args:
+        transport: the queue.
+        about: the model that is asked.
+        unread: tells for how many seconds a session's oldest message has waited to be read.
+    """
     defaults = controls.settings(about)
 
     def check(images: list[Any], question: Any, chosen: dict[str, Any]) -> GenerationRequest:
         with tempfile.TemporaryDirectory() as folder:
             some = enumerate(images[: controls.MAX_PICTURES + 1])
             paths = [picture_path(image, Path(folder), f"picture-{number}") for number, image in some]
-            return controls.prepare(paths, question, chosen, about)
+            request = controls.prepare(paths, question, chosen, about)
+        transport.limits.check_work(request)
+        return request
 
     async def compare(
         image: dict,
@@ -72,6 +86,7 @@ def endpoint(transport: ThreadTransport, about: About) -> Callable[..., Any]:
         repeats: int = 1,
         scores: bool = False,
         more_images: list | None = None,
+        visitor: gr.Request = None,  # type: ignore[assignment]  # Gradio fills it in, and tells no caller of it
     ) -> AsyncIterator[dict[str, Any]]:
         """Answer one question about a picture, or several, under one or two policies.
 
@@ -88,6 +103,7 @@ def endpoint(transport: ThreadTransport, about: About) -> Callable[..., Any]:
             repeats: run it so many times; each further time is one `repeat` event per arm.
             scores: record the attention of every pass afterwards (`scores` events).
             more_images: further pictures, each like `image`.
+            visitor: who asks; no argument of the endpoint.
 
         Returns:
             While it runs `{"state", "position", "events"}`; the last value is `{"state": "done", "answers", "trace"}` with the whole trace.
@@ -108,13 +124,20 @@ def endpoint(transport: ThreadTransport, about: About) -> Callable[..., Any]:
             if not isinstance(more_images, list | None):
                 raise ValueError("more_images must be a list of pictures.")
             request = await asyncio.to_thread(check, [image, *(more_images or [])], question, chosen)
-            job = transport.submit(request, f"api-{secrets.token_hex(8)}")
+            del image, more_images
+            job = transport.submit(request, f"api-{secrets.token_hex(8)}", visitor_of(visitor))
             del request
             run = trace.Trace()
-            async for events in batches(transport, job):
+            session = visitor.session_hash if visitor is not None else None
+            async for events in batches(transport, job, unread=lambda: unread(session)):
                 for event in events:
                     run.append(event)
-                yield {"state": job.state, "position": transport.position(job), "events": [event.to_dict() for event in events]}
+                # "done" is said once, by the value that has the answers
+                yield {
+                    "state": "running" if job.state == "done" else job.state,
+                    "position": transport.position(job),
+                    "events": [event.to_dict() for event in events],
+                }
             errors = [event.message for event in run if isinstance(event, trace.Error)]
             if errors:
                 raise ValueError(errors[-1])
@@ -123,7 +146,11 @@ def endpoint(transport: ThreadTransport, about: About) -> Callable[..., Any]:
                 "answers": [event.text for event in sorted(run.of(trace.End), key=lambda end: end.arm)],
                 "trace": {"schema": trace.SCHEMA, "meta": run.meta, "images": [], "events": [event.to_dict() for event in run]},
             }
-        except (ValueError, Busy) as error:
+        except Exception as error:  # a person sees a sentence, the log the rest
+            if not isinstance(error, ValueError | Busy):
+                log.exception("the endpoint failed")
+            if job is None:
+                transport.refused(error)
             raise gr.Error(sentence(error), print_exception=False) from None
         finally:
             if job is not None:

@@ -13,6 +13,8 @@ from typing import Any
 
 import gradio as gr
 import plotly
+from starlette.requests import Request
+from starlette.responses import FileResponse
 
 from avl._paths import ASSETS
 
@@ -22,6 +24,7 @@ PLOTLY_JS = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
 SCRIPTS: dict[str, tuple[str, ...]] = {
     "player": (
         "base.js",
+        "stats.js",
         "trace.js",
         "overlay.js",
         "charts.js",
@@ -34,6 +37,8 @@ SCRIPTS: dict[str, tuple[str, ...]] = {
         "arms.js",
         "picture.js",
         "result.js",
+        "asked.js",
+        "link.js",
         "start.js",
     ),
     "controls": ("base.js", "controls.js"),
@@ -79,7 +84,10 @@ def take_paths(component: gr.Image | gr.File) -> None:
     component.preprocess = paths  # type: ignore[method-assign]
 
 
-def plotly_address() -> str:
-    """Return where the page finds plotly.js, which comes from the installed package."""
-    gr.set_static_paths([PLOTLY_JS])  # this one file: its neighbors stay closed
-    return f"gradio_api/file={PLOTLY_JS}"
+PLOTLY_ADDRESS = "avl/plotly.min.js"
+"""Where the page finds plotly.js, below its own address. Gradio's address of a file would name a folder of the server."""
+
+
+async def plotly_script(_: Request) -> FileResponse:
+    """Answer with plotly.js from the installed package."""
+    return FileResponse(PLOTLY_JS, media_type="text/javascript", headers={"Cache-Control": "max-age=86400"})

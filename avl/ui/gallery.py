@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import json
-import logging
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from PIL import Image
-
 from avl import trace
 from avl._paths import ASSETS
-from avl.models.images import data_uri
-
-log = logging.getLogger(__name__)
+from avl.models.images import data_uri, open_image
 
 FOLDER = ASSETS / "gallery"
+RESTORE = "restore the file from the repository, or install the package again"
 
 
 @dataclass(frozen=True)
@@ -32,37 +28,61 @@ class Example:
 
 @lru_cache(maxsize=4)
 def examples(bundled: bool) -> tuple[Example, ...]:
-    """Return the gallery for the bundled model, or for real LLaVA checkpoints."""
+    """Return the gallery for the bundled model, or for real LLaVA checkpoints.
+
+    Raises:
+        OSError: the file is broken; one sentence.
+    """
     file = FOLDER / "examples.json"
     if not file.exists():
         return ()
-    entries = json.loads(file.read_text("utf-8"))["bundled" if bundled else "real"]
-    return tuple(
-        Example(
-            key=entry["key"],
-            name=entry["name"],
-            path=FOLDER / entry["file"],
-            questions=tuple(question for question, _ in entry["questions"]),
-            answers=tuple((question, answer) for question, answer in entry["questions"] if answer),
+    try:
+        entries = json.loads(file.read_text("utf-8"))["bundled" if bundled else "real"]
+        return tuple(
+            Example(
+                key=entry["key"],
+                name=entry["name"],
+                path=FOLDER / entry["file"],
+                questions=tuple(question for question, _ in entry["questions"]),
+                answers=tuple((question, answer) for question, answer in entry["questions"] if answer),
+            )
+            for entry in entries
+            if (FOLDER / entry["file"]).exists()
         )
-        for entry in entries
-        if (FOLDER / entry["file"]).exists()
-    )
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise OSError(f"assets/gallery/{file.name} is broken ({_why(error)}): {RESTORE}") from None
 
 
 def recording(bundled: bool) -> trace.Trace | None:
-    """Return the run that the page opens with: the bundled model's first file in ``assets/traces`` that this version can read."""
-    if not bundled:
-        return None
-    for path in sorted((ASSETS / "traces").glob("*.json")):
+    """Return the run that the page opens with: the bundled model's first file in ``assets/traces``, None without one.
+
+    Raises:
+        OSError: the file is no trace that this version can read; one sentence.
+    """
+    for path in sorted((ASSETS / "traces").glob("*.json"))[: int(bundled)]:
         try:
-            return trace.Trace.from_json(path.read_text("utf-8"))
-        except ValueError as error:
-            log.warning("%s is not shown: %s", path.name, error)
+            found = trace.Trace.from_json(path.read_text("utf-8"))
+            found.start.to_dict()
+            names = {example.path.name: example for example in examples(bundled)}
+            if example := names.get(str(next(iter(found.meta.get("pictures", [])), ""))):
+                found.meta |= {"pictures": [example.name], "link": f"ex={example.key}"}
+            return found
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise OSError(f"assets/traces/{path.name} is not a trace that can be shown ({_why(error)}): {RESTORE}") from None
     return None
 
 
+def _why(error: Exception) -> str:
+    return f"no {error}" if isinstance(error, KeyError) else str(error)
+
+
 def thumbnail(path: Path) -> str:
-    """Return a small picture as a data URI for the strip."""
-    with Image.open(path) as image:
-        return data_uri(image, side=132, quality=80)
+    """Return a small picture as a data URI for the strip.
+
+    Raises:
+        OSError: the file is no picture; one sentence.
+    """
+    try:
+        return data_uri(open_image(path), side=132, quality=80)
+    except ValueError:
+        raise OSError(f"assets/gallery/{path.name} is not a picture that can be read: {RESTORE}") from None

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import itertools
 import logging
 import secrets
+import shutil
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +23,13 @@ from avl.engine.request import GenerationRequest
 from avl.models import images as pictures
 from avl.ui import report
 from avl.ui import settings as controls
+from avl.ui.errors import Busy, sentence
 from avl.ui.gallery import Example
-from avl.ui.queue import Busy, Job, ThreadTransport, ZeroGPUTransport, batches, sentence
+from avl.ui.job import Job
+from avl.ui.limits import Limits
+from avl.ui.queue import ThreadTransport, ZeroGPUTransport, batches
 from avl.ui.settings import About
+from avl.ui.visitors import visitor_of
 
 log = logging.getLogger(__name__)
 
@@ -37,9 +44,35 @@ def message(**fields: Any) -> dict[str, Any]:
     return {"seq": next(_numbers), **fields}
 
 
-def suggestions(questions: list[str], answers: dict[str, str], link: str = "") -> list[Any]:
-    """Return the values of the strip and of what the server knows about the picture; ``link`` names it in an address, where it has one."""
-    return [message(questions=questions, link=link), {"questions": questions, "answers": answers}]
+@dataclass(frozen=True)
+class Shown:
+    """What is known about the pictures that the page shows: questions that suit them, and how to tell them from others.
+
+    Attributes:
+        questions: to suggest.
+        answers: the right answer of a question, where there is one.
+        link: names the picture in an address; empty where it cannot, as for an upload.
+        name: for people.
+        id: differs between any two choices of pictures.
+    """
+
+    questions: list[str]
+    answers: dict[str, str]
+    link: str = ""
+    name: str = ""
+    id: str = field(default_factory=lambda: secrets.token_urlsafe(6))
+
+    @classmethod
+    def of(cls, known: Any) -> Shown:
+        """Return what a visitor's state holds, or nothing known where it holds something else."""
+        try:
+            return cls(**known)
+        except TypeError:
+            return cls([], {})
+
+    def values(self, prompt: dict[str, Any]) -> list[Any]:
+        """Return the values of the strip and of the visitor's state. ``prompt`` is added to the former."""
+        return [message(questions=self.questions, link=self.link, id=self.id, **prompt), asdict(self)]
 
 
 def spread(questions: list[tuple[str, str]], most: int = 6) -> list[tuple[str, str]]:
@@ -70,8 +103,10 @@ class Stream:
         for event in events:
             self.trace.append(event)
         images = [] if self._pictures_sent else self.trace.images
+        meta = {} if self._pictures_sent else {"meta": self.trace.meta}
         self._pictures_sent = True
-        return message(run=self.key, state=state, position=position, first=first, images=images, events=[e.to_dict() for e in events])
+        told = [event.to_dict() for event in events]
+        return message(run=self.key, state=state, position=position, first=first, images=images, events=told, **meta)
 
     def whole(self) -> dict[str, Any]:
         """Return the last value."""
@@ -86,15 +121,25 @@ class RunHandlers:
         runs: where runs are kept for downloads.
         transport: the worker thread with its queue, None on ZeroGPU.
         zero: ZeroGPU's generator, None elsewhere.
+        limits: how much one run may generate.
+
+    Attributes:
+        unread: tells for how many seconds a session's oldest message has waited to be read.
     """
 
-    def __init__(self, about: About, runs: report.Runs, transport: ThreadTransport | None, zero: ZeroGPUTransport | None) -> None:
-        self._about, self._runs, self._transport, self._zero = about, runs, transport, zero
+    def __init__(
+        self, about: About, runs: report.Runs, transport: ThreadTransport | None, zero: ZeroGPUTransport | None, limits: Limits
+    ) -> None:
+        self._about, self._runs, self._transport, self._zero, self._limits = about, runs, transport, zero, limits
+        self.unread: Callable[[str | None], float] = lambda session: 0.0
 
     def _check(self, path: Any, more: Any, question: Any, chosen: Any, known: Any) -> tuple[GenerationRequest, dict[str, Any]]:
         request = controls.prepare([one for one in (path, *(more or [])) if one], question, chosen, self._about)
-        meta: dict[str, Any] = {}
-        answers = known.get("answers") if isinstance(known, dict) else None
+        self._limits.check_work(request)
+        shown = Shown.of(known)
+        names = [str(shown.name or Path(str(path)).name), *(Path(str(one)).name for one in more or [])]
+        meta: dict[str, Any] = {"pictures": names, "picture_id": str(shown.id), "repeats": request.repeats}
+        answers = shown.answers
         if not more and isinstance(answers, dict) and isinstance(answers.get(request.question), str):
             meta["expected"] = answers[request.question]
         return request, meta
@@ -107,17 +152,17 @@ class RunHandlers:
         try:
             request, meta = await asyncio.to_thread(self._check, path, more, question, chosen, known)
             stream = await asyncio.to_thread(Stream, secrets.token_urlsafe(16), request, meta, self._runs)
-            job = transport.submit(request, str(visitor.session_hash))
+            job = transport.submit(request, str(visitor.session_hash), visitor_of(visitor))
             del request  # the job holds the pictures, and gives them up with its end
             yield [stream.batch([], "queued", transport.position(job)), *_buttons(running=True)]
-            async for events in batches(transport, job):
+            async for events in batches(transport, job, unread=lambda: self.unread(visitor.session_hash)):
                 state = "stopping" if job.stop.is_set() and job.state != "done" else "running" if job.state == "done" else job.state
                 yield [stream.batch(events, state, transport.position(job)), gr.skip(), gr.skip()]
             yield [stream.whole(), *_buttons(running=False)]
-        except (ValueError, Busy) as error:
-            yield [message(state="refused", message=sentence(error)), *_buttons(running=False)]
         except Exception as error:  # a person sees a sentence, the log the rest
-            log.exception("the handler failed")
+            if not isinstance(error, ValueError | Busy):
+                log.exception("the handler failed")
+            transport.refused(error)
             yield [message(state="refused", message=sentence(error)), *_buttons(running=False)]
         finally:
             # may run on the event loop when a tab closes: it only sets a flag, the worker cleans up
@@ -152,24 +197,37 @@ class RunHandlers:
         return [message(state="done"), *_buttons(running=False)]
 
     async def health(self, _: HttpRequest) -> JSONResponse:
-        """Answer ``/healthz``."""
-        ready = self._transport is None or self._transport.alive
+        """Answer ``/healthz``: 200 where runs are taken, else 503 with the reason."""
+        trouble = self._transport.trouble if self._transport is not None else None
         running, waiting = self._transport.load if self._transport is not None else (0, 0)
-        state = {"state": "ready" if ready else "failed", "model": self._about.name, "running": running, "waiting": waiting}
-        return JSONResponse(state, 200 if ready else 503)
+        state: dict[str, Any] = {
+            "state": trouble[0] if trouble else "ready",
+            "model": self._about.name,
+            "running": running,
+            "waiting": waiting,
+        }
+        if trouble is not None:
+            state["reason"] = trouble[1]
+        return JSONResponse(state, 503 if trouble else 200)
 
 
 class PictureHandlers:
     """The strip of examples, scenes and questions, and uploads.
 
     Args:
+        about: the model that is asked.
         shelf: the example pictures.
         scene: draws a scene with known answers, None where there is none to draw.
     """
 
-    def __init__(self, shelf: tuple[Example, ...], scene: Scene | None) -> None:
-        self._shelf, self._scene = shelf, scene
+    def __init__(self, about: About, shelf: tuple[Example, ...], scene: Scene | None) -> None:
+        self._about, self._shelf, self._scene = about, shelf, scene
         self._folder = Path(tempfile.mkdtemp(prefix="avl-scenes-")) if scene else None
+
+    def remove_files(self) -> None:
+        """Delete the drawn scenes."""
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
 
     @property
     def draws(self) -> bool:
@@ -178,32 +236,55 @@ class PictureHandlers:
 
     def opening(self) -> list[Any]:
         """Return the strip's first value and what is known about the first example."""
-        return self._offer(self._shelf[0]) if self._shelf else suggestions([], {})
+        if not self._shelf:
+            return Shown([], {}).values({})
+        first = self._shelf[0]
+        return self._offer(first).values(self._prompt([first.path], first.questions[0]))
 
     @staticmethod
-    def _offer(example: Example) -> list[Any]:
-        return suggestions(list(example.questions), dict(example.answers), f"ex={example.key}")
+    def _offer(example: Example) -> Shown:
+        return Shown(list(example.questions), dict(example.answers), f"ex={example.key}", example.name)
 
-    def pick(self, event: gr.EventData, known: Any, path: Any, more: Any) -> list[Any]:
-        """Follow a click in the strip: an example, a new scene, or a question.
+    def _prompt(self, paths: Sequence[Any], question: Any) -> dict[str, Any]:
+        """Return the size of the prompt of chosen pictures, or ``problem``, a sentence, where one of them cannot be used."""
+        chosen = [path for path in paths if path]
+        if not chosen:
+            return {}
+        asked = question if isinstance(question, str) and 0 < len(question.strip()) <= controls.MAX_QUESTION else "?"
+        try:
+            if len(chosen) > controls.MAX_PICTURES:
+                raise ValueError(f"There are too many pictures: {controls.MAX_PICTURES} at most.")
+            sizes = [pictures.open_image(controls.upload(path)).size for path in chosen]
+            return {"prompt": asdict(self._about.prompt(sizes, asked)), "pictures": len(chosen)}
+        except ValueError as error:
+            return {"problem": sentence(error)}
+
+    def pick(self, event: gr.EventData, known: Any, path: Any, more: Any, question: Any) -> list[Any]:
+        """Follow a click in the strip or a link: an example, a new scene, or a question.
 
         Pictures that stay are given back, never skipped: for a skipped output Gradio builds the component anew in this visitor's session,
         and the new one would decode uploads by itself.
         """
         data = event._data if isinstance(event._data, dict) else {}
-        questions = known.get("questions", []) if isinstance(known, dict) else []
-        number = data.get("question")
-        if isinstance(number, int) and 0 <= number < len(questions):
-            return [path, more, questions[number], gr.skip(), gr.skip()]
+        shown, number = Shown.of(known), data.get("question")
+        asked = data.get("ask") if isinstance(data.get("ask"), str) else None
+        if isinstance(number, int) and 0 <= number < len(shown.questions):
+            asked = shown.questions[number]
+            return [path, more, asked, *self.measured(path, more, asked, known)]
         number = data.get("example")
         if isinstance(number, int) and 0 <= number < len(self._shelf):
-            example = self._shelf[number]
-            return [str(example.path), None, example.questions[0], *self._offer(example)]
+            return self._show(self._offer(self._shelf[number]), self._shelf[number].path, asked)
         if data.get("scene") and self._scene is not None:
-            return self._draw(self._scene, data.get("seed"))
+            return self._draw(self._scene, data.get("seed"), asked)
+        if asked is not None:
+            return [path, more, asked[: controls.MAX_QUESTION], *self.measured(path, more, asked, known)]
         return [path, more, gr.skip(), gr.skip(), gr.skip()]
 
-    def _draw(self, scene: Scene, seed: Any) -> list[Any]:
+    def _show(self, shown: Shown, path: Path, asked: str | None) -> list[Any]:
+        question = shown.questions[0] if asked is None else asked[: controls.MAX_QUESTION]
+        return [str(path), None, question, *shown.values(self._prompt([path], question))]
+
+    def _draw(self, scene: Scene, seed: Any, question: str | None) -> list[Any]:
         assert self._folder is not None
         if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**31:
             seed = secrets.randbelow(2**31)
@@ -212,11 +293,21 @@ class PictureHandlers:
         file = self._folder / f"scene-{seed % 64}.png"
         drawn.image.save(file)
         asked = spread([(question.text[:1].upper() + question.text[1:], question.answer) for question in drawn.questions])
-        return [str(file), None, asked[0][0], *suggestions([text for text, _ in asked], dict(asked), f"scene={seed}")]
+        return self._show(Shown([text for text, _ in asked], dict(asked), f"scene={seed}", f"scene {seed}"), file, question)
 
-    def own_picture(self) -> list[Any]:
+    def own_picture(self, path: Any, more: Any, question: Any) -> list[Any]:
         """Forget the example: an upload replaces it, and nothing is known about that."""
-        return suggestions(["Describe the picture."], {})
+        name = Path(str(path)).name if path else ""
+        return Shown(["Describe the picture."], {}, name=name).values(self._prompt([path, *(more or [])], question))
+
+    def more_pictures(self, path: Any, more: Any, question: Any, known: Any) -> list[Any]:
+        """Follow a change of the further pictures: from then on it is another choice of pictures."""
+        shown = dataclasses.replace(Shown.of(known), id=secrets.token_urlsafe(6))
+        return shown.values(self._prompt([path, *(more or [])], question))
+
+    def measured(self, path: Any, more: Any, question: Any, known: Any) -> list[Any]:
+        """Measure the prompt anew, after the question changed."""
+        return Shown.of(known).values(self._prompt([path, *(more or [])], question))
 
 
 # what the scripts of the page call: plain functions, because Gradio marks each with an attribute, which a method does not take
@@ -246,19 +337,26 @@ def player_functions(runs: report.Runs, recorded: trace.Trace | None) -> list[Ca
         """Return the run that the page opens with, asked for after the first paint: within the page, its size would hold that up."""
         return recording_json
 
-    return [missing, download, recording]
+    def last(wanted: Any) -> str | None:
+        """Return a run that the visitor had before the page was loaded anew, None where it is gone."""
+        run = runs.get(wanted.get("run")) if isinstance(wanted, dict) else None
+        return run.to_json() if run is not None and run.events else None
+
+    return [missing, download, recording, last]
 
 
 def settings_functions(about: About) -> list[Callable[[Any], Any]]:
-    """Return the functions that the settings call: ``predict`` and ``equal``."""
+    """Return the functions that the settings call: ``predict`` and ``equal``; both hear the size of the chosen pictures' prompt."""
 
     def predict(wanted: Any) -> dict[str, Any]:
         """Return what the arms of the settings will store and read."""
-        return controls.predict(wanted, about)
+        wanted = wanted if isinstance(wanted, dict) else {}
+        return controls.predict(wanted.get("settings"), about, controls.sent_prompt(wanted.get("prompt"), about))
 
     def equal(wanted: Any) -> dict[str, Any]:
         """Return an arm's parameters at the stored share of the other arm."""
         wanted = wanted if isinstance(wanted, dict) else {}
-        return controls.equal(wanted.get("settings"), wanted.get("arm"), about)
+        prompt = controls.sent_prompt(wanted.get("prompt"), about)
+        return controls.equal(wanted.get("settings"), wanted.get("arm"), about, prompt)
 
     return [predict, equal]

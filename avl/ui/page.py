@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
-from starlette.routing import Route
 
 from avl import trace
 from avl.ui import api, components, gallery, report
 from avl.ui import settings as controls
+from avl.ui.application import Application
+from avl.ui.blocks import SpokenBlocks
 from avl.ui.handlers import PictureHandlers, RunHandlers, Scene, message, player_functions, settings_functions
+from avl.ui.limits import Limits
+from avl.ui.logs import RunLog
+from avl.ui.metrics import Metrics
 from avl.ui.queue import Race, ThreadTransport, ZeroGPUTransport
+from avl.ui.security import default_hosts
 from avl.ui.settings import About
 
 IDLE_SECONDS = 5  # between two readings of the header, while nothing runs
@@ -28,11 +34,20 @@ class Page:
     blocks: gr.Blocks
     runs: report.Runs
     transport: ThreadTransport | None
+    application: Application
     options: dict[str, Any]
+    remove_files: Callable[[], None]
 
-    def launch(self, **options: Any) -> Any:
-        """Serve it; Gradio's own arguments beat the page's."""
-        return self.blocks.launch(**{**self.options, **options})
+    def launch(self, hosts: Sequence[str] | None = None, **options: Any) -> Any:
+        """Serve it.
+
+        Args:
+            hosts: names that it answers for, None for those that suit the address that is listened on.
+            options: Gradio's own arguments, which beat the page's.
+        """
+        if hosts is None:
+            hosts = default_hosts(options.get("server_name"), bool(options.get("share")))
+        return self.blocks.launch(**{**self.options, "app_kwargs": self.application.options(hosts), **options})
 
 
 def theme() -> gr.themes.Base:
@@ -53,6 +68,8 @@ def theme() -> gr.themes.Base:
         block_background_fill_dark="#171e27",
         block_border_color="#dbe1e8",
         block_border_color_dark="#2c3743",
+        block_info_text_color="#566370",
+        block_info_text_color_dark="#a3afbc",
         block_label_text_color="#566370",
         block_label_text_color_dark="#a3afbc",
         input_background_fill="#eef1f5",
@@ -74,7 +91,9 @@ def build(
     recorded: trace.Trace | None = None,
     zero_gpu: Callable[..., Any] | None = None,
     idle: Callable[[], dict[str, Any]] | None = None,
-    transport: ThreadTransport | None = None,
+    limits: Limits | None = None,
+    metrics: bool = True,
+    own_folder: Path | None = None,
 ) -> Page:
     """Build the page.
 
@@ -85,39 +104,56 @@ def build(
         recorded: a trace to show until the visitor runs something.
         zero_gpu: ``spaces.GPU`` where the page runs on ZeroGPU; else one worker thread runs everything.
         idle: reads memory and power between runs for the header, as ``telemetry.idle``; None shows none.
-        transport: for tests; by default a :class:`ThreadTransport` of ``race``.
+        limits: how much visitors may take, None for the usual.
+        metrics: whether ``/metrics`` answers.
+        own_folder: Gradio's folder for files where it is this page's alone, to be kept small; None leaves it to others.
 
     Returns:
         The page; ``launch`` serves it.
     """
-    if not zero_gpu:
-        transport = transport or ThreadTransport(race)
+    limits = limits or Limits()
+    counters = Metrics()
+    transport = None if zero_gpu else ThreadTransport(race, limits, (RunLog(), counters))
     runs = report.Runs()
     if recorded is not None:
-        runs.add("recorded", recorded)
+        runs.keep("recorded", recorded)
     shelf = gallery.examples(about.bundled)
-    on_run = RunHandlers(about, runs, transport, ZeroGPUTransport(race, zero_gpu) if zero_gpu else None)
-    on_picture = PictureHandlers(shelf, scene)
-    with gr.Blocks(title="A-VL × LLaVA", analytics_enabled=False, fill_width=True, delete_cache=(3600, 3600)) as blocks:
-        parts = _layout(about, shelf, on_picture, player_functions(runs, recorded), recorded is not None, idle() if idle else None)
+    on_run = RunHandlers(about, runs, transport, ZeroGPUTransport(race, zero_gpu) if zero_gpu else None, limits)
+    on_picture = PictureHandlers(about, shelf, scene)
+    answers: dict[str, Any] = {"/healthz": on_run.health, f"/{components.PLOTLY_ADDRESS}": components.plotly_script}
+    if metrics and transport is not None:
+        counters.watch(lambda: transport.load, lambda: transport.trouble is not None)
+        answers["/metrics"] = counters.answer
+    application = Application(limits, answers, own_folder)
+    on_run.unread = application.unread
+    with SpokenBlocks(title="A-VL × LLaVA", analytics_enabled=False, fill_width=True, delete_cache=(3600, 3600)) as blocks:
+        parts = _layout(
+            about,
+            shelf,
+            on_picture,
+            player_functions(runs, recorded),
+            recorded is not None,
+            idle() if idle else None,
+            transport is not None,
+        )
         _connect(parts, on_run, on_picture, transport)
         if idle is not None and transport is not None:
             _read_between_runs(parts.header, idle, transport)
         if transport is not None:
-            gr.api(api.endpoint(transport, about), api_name="compare", concurrency_limit=None)
+            gr.api(api.endpoint(transport, about, application.unread), api_name="compare", concurrency_limit=None)
         blocks.unload(on_run.stop)
-    blocks.queue(max_size=64)
+    blocks.queue(max_size=64, api_open=False)
     launch = {
         "theme": theme(),
-        "app_kwargs": {"routes": [Route("/healthz", on_run.health)]},
-        "max_file_size": "8mb",
+        "max_file_size": limits.file_bytes,
+        "state_session_capacity": limits.sessions,
         "show_error": False,
         "run_history": False,
         "enable_monitoring": False,
         "ssr_mode": False,
         "footer_links": ["api"],
     }
-    return Page(blocks, runs, transport, launch)
+    return Page(blocks, runs, transport, application, launch, on_picture.remove_files)
 
 
 @dataclass
@@ -143,9 +179,10 @@ def _layout(
     functions: list[Callable[[Any], Any]],
     recorded: bool,
     idle: dict[str, Any] | None,
+    heartbeat: bool,
 ) -> _Parts:
     """Place the components: the header above, inputs and settings left, the player right."""
-    facts = {**vars(about), "notes": list(about.notes)}
+    facts = {**about.facts(), "heartbeat": heartbeat}
     opening = shelf[0] if shelf else None
     offered, answers = on_picture.opening()
     header = components.component("header", value=idle, about=facts)
@@ -162,19 +199,21 @@ def _layout(
             )
             components.take_paths(image)
             with gr.Accordion("More pictures", open=False, elem_id="avl-more"):
-                alone = " The bundled model learned from single pictures: expect little of it here." if about.bundled else ""
-                gr.Markdown(f"The question is about all of them and the one above.{alone}")
-                more = gr.File(label="Pictures", file_count="multiple", file_types=["image"], elem_id="avl-more-pictures", height=120)
+                alone = " The bundled model was trained on single pictures, so expect poor answers." if about.bundled else ""
+                gr.Markdown(f"Ask about all of these and the one above, {controls.MAX_PICTURES} at most.{alone}")
+                more = gr.File(label="Pictures", file_count="multiple", file_types=["image"], elem_id="avl-more-pictures", height=200)
                 components.take_paths(more)
             strip = components.component(
                 "gallery",
                 value=offered,
                 examples=[{"key": example.key, "name": example.name, "thumbnail": gallery.thumbnail(example.path)} for example in shelf],
                 scenes=on_picture.draws,
+                context=about.context,
             )
             question = gr.Textbox(
                 value=opening.questions[0] if opening else "",
                 label="Question",
+                info="Enter runs it, Shift+Enter starts a new line",
                 lines=2,
                 max_lines=5,
                 max_length=controls.MAX_QUESTION,
@@ -195,7 +234,7 @@ def _layout(
             player = components.component(
                 "player",
                 value=message(run="recorded", recorded=True) if recorded else None,
-                plotly=components.plotly_address(),
+                plotly=components.PLOTLY_ADDRESS,
                 about=facts,
                 server_functions=functions,
             )
@@ -210,18 +249,21 @@ def _connect(parts: _Parts, on_run: RunHandlers, on_picture: PictureHandlers, tr
     limits: dict[str, Any] = {"concurrency_limit": None} if transport is not None else {"concurrency_limit": 1, "concurrency_id": "gpu"}
     limits |= {**PRIVATE, "trigger_mode": "once"}
     handler = on_run.run if transport is not None else on_run.run_on_zero
-    started: Any = [event(handler, inputs, outputs, **limits) for event in (parts.run.click, parts.question.submit)]
+    started: Any = [parts.run.click(handler, inputs, outputs, **limits)]
     if transport is not None:
         signal = "() => { document.dispatchEvent(new CustomEvent('avl:stop')); return []; }"
         parts.stop.click(on_run.stop, None, None, js=signal, **AT_ONCE)
     else:
         # the child process cannot hear a flag of ours: closing its generator ends it
         parts.stop.click(on_run.stopped_on_zero, None, outputs, cancels=started, **AT_ONCE)
-    pictures = [parts.image, parts.more]
-    offered = [parts.strip, parts.known]
-    parts.strip.select(on_picture.pick, [parts.known, *pictures], [*pictures, parts.question, *offered], **AT_ONCE)
-    parts.image.upload(on_picture.own_picture, None, offered, **AT_ONCE)
-    parts.image.clear(on_picture.own_picture, None, offered, **AT_ONCE)
+    pictures, offered = [parts.image, parts.more], [parts.strip, parts.known]
+    asked = [*pictures, parts.question]
+    parts.strip.select(on_picture.pick, [parts.known, *asked], [*asked, *offered], **AT_ONCE)
+    for event in (parts.image.upload, parts.image.clear):
+        event(on_picture.own_picture, asked, offered, **AT_ONCE)
+    for event in (parts.more.upload, parts.more.clear, parts.more.delete):
+        event(on_picture.more_pictures, [*asked, parts.known], offered, **AT_ONCE)
+    parts.question.blur(on_picture.measured, [*asked, parts.known], offered, **AT_ONCE)
 
 
 def _read_between_runs(header: gr.HTML, idle: Callable[[], dict[str, Any]], transport: ThreadTransport) -> None:

@@ -9,96 +9,47 @@ asynchronous handler only drains the events. On ZeroGPU a worker thread is impos
 from __future__ import annotations
 
 import asyncio
-import logging
-import secrets
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import Any
 
 from avl import trace
+from avl.engine.failures import device_lost
 from avl.engine.request import GenerationRequest
-
-log = logging.getLogger(__name__)
-
+from avl.ui.errors import LOST, Busy, sentence
+from avl.ui.job import Job, Observer
+from avl.ui.limits import Limits
 
 Race = Callable[[GenerationRequest, threading.Event], Iterator[trace.Event]]
 """Run a request, polling the event at every step: the only thing the page knows of the engine."""
 
-
-class Busy(RuntimeError):
-    """The queue is full. The message is one sentence for the visitor."""
-
-
-def sentence(error: BaseException) -> str:
-    """Return one clear sentence for the page. Only errors made for a person pass through as they are; the rest goes to the log."""
-    if isinstance(error, ValueError | Busy):
-        text = str(error)
-        # the library's sentences begin small; names of parameters stay as they are
-        text = text[:1].upper() + text[1:] if text.split(" ")[0].isalpha() else text
-        return text if text.endswith((".", "!", "?")) else text + "."
-    if isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__:
-        return "The device ran out of memory: choose a smaller batch, fewer new tokens or a smaller picture."
-    return f"The run failed inside ({type(error).__name__}); the server's log has the details."
-
-
-@dataclass(eq=False)
-class Job:
-    """One run of one visitor: written by the worker thread, read by the handler's event loop."""
-
-    request: GenerationRequest
-    owner: str
-    loop: asyncio.AbstractEventLoop
-    id: str = field(default_factory=lambda: secrets.token_urlsafe(16))
-    stop: threading.Event = field(default_factory=threading.Event)
-    state: str = "queued"
-    _events: deque[trace.Event] = field(default_factory=deque)
-    _wake: asyncio.Event = field(default_factory=asyncio.Event)
-
-    def put(self, event: trace.Event) -> None:
-        """Worker side: hand over one event."""
-        self._events.append(event)
-        self._signal()
-
-    def move(self, state: str) -> None:
-        """Worker side: enter ``state``: queued, running, done."""
-        self.state = state
-        self._signal()
-
-    def _signal(self) -> None:
-        try:
-            self.loop.call_soon_threadsafe(self._wake.set)
-        except RuntimeError:  # the server is closing: nobody listens any more
-            self.stop.set()
-
-    def take(self) -> list[trace.Event]:
-        """Return everything that has arrived (handler side)."""
-        events = []
-        while self._events:
-            events.append(self._events.popleft())
-        return events
-
-    async def wait(self, seconds: float) -> None:
-        """Wait until something happens, at most ``seconds`` (handler side)."""
-        try:
-            await asyncio.wait_for(self._wake.wait(), seconds)
-        except TimeoutError:
-            return
-        self._wake.clear()
+DIED = "The server's device thread ended in the middle of this run: try again."
+UNREAD = "Nobody read this run's events, so it was ended."
 
 
 class ThreadTransport:
-    """A first-come-first-served queue in front of one worker thread."""
+    """A first-come-first-served queue in front of one worker thread, which is replaced where it dies.
 
-    def __init__(self, race: Race, *, capacity: int = 20) -> None:
+    Args:
+        race: runs a request.
+        limits: how many wait, of one visitor and in all, with how large pictures; how long a run may take, or say nothing.
+        observers: hear what happens.
+    """
+
+    def __init__(self, race: Race, limits: Limits | None = None, observers: Sequence[Observer] = ()) -> None:
         self._race = race
-        self._capacity = capacity
+        self.limits = limits or Limits()
+        self._observers = tuple(observers)
         self._waiting: deque[Job] = deque()
         self._running: Job | None = None
         self._change = threading.Condition()
-        self._closed = False
+        self._closed: str | None = None
+        self._lost: str | None = None
+        self._start_worker()
+
+    def _start_worker(self) -> None:
         self._thread = threading.Thread(target=self._work, name="avl-device", daemon=True)
         self._thread.start()
 
@@ -112,17 +63,51 @@ class ThreadTransport:
         with self._change:
             return int(self._running is not None), len(self._waiting)
 
-    def submit(self, request: GenerationRequest, owner: str) -> Job:
-        """Join the queue. Call it on the event loop that will read the job."""
-        job = Job(request, owner, asyncio.get_running_loop())
+    @property
+    def trouble(self) -> tuple[str, str] | None:
+        """What keeps runs from being taken, as (state, sentence): stopping, failed or stuck; None while all is well."""
+        if self._closed is not None:
+            return "stopping", self._closed
+        if self._lost is not None:
+            return "failed", self._lost
+        if not self.alive:
+            return "failed", "The device thread has ended: the server has to be restarted."
+        job, seconds = self._running, self.limits.stuck_seconds
+        if job is not None and job.state == "running" and time.monotonic() - job.progress > seconds:
+            return "stuck", f"The device has not answered for {seconds:g} s: try again later."
+        return None
+
+    def submit(self, request: GenerationRequest, owner: str, visitor: str | None = None) -> Job:
+        """Join the queue. Call it on the event loop that will read the job.
+
+        Args:
+            request: what to run.
+            owner: whose :meth:`stop` ends it.
+            visitor: whose share of the queue it takes, None for nobody's.
+
+        Raises:
+            Busy: there is no room, or the server takes no more runs; one sentence.
+        """
+        job = Job(request, owner, asyncio.get_running_loop(), visitor)
         with self._change:
-            if not self.alive:
-                raise Busy("The device thread has ended: restart the server.")
-            if len(self._waiting) >= self._capacity:
-                raise Busy(f"{self._capacity} visitors are waiting already: try again in a minute.")
+            self._check_room(job)
             self._waiting.append(job)
             self._change.notify()
+        self._tell("queued", job)
         return job
+
+    def _check_room(self, job: Job) -> None:
+        limits = self.limits
+        trouble = self.trouble
+        if trouble is not None:
+            raise Busy(trouble[1])
+        if len(self._waiting) >= limits.waiting:
+            raise Busy(f"{limits.waiting} visitors are waiting already: try again in a minute.")
+        of_visitor = sum(one.visitor == job.visitor for one in self._waiting)
+        if job.visitor is not None and of_visitor >= limits.waiting_per_visitor:
+            raise Busy(f"{of_visitor} of your runs are waiting already: wait for one of them to end.")
+        if self._waiting and sum(one.picture_bytes for one in (*self._waiting, job)) > limits.picture_bytes:
+            raise Busy("The pictures of those who wait fill the server's memory: try again in a minute, or send a smaller picture.")
 
     def position(self, job: Job) -> int:
         """How many runs come before this one; 0 when it is this one's turn."""
@@ -139,66 +124,128 @@ class ThreadTransport:
             self.leave(job)
         return bool(jobs)
 
-    def leave(self, job: Job) -> None:
-        """End one job: out of the queue at once, or out of the device within one step. Never blocks: handlers call it on the event loop."""
+    def leave(self, job: Job, why: str | None = None) -> None:
+        """End one job: out of the queue at once, or out of the device within one step. Never blocks: handlers call it on the event loop.
+
+        Args:
+            job: which.
+            why: what the visitor is told where the server ends it, one sentence.
+        """
+        if job.state != "done" and why is not None:
+            job.why = job.why or why
         job.stop.set()
         with self._change:
-            if job in self._waiting:
+            waited = job in self._waiting
+            if waited:
                 self._waiting.remove(job)
-                job.move("done")
+        if waited:
+            self._end(job, "stopped")
 
-    def close(self, timeout: float = 10.0) -> None:
-        """End the worker (tests and orderly shutdown)."""
+    def check(self, job: Job) -> None:
+        """End a job that runs for longer than allowed."""
+        seconds = self.limits.run_seconds
+        if job.state == "running" and job.began is not None and time.monotonic() - job.began > seconds and not job.stop.is_set():
+            self.leave(job, f"This run took longer than {seconds:g} s, the most here: lower the batch, the repeats or the new tokens.")
+
+    def drain(self, why: str) -> None:
+        """Take no more runs and end those there are; returns at once."""
         with self._change:
-            self._closed = True
+            self._closed = why
             jobs = [*self._waiting, *([self._running] if self._running else [])]
             self._change.notify()
         for job in jobs:
-            self.leave(job)
+            self.leave(job, why)
+
+    def close(self, timeout: float = 10.0) -> bool:
+        """Drain and wait for the worker to end; false where it has not after ``timeout`` seconds."""
+        self.drain("The server is shutting down.")
         self._thread.join(timeout)
+        return not self.alive
+
+    def _tell(self, what: str, *of: Any) -> None:
+        for observer in self._observers:
+            getattr(observer, what)(*of)
+
+    def refused(self, error: BaseException) -> None:
+        """Tell the observers of a request that did not become a job."""
+        self._tell("refused", error)
+
+    def _end(self, job: Job, outcome: str) -> None:
+        job.end(outcome)
+        self._tell("ended", job)
 
     def _work(self) -> None:
-        while True:
-            with self._change:
-                while not self._waiting and not self._closed:
-                    self._change.wait()
-                if self._closed:
-                    return
-                job = self._running = self._waiting.popleft()
-            try:
+        try:
+            while True:
+                with self._change:
+                    while not self._waiting and self._closed is None:
+                        self._change.wait()
+                    if self._closed is not None:
+                        return
+                    job = self._running = self._waiting.popleft()
                 self._run(job)
+                del job  # the request holds pictures; the idle thread must not
+        except BaseException as error:  # such as SystemExit, which a thread ends with in silence
+            self._tell("failed", job, error)
+            with self._change:
+                again = self._closed is None and self._lost is None
+            if again:
+                self._start_worker()
+
+    def _run(self, job: Job) -> None:
+        outcome, failed = "failed", False
+        events: Iterator[trace.Event] | None = None
+        try:
+            if not job.stop.is_set():
+                job.start()
+                self._tell("started", job)
+                events = self._race(job.request, job.stop)
+                for event in events:
+                    failed = failed or isinstance(event, trace.Error)
+                    job.put(event)
+                    self._tell("event", job, event)
+            outcome = "stopped" if job.stop.is_set() else "failed" if failed else "done"
+        except Exception as error:
+            self._fail(job, error)
+        except BaseException:
+            job.why = DIED
+            raise
+        finally:
+            try:
+                # closing here, in the thread that owns the device, frees the caches of a run that ended early
+                close = getattr(events, "close", None)
+                if close is not None:
+                    close()
             finally:
                 with self._change:
                     self._running = None
-                job.move("done")
-                del job  # the request holds pictures; the idle thread must not
+                self._end(job, outcome)
 
-    def _run(self, job: Job) -> None:
-        if job.stop.is_set():
-            return
-        job.move("running")
-        events: Iterator[trace.Event] | None = None
-        try:
-            events = self._race(job.request, job.stop)
-            for event in events:
-                job.put(event)
-        except Exception as error:
-            if not isinstance(error, ValueError):
-                log.exception("a run failed")
-            job.put(trace.Error(sentence(error)))
-        finally:
-            # closing here, in the thread that owns the device, frees the caches of a run that ended early
-            close = getattr(events, "close", None)
-            if close is not None:
-                close()
+    def _fail(self, job: Job, error: Exception) -> None:
+        job.put(trace.Error(sentence(error)))
+        self._tell("failed", job, error)
+        if device_lost(error):
+            self._lost = LOST
+            with self._change:
+                waiting = list(self._waiting)
+            for other in waiting:
+                self.leave(other, LOST)
 
 
 async def batches(
-    transport: ThreadTransport, job: Job, *, interval: float = 0.08, heartbeat: float = 1.0
+    transport: ThreadTransport, job: Job, *, interval: float = 0.08, heartbeat: float = 1.0, unread: Callable[[], float] = lambda: 0.0
 ) -> AsyncIterator[list[trace.Event]]:
     """Events of a job, coalesced to one batch per ``interval`` seconds; an empty batch every ``heartbeat`` seconds of silence.
 
-    The empty batches carry the position in the queue to the page, and they are where Gradio notices that a tab was closed.
+    The empty batches carry the position in the queue to the page, and they are where Gradio notices that a tab was closed. They are also
+    where the server ends runs that nobody reads, or that take too long.
+
+    Args:
+        transport: the job's queue.
+        job: whose events.
+        interval: least seconds between two batches.
+        heartbeat: most seconds of silence.
+        unread: tells for how many seconds the oldest batch has waited for the visitor to read it.
     """
     last = 0.0
     while True:
@@ -209,6 +256,9 @@ async def batches(
             yield events
         if done:
             return
+        transport.check(job)
+        if unread() > transport.limits.unread_seconds:
+            transport.leave(job, UNREAD)
         await job.wait(heartbeat)
         rest = interval - (time.monotonic() - last)
         if rest > 0:

@@ -16,29 +16,42 @@ from avl.ui.components import FOLDER
 
 
 class Runs:
-    """The last runs by their unguessable id, for downloads and for pages that missed a batch; the oldest leave first."""
+    """The last runs by their unguessable id, for downloads and for pages that missed a batch; the oldest leave first.
 
-    def __init__(self, capacity: int = 32, max_events: int = 200_000) -> None:
+    Args:
+        capacity: runs at most.
+        max_weight: of all of them, in events; the attention of a pass counts as many as it takes the memory of.
+    """
+
+    def __init__(self, capacity: int = 32, max_weight: int = 200_000) -> None:
         self._runs: OrderedDict[str, trace.Trace] = OrderedDict()
+        self._kept: dict[str, trace.Trace] = {}
         self._capacity = capacity
-        self._max_events = max_events
+        self._max_weight = max_weight
         self._lock = threading.Lock()
+
+    def keep(self, key: str, run: trace.Trace) -> None:
+        """Add a run that never leaves, such as the one that the page opens with."""
+        self._kept[key] = run
 
     def add(self, key: str, run: trace.Trace) -> None:
         with self._lock:
             self._runs[key] = run
-            while len(self._runs) > 1 and (len(self._runs) > self._capacity or self._events() > self._max_events):
-                self._runs.popitem(last=False)
-
-    def _events(self) -> int:
-        return sum(len(run.events) for run in self._runs.values())
+            weights = {one: sum(map(_weight, known.events)) for one, known in self._runs.items()}
+            while len(self._runs) > 1 and (len(self._runs) > self._capacity or sum(weights.values()) > self._max_weight):
+                weights.pop(self._runs.popitem(last=False)[0])
 
     def get(self, key: object) -> trace.Trace | None:
         with self._lock:
-            return self._runs.get(key) if isinstance(key, str) else None
+            return self._kept.get(key) or self._runs.get(key) if isinstance(key, str) else None
 
     def __len__(self) -> int:
         return len(self._runs)
+
+
+def _weight(event: trace.Event) -> int:
+    """Memory of an event in units of a usual one, about 1 kB."""
+    return 1 + sum(map(len, event.image)) // 1024 if isinstance(event, trace.Scores) else 1
 
 
 def steps_csv(run: trace.Trace) -> str:
@@ -46,12 +59,11 @@ def steps_csv(run: trace.Trace) -> str:
     out = io.StringIO()
     writer = csv.writer(out)
     writer.writerow(["arm", "policy", "t", "token", "text", "ms", "clock_ms", "stored", "read", "stored_bytes", "read_bytes", "update"])
-    labels = [arm.label for arm in run.start.arms]
+    labels = [_cell(arm.label) for arm in run.start.arms]
     for event in run:
         if not isinstance(event, trace.Prefill | trace.Step):
             continue
-        # a spreadsheet would run a text that begins like a formula
-        text = "'" + event.text if event.text[:1] in ("=", "+", "-", "@") else event.text
+        text = _cell(event.text)
         row: list[Any] = [event.arm, labels[event.arm]]
         if isinstance(event, trace.Prefill):
             row += [0, event.token, text, event.ms, event.ms, sum(event.stored), "", event.stored_bytes, "", ""]
@@ -60,6 +72,11 @@ def steps_csv(run: trace.Trace) -> str:
             row += [event.stored_bytes, event.read_bytes, int(event.update)]
         writer.writerow(row)
     return out.getvalue()
+
+
+def _cell(text: str) -> str:
+    """Return a text that no spreadsheet takes for a formula, which it would run, nor after blanks that it drops."""
+    return "'" + text if text.lstrip()[:1] in ("=", "+", "-", "@") or text[:1] in ("\t", "\r", "\n") else text
 
 
 def page(run: trace.Trace) -> str:

@@ -4,25 +4,36 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import os
 import threading
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 from avl import trace
 from avl.engine import scheduler
 from avl.engine.request import GenerationRequest
-from avl.models.loading import load
+from avl.models.families import describe
+from avl.models.loading import load, model_name
 from avl.policies import AVL, Full
 from avl.telemetry import idle
 from avl.tiny.data import scenes
+from avl.ui import address, shutdown, uploads
+
+if TYPE_CHECKING:
+    from avl.ui.limits import Limits
+    from avl.ui.queue import Race
+    from avl.ui.settings import About
+
+log = logging.getLogger(__name__)
 
 BUNDLED_NOTE = (
-    "The bundled model is a small LLaVA of the same architecture, trained on drawn scenes, so that this page is live on any machine: "
-    "it is no evidence about real LLaVA."
+    "This demo runs a 6.3M-parameter LLaVA trained on synthetic scenes, so it works on any machine. "
+    "Its results do not transfer to full-size LLaVA."
 )
 BATCH_NOTE = (
-    "At batch 1 expect little or no gain in time: A-VL saves memory and cache reads, "
-    "and those decide the time only at large batch and with long pictures."
+    "Expect little or no speedup at batch size 1: A-VL reduces KV-cache memory and reads, "
+    "which dominate latency only with large batches or many image tokens."
 )
 
 
@@ -35,8 +46,13 @@ def serve(
     host: str | None = None,
     port: int | None = None,
     share: bool = False,
+    allowed_hosts: Sequence[str] | None = None,
+    trusted_proxies: str | None = None,
+    limits: Limits | None = None,
+    metrics: bool = True,
+    log_json: bool = False,
 ) -> None:
-    """Start the page and block until it is stopped.
+    """Start the page and block until SIGINT or SIGTERM; then let the running step end, tell visitors, and delete temporary files.
 
     Args:
         name: of the model, as for ``avl.load``.
@@ -46,32 +62,103 @@ def serve(
         host: address to listen on, None for GRADIO_SERVER_NAME or else this machine only.
         port: to listen on, None for GRADIO_SERVER_PORT or else the first free one from 7860.
         share: ask Gradio for a public link.
+        allowed_hosts: host names to answer for; None for all, or for those of this machine where only it can connect.
+        trusted_proxies: addresses of proxies that name the visitor, as uvicorn's FORWARDED_ALLOW_IPS.
+        limits: how much visitors may take.
+        metrics: whether ``/metrics`` answers.
+        log_json: whether to log every run, as JSON.
 
     Raises:
-        OSError, TypeError, ValueError: as ``avl.load``, and OSError where gradio or plotly is not installed.
+        OSError, TypeError, ValueError: the server cannot start; one sentence.
     """
     zero_gpu = _zero_gpu()
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio is imported
+    os.environ.setdefault("GRADIO_ANALYTICS_MAX_EVENTS", "100")  # Gradio tells the last ones' times over after every call
+    if trusted_proxies is not None:
+        os.environ["FORWARDED_ALLOW_IPS"] = trusted_proxies  # read by uvicorn
+    host, port = address.check(host, port)
+    signals = shutdown.Signals()
+    signals.listen()
+    folder = uploads.make_folder()  # before Gradio is imported, which makes folders in it
+    ended = True
     try:
-        from avl.ui import gallery, page
-        from avl.ui.settings import About
+        with starting("import the page"):
+            gallery, page, logs = _page_modules()
+        logs.set_up(log_json)
+        with starting(f"load the model {name}"):
+            model, processor = load(name, device=device, dtype=dtype, revision=revision)
+        run = functools.partial(scheduler.run, model, processor)
+        with starting(f"warm up the model {name}"):
+            about = _about(model, processor, run, name)
+        with starting("build the page"):
+            built = page.build(
+                run,
+                about,
+                scene=lambda seed: scenes.draw(seed, "test"),
+                recorded=gallery.recording(about.bundled),
+                zero_gpu=zero_gpu,
+                idle=lambda: idle(model.device),
+                limits=limits,
+                metrics=metrics,
+                own_folder=folder,
+            )
+        try:
+            with starting(f"listen on {host}, port {port}"):
+                built.launch(allowed_hosts, server_name=host, server_port=port, share=share, prevent_thread_lock=True)
+            signals.wait()
+        finally:
+            ended = shutdown.shut_down(built)
+    finally:
+        uploads.remove_folder(folder)
+    shutdown.leave(ended)
+
+
+def _page_modules() -> tuple[Any, Any, Any]:
+    """Import what needs the packages of the extra ``page``."""
+    try:
+        from avl.ui import gallery, logs, page
     except ModuleNotFoundError as error:
-        if error.name not in ("gradio", "plotly"):
+        if error.name not in ("gradio", "plotly", "prometheus_client"):
             raise
         raise OSError(
             f"the page needs {error.name}, which is not installed: install this package with its extra, pip install '.[page]' in a "
             "checkout or pip install 'PATH_OF_THE_WHEEL[page]'"
         ) from None
-    model, processor = load(name, device=device, dtype=dtype, revision=revision)
+    return gallery, page, logs
 
-    run = functools.partial(scheduler.run, model, processor)
-    bundled = name == "tiny"
-    policies = (Full(), AVL(S=45, C=30, K=3, P=90, T=60))
-    warm = GenerationRequest((scenes.draw(0).image,), "Describe the picture.", policies, max_new_tokens=6)
-    start = next(event for event in list(run(warm, threading.Event())) if isinstance(event, trace.Start))
+
+@contextlib.contextmanager
+def starting(what: str) -> Iterator[None]:
+    """Turn whatever keeps the server from starting into one sentence.
+
+    Raises:
+        OSError, TypeError, ValueError: as they are where they were made for a person, else OSError that says what failed.
+    """
+    try:
+        yield
+    except Exception as error:
+        if type(error) in (OSError, TypeError, ValueError):
+            raise
+        log.info("cannot %s", what, exc_info=True)
+        lines = str(error).strip().splitlines() or ["no more is known"]
+        raise OSError(f"cannot {what}: {lines[0]} ({type(error).__name__})") from None
+
+
+def _about(model: Any, processor: Any, run: Race, name: str) -> About:
+    """Warm the model up and return what the page says of it."""
+    from avl.ui.prompts import measure_with
+    from avl.ui.settings import About, table_row
+
+    warm = GenerationRequest((scenes.draw(0).image,), "Describe the picture.", (Full(), AVL(S=45, C=30, K=3, P=90, T=60)), max_new_tokens=6)
+    events = list(run(warm, threading.Event()))
+    for event in events:
+        if isinstance(event, trace.Error):
+            raise OSError(f"the model {name} loads but cannot run here: {event.message}")
+    start = next(event for event in events if isinstance(event, trace.Start))
     hardware = start.machine.get("gpu") or start.machine.get("cpu")
-    about = About(
-        name="bundled small LLaVA" if bundled else name,
+    bundled = name == "tiny"
+    return About(
+        name="bundled small LLaVA" if bundled else model_name(model),
         layers=start.layers,
         n_image=start.n_image,
         n_text=start.n_text,
@@ -80,19 +167,12 @@ def serve(
         dtype=str(start.model["dtype"]),
         machine=f"{hardware}, torch {start.machine.get('torch')}",
         bundled=bundled,
-        preset=name,
+        preset="" if bundled else table_row(name, model.config),
         default_tokens=96,
         notes=(*([BUNDLED_NOTE] if bundled else []), BATCH_NOTE),
+        context=describe(model).context,
+        measure=measure_with(model, processor),
     )
-    built = page.build(
-        run,
-        about,
-        scene=lambda seed: scenes.draw(seed, "test"),
-        recorded=gallery.recording(bundled),
-        zero_gpu=zero_gpu,
-        idle=lambda: idle(model.device),
-    )
-    built.launch(server_name=host, server_port=port, share=share)
 
 
 def _zero_gpu() -> Any:

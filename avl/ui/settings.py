@@ -8,20 +8,27 @@ from __future__ import annotations
 
 import json
 import math
+import secrets
+import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from avl.engine.request import MODES, GenerationRequest
+from avl.models.checkpoints import CHECKPOINTS
+from avl.models.families import family_of
 from avl.policies import AVL, POLICIES, TABLE_3, Full, Param, Policy, PromptShape
 from avl.policies.cost import mean_cost, step_cost
-from avl.ui.queue import sentence
+from avl.ui.errors import sentence
+from avl.ui.prompts import Measure, PromptSize
 
 MAX_QUESTION = 2_000
 MAX_BATCH = 256
 MAX_REPEATS = 20
 MAX_PICTURES = 8
+MAX_SEED = 2**31 - 1
+MAX_PROMPT = 10**6
 MAX_SCORES = 5_000_000
 """Attention weights of a run that the page records at most: image tokens x layers x passes of all arms. They travel as two bytes each."""
 
@@ -81,9 +88,23 @@ def presets() -> list[dict[str, Any]]:
     return rows
 
 
+def table_row(name: str, config: Any) -> str:
+    """Return the key of Table 3 that suits a model: by short name, by Hub id or by a folder called like either, else its family's."""
+    last = Path(name).name
+    short = next((key for key, hub_id in CHECKPOINTS.items() if last in (key, hub_id.split("/")[-1])), name)
+    return short if short in {key for key, _, _ in TABLE_3} else family_of(config).preset
+
+
 @dataclass(frozen=True)
 class About:
-    """What the page says about the loaded model. ``n_image`` and ``n_text``: those of the warm-up prompt, to predict with before a run."""
+    """What the page says about the loaded model.
+
+    Attributes:
+        n_image: image tokens of the warm-up prompt, to predict with while no picture is chosen.
+        n_text: its other tokens.
+        context: most tokens of prompt and answer, None for no limit.
+        measure: counts the tokens of chosen pictures and a question; None takes every picture for one of ``n_image`` tokens.
+    """
 
     name: str
     layers: int
@@ -98,6 +119,20 @@ class About:
     default_tokens: int = 64
     preset: str = ""
     notes: tuple[str, ...] = field(default_factory=tuple)
+    context: int | None = None
+    measure: Measure | None = None
+
+    def facts(self) -> dict[str, Any]:
+        """Return what the page's scripts may know, as JSON values."""
+        return {one.name: getattr(self, one.name) for one in fields(self) if one.name not in ("measure", "notes")} | {
+            "notes": list(self.notes)
+        }
+
+    def prompt(self, sizes: Sequence[tuple[int, int]], question: str) -> PromptSize:
+        """Return the size of the prompt of pictures of ``sizes`` (width, height). Raise ValueError where they make none."""
+        if self.measure is None or not sizes:
+            return PromptSize(self.n_image * max(1, len(sizes)), self.n_text)
+        return self.measure(tuple(sizes), question)
 
 
 def settings(about: About) -> dict[str, Any]:
@@ -121,9 +156,11 @@ def settings(about: About) -> dict[str, Any]:
 
 def number(data: dict[str, Any], key: str, low: float, high: float, default: float | None = None, *, whole: bool = True) -> Any:
     """Return one number of a hostile mapping, or raise ValueError that names it, its value and its range."""
-    value = data.get(key, default)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    value: Any = data.get(key, default)
+    if isinstance(value, bool) or not isinstance(value, int | float) or (isinstance(value, float) and not math.isfinite(value)):
         raise ValueError(f"{key} must be a number from {low:g} to {high:g}, not {str(value)[:40]!r}.")
+    if abs(value) > sys.maxsize:  # Python formats no integer of hundreds of digits as a number
+        raise ValueError(f"{key} must be from {low:g} to {high:g}, not {'less than -' if value < 0 else 'more than '}{sys.maxsize:g}.")
     if whole and value != int(value):
         raise ValueError(f"{key} must be a whole number from {low:g} to {high:g}, not {value:g}.")
     if not low <= value <= high:
@@ -152,13 +189,13 @@ def _parameter(choice: dict[str, Any], one: Param) -> Any:
     return None if one.optional and value is None else number({one.name: value}, one.name, one.low, one.high)
 
 
-def at_stored(choice: Any, fraction: float, about: About) -> dict[str, Any]:
-    """Return the parameters with which an arm stores ``fraction`` of the full cache, as near as sliders come.
+def at_stored(choice: Any, fraction: float, prompt: PromptSize, layers: int) -> dict[str, Any]:
+    """Return the parameters with which an arm stores ``fraction`` of a prompt's full cache, as near as sliders come.
 
     Raises:
         ValueError: bad settings, or the policy cannot store that share; one sentence.
     """
-    fitted = policy(choice).at_stored(fraction, about.n_image, about.n_text, about.layers)
+    fitted = policy(choice).at_stored(fraction, prompt.n_image, prompt.n_text, layers)
     values: dict[str, Any] = {}
     for one in fitted.params():
         value = getattr(fitted, one.name)
@@ -166,34 +203,39 @@ def at_stored(choice: Any, fraction: float, about: About) -> dict[str, Any]:
     return values
 
 
-def equal(chosen: Any, index: Any, about: About) -> dict[str, Any]:
+def equal(chosen: Any, index: Any, about: About, prompt: PromptSize | None = None) -> dict[str, Any]:
     """Return the parameters with which arm ``index`` stores as much as the other one; ``{"error": sentence}`` where it cannot."""
+    prompt = prompt or about.prompt((), "")
     try:
         checked = check(chosen, about)
-        if isinstance(index, bool) or index not in (0, 1) or len(checked["policies"]) != 2:
+        if type(index) is not int or index not in (0, 1) or len(checked["policies"]) != 2:
             raise ValueError("There is no other arm to compare with.")
-        return at_stored(chosen["arms"][index], _shares(checked["policies"][1 - index], _shape(checked, about))[0], about)
+        fraction = _shares(checked["policies"][1 - index], _shape(checked, prompt, about))[0]
+        return at_stored(chosen["arms"][index], fraction, prompt, about.layers)
     except ValueError as error:
         return {"error": sentence(error)}
 
 
-def predict(chosen: Any, about: About) -> dict[str, Any]:
-    """Return what the arms of some settings will store and read, before any run, for a prompt as long as the warm-up's.
+def predict(chosen: Any, about: About, prompt: PromptSize | None = None) -> dict[str, Any]:
+    """Return what the arms of some settings will store and read, before any run.
 
     Args:
         chosen: settings, as for :func:`prepare`.
         about: the model that is asked.
+        prompt: of the chosen pictures and question; None for the warm-up's.
 
     Returns:
         ``arms``: of each ``stored`` and ``read``, shares of full attention, means over the decode steps, and ``peak``, the most bytes
         that one row takes, or ``error``, one sentence; ``full``: bytes that full attention stores, all rows, mean over the decode steps.
-        Where the settings themselves are wrong, ``error`` alone.
+        Where the settings themselves are wrong, or the prompt is too long for them, ``error`` alone.
     """
+    prompt = prompt or about.prompt((), "")
     try:
         checked = check(chosen, about, policies=False)
+        check_limits(prompt, checked, len(chosen["arms"]), about)
     except ValueError as error:
         return {"error": sentence(error)}
-    shape = _shape(checked, about)
+    shape = _shape(checked, prompt, about)
     token = about.token_bytes / about.layers
 
     def arm(choice: Any) -> dict[str, Any]:
@@ -210,8 +252,16 @@ def predict(chosen: Any, about: About) -> dict[str, Any]:
     return {"arms": [arm(choice) for choice in chosen["arms"]], "full": mean_cost(Full(), shape).stored * token * checked["batch"]}
 
 
-def _shape(checked: dict[str, Any], about: About) -> PromptShape:
-    return PromptShape(about.n_image, about.n_text, checked["max_new_tokens"], about.layers)
+def sent_prompt(data: Any, about: About) -> PromptSize:
+    """Return the prompt size that a script of the page sent along, the warm-up's where it sent none."""
+    found = [data.get(key) if isinstance(data, dict) else None for key in ("n_image", "n_text")]
+    if all(isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MAX_PROMPT for value in found):
+        return PromptSize(*found)  # type: ignore[arg-type]
+    return about.prompt((), "")
+
+
+def _shape(checked: dict[str, Any], prompt: PromptSize, about: About) -> PromptShape:
+    return PromptShape(prompt.n_image, prompt.n_text, checked["max_new_tokens"], about.layers)
 
 
 def _shares(one: Policy, shape: PromptShape) -> tuple[float, float]:
@@ -245,6 +295,7 @@ def check(chosen: Any, about: About, *, policies: bool = True) -> dict[str, Any]
     if mode not in MODES:
         raise ValueError(f"The mode must be {' or '.join(f'“{word}”' for word in MODES)}.")
     seed = chosen.get("seed")
+    temperature = number(chosen, "temperature", 0, 2, 0.0, whole=False)
     scores = chosen.get("scores", False)
     if not isinstance(scores, bool):
         raise ValueError("The scores must be true or false.")
@@ -252,17 +303,29 @@ def check(chosen: Any, about: About, *, policies: bool = True) -> dict[str, Any]
         "max_new_tokens": number(chosen, "max_new_tokens", 1, about.max_tokens, about.default_tokens),
         "mode": mode,
         "batch": number(chosen, "batch", 1, MAX_BATCH, 1),
-        "temperature": number(chosen, "temperature", 0, 2, 0.0, whole=False),
+        "temperature": temperature,
         "top_p": number(chosen, "top_p", 0.01, 1, 1.0, whole=False),
-        "seed": None if seed is None else number(chosen, "seed", 0, 2**31 - 1),
+        "seed": number(chosen, "seed", 0, MAX_SEED) if seed is not None else secrets.randbelow(MAX_SEED + 1) if temperature else None,
         "repeats": number(chosen, "repeats", 1, MAX_REPEATS, 1),
         "scores": scores,
     }
-    weights = about.n_image * about.layers * checked["max_new_tokens"] * len(arms)
-    if scores and weights > MAX_SCORES:
-        most = MAX_SCORES * checked["max_new_tokens"] // weights
-        raise ValueError(f"Recording the attention of so many tokens would take too much memory: {most} new tokens at most with it.")
     return checked
+
+
+def check_limits(prompt: PromptSize, checked: dict[str, Any], arms: int, about: About) -> None:
+    """Raise ValueError, one sentence, where a prompt is too long for the model or for what ``checked`` settings ask of it."""
+    tokens, n_image, n_text = checked["max_new_tokens"], prompt.n_image, prompt.n_text
+    if about.context is not None and n_image + n_text + tokens > about.context:
+        need = (
+            f"{n_image} image + {n_text} text + {tokens} new tokens are {n_image + n_text + tokens}, and this model takes {about.context}"
+        )
+        room = about.context - n_image - n_text
+        raise ValueError(f"{need}: {f'set “new tokens” to {room} at most' if room > 0 else 'use fewer or smaller pictures'}.")
+    weights = n_image * about.layers * tokens * arms
+    if checked["scores"] and weights > MAX_SCORES:
+        most = MAX_SCORES * tokens // weights
+        advice = f"{most} new tokens at most with it" if most else "switch it off, or use fewer or smaller pictures"
+        raise ValueError(f"Recording the attention of so many tokens would take too much memory: {advice}.")
 
 
 def prepare(paths: Sequence[Any], question: Any, chosen: Any, about: About) -> GenerationRequest:
@@ -279,10 +342,14 @@ def prepare(paths: Sequence[Any], question: Any, chosen: Any, about: About) -> G
     """
     if not isinstance(question, str) or not question.strip():
         raise ValueError("The question is empty: type one, or pick one of the suggestions.")
+    if any("\ud800" <= character <= "\udfff" for character in question):
+        raise ValueError("The question holds half a character (a lone surrogate): send it as valid UTF-8.")
     if len(question) > MAX_QUESTION:
         raise ValueError(f"The question is too long: {len(question)} characters, {MAX_QUESTION} at most.")
     checked = check(chosen, about)
     if len(paths) > MAX_PICTURES:
         raise ValueError(f"There are too many pictures: {MAX_PICTURES} at most.")
     files: Any = [upload(path) for path in paths or [None]]
-    return GenerationRequest(files, question.strip(), **checked)
+    request = GenerationRequest(files, question.strip(), **checked)
+    check_limits(about.prompt([image.size for image in request.images], request.question), checked, len(request.policies), about)
+    return request

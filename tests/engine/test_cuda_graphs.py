@@ -122,113 +122,236 @@ def test_where_nothing_can_be_captured_steps_are_eager():
     assert type(make_decoder(model, avl.make_cache(model, inputs, avl.Full(), 4))) is Decoder
 
 
-@torch.inference_mode()
-def test_a_failed_capture_is_told_and_changes_nothing(monkeypatch):
-    """As on a GPU whose driver refuses: the answer goes on eagerly, from the state before."""
-    model, processor = avl.attach(shared_model("llava")), shared_processor("llava")
-    inputs = dict(encode(processor, [request(1)]))
+class Cuda:
+    """Stands for torch.cuda without a GPU, with the rules by which work finds its device and its stream.
 
-    def fail(self, state, before):
-        self._cache.update_step = True
-        self._forward()
-        raise RuntimeError("operation not permitted\nmore of it")
+    Two devices; the current one is 0, the model is on 1 (a CPU in truth). A capture records what is queued on the capturing stream and runs
+    nothing of it; what is queued on another stream runs. A graph made without a stream captures on one of the current device, as torch's
+    does, and a capture that cannot be ended leaves its stream behind, as torch's does.
+    """
 
-    monkeypatch.setattr(GraphDecoder, "_capture", fail)
-    monkeypatch.setattr("avl.engine.cuda_graphs.can_capture", lambda *_: None)
-    monkeypatch.setattr("avl.engine.runner.make_decoder", GraphDecoder)
-    one, two = avl.make_cache(model, inputs, POLICIES[2], STEPS), avl.make_cache(model, inputs, POLICIES[2], STEPS)
-    eager, fixed = Decoder(model, one), GraphDecoder(model, two)
-    tokens = eager.prefill(inputs).argmax(dim=-1)
-    fixed.prefill(inputs)
-    for _ in range(STEPS):
-        logits = eager.step(tokens)
-        torch.testing.assert_close(fixed.step(tokens), logits, rtol=2e-5, atol=2e-5)
-        tokens = logits.argmax(dim=-1)
-    assert fixed.problem == "operation not permitted"
-    events = list(avl.stream(model, processor, picture(1), "what is this ?", POLICIES[2], max_new_tokens=4))
-    (warning,) = (event for event in events if isinstance(event, Warning))
-    assert warning.message.endswith("every step pays its launches: operation not permitted")
-    assert isinstance(events[-1], End)
+    MODEL = 1
+
+    class Stream:
+        def __init__(self, device=None):
+            self.device = CUDA.number(device)
+
+        def wait_stream(self, other):
+            assert other.device == self.device
+
+    class Graph:
+        """torch.cuda.CUDAGraph: a replay runs a step of the captured kind at the same addresses."""
+
+        def __init__(self):
+            self.decoder = None
+
+        def replay(self):
+            if self.decoder is None:
+                return  # nothing was captured: torch warns, and replays nothing
+            cache = self.decoder._cache
+            t, kind = cache.t, cache.update_step
+            cache.t, cache.update_step = max(t, 1), self.kind  # the recorded step's own
+            with contextlib.nullcontext() if cache.in_pass else cache.rehearsal(self.kind):
+                self.decoder._logits[self.kind].copy_(self.decoder._forward())
+            cache.t, cache.update_step = t, kind
+
+    def __init__(self):
+        self.current = 0
+        self.streams = {0: None, 1: None}  # device -> current stream; the default ones come below
+        self.shared = None  # torch.cuda.graph's own stream, made at its first use
+        self.captures = 0
+        self.made: list[GraphDecoder] = []
+        self.at_end = None  # raised when a capture ends
+
+    def number(self, device):
+        if device is None:
+            return self.current
+        return self.MODEL if torch.device(device).type == "cpu" else torch.device(device).index
+
+    def current_stream(self, device=None):
+        return self.streams[self.number(device)]
+
+    def set_stream(self, stream):
+        self.streams[stream.device] = stream
+
+    @contextlib.contextmanager
+    def device(self, device):
+        before, self.current = self.current, self.number(device)
+        try:
+            yield
+        finally:
+            self.current = before
+
+    @contextlib.contextmanager
+    def stream(self, stream):
+        before = self.streams[stream.device], self.current
+        self.streams[stream.device], self.current = stream, stream.device
+        try:
+            yield
+        finally:
+            self.streams[stream.device], self.current = before
+
+    @contextlib.contextmanager
+    def graph(self, graph, pool=None, stream=None, capture_error_mode=None):
+        assert capture_error_mode == "thread_local"
+        if stream is None:
+            stream = self.shared = self.shared or Cuda.Stream()
+        decoder = self.made[-1]
+        before = [tensor.clone() for tensor in decoder._state()]
+        inside = self.stream(stream)
+        inside.__enter__()
+        self.captures += 1
+        try:
+            yield
+            recorded = self.streams[self.MODEL] is stream  # where the model's launches went
+        except Exception:
+            if self.at_end is not None:
+                raise self.at_end  # noqa: B904  (as torch's __exit__, which then does not leave the stream)
+            inside.__exit__(None, None, None)
+            raise
+        if recorded:
+            graph.decoder, graph.kind = decoder, decoder._cache.update_step
+            for tensor, old in zip(decoder._state(), before, strict=True):
+                tensor.copy_(old)  # nothing has run
+        inside.__exit__(None, None, None)
 
 
-class PlayedGraph:
-    """Stands for torch.cuda.CUDAGraph without a GPU: what a capture queues is not run, and a replay runs it at the same addresses."""
-
-    captures = 0
-
-    def capture(self, decoder: GraphDecoder) -> None:
-        self.decoder = decoder
-        self.kind = decoder._cache.update_step
-        self.before = [tensor.clone() for tensor in decoder._state()]
-        PlayedGraph.captures += 1
-
-    def end(self) -> None:
-        for tensor, old in zip(self.decoder._state(), self.before, strict=True):
-            tensor.copy_(old)  # nothing has run
-
-    def replay(self) -> None:
-        cache = self.decoder._cache
-        t, kind = cache.t, cache.update_step
-        cache.t, cache.update_step = max(t, 1), self.kind  # the recorded step's own
-        self.decoder._logits[self.kind].copy_(self.decoder._forward())
-        cache.t, cache.update_step = t, kind
+CUDA = Cuda()
 
 
 @pytest.fixture
-def graphs(monkeypatch):
-    """A CPU that captures: the decoders that are made, in order."""
-    made: list[GraphDecoder] = []
+def cuda(monkeypatch):
+    """A CPU that captures."""
+    CUDA.__init__()
+    CUDA.streams = {number: Cuda.Stream(f"cuda:{number}") for number in (0, 1)}
     start = GraphDecoder.__init__
 
     def note(self, *args):
         start(self, *args)
-        made.append(self)
-
-    @contextlib.contextmanager
-    def graph(played, pool=None, capture_error_mode=None):
-        assert capture_error_mode == "thread_local"
-        played.capture(made[-1])
-        yield
-        played.end()
-
-    class Stream:
-        def __init__(self, device=None):
-            pass
-
-        def wait_stream(self, other):
-            pass
+        CUDA.made.append(self)
 
     monkeypatch.setattr(GraphDecoder, "__init__", note)
     monkeypatch.setattr("avl.engine.cuda_graphs.can_capture", lambda *_: None)
-    monkeypatch.setattr("avl.engine.cuda_graphs._warm", weakref.WeakKeyDictionary())
-    for name, stand_in in {
-        "CUDAGraph": PlayedGraph,
-        "graph": graph,
-        "Stream": Stream,
-        "current_stream": Stream,
-        "stream": lambda stream: contextlib.nullcontext(),
-        "graph_pool_handle": lambda: None,
-    }.items():
-        monkeypatch.setattr(torch.cuda, name, stand_in)
-    PlayedGraph.captures = 0
-    return made
+    monkeypatch.setattr("avl.engine.cuda_graphs.on_device", CUDA.device)
+    for known in ("_warm", "_streams"):
+        monkeypatch.setattr(f"avl.engine.cuda_graphs.{known}", weakref.WeakKeyDictionary())
+    for name in ("graph", "current_stream", "set_stream", "stream"):
+        monkeypatch.setattr(torch.cuda, name, getattr(CUDA, name))
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Cuda.Graph)
+    monkeypatch.setattr(torch.cuda, "Stream", Cuda.Stream)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
+    return CUDA
 
 
-@pytest.mark.parametrize("policy", POLICIES, ids=lambda policy: policy.label)
-@torch.inference_mode()
-def test_replayed_steps_are_the_eager_ones(policy, graphs):
-    """All that surrounds a capture, with a graph that is played without a GPU."""
+def prepared(policy=POLICIES[1], rows=1):
     model, processor = avl.attach(build_model("llava-llama")), shared_processor("llava-llama")
-    inputs = dict(encode(processor, [request(1)]))
-    pairs, _ = both(model, inputs, policy)
-    assert graphs[-1].problem is None
-    assert graphs[-1]._graphs.keys() == {policy.is_update(t) for t in range(1, STEPS + 1)}
+    return model, processor, dict(encode(processor, [request(number + 1) for number in range(rows)])), policy
+
+
+def same(pairs):
     for one, two in pairs:
         torch.testing.assert_close(two, one, rtol=2e-5, atol=2e-5)
 
 
+@pytest.mark.parametrize("policy", POLICIES, ids=lambda policy: policy.label)
+@pytest.mark.parametrize("rows", [1, 2])
 @torch.inference_mode()
-def test_warm_up_is_once_per_shape(graphs, monkeypatch):
+def test_replayed_steps_are_the_eager_ones(policy, rows, cuda):
+    """All that surrounds a capture, with the model on another device than the current one."""
+    model, _, inputs, policy = prepared(policy, rows)
+    pairs, _ = both(model, inputs, policy)
+    (decoder,) = cuda.made
+    assert decoder.problem is None
+    assert decoder._graphs.keys() == {policy.is_update(t) for t in range(1, STEPS + 1)}
+    assert all(graph.decoder is decoder for graph in decoder._graphs.values()), "a graph is empty: its work went to another stream"
+    assert cuda.current == 0
+    same(pairs)
+
+
+@torch.inference_mode()
+def test_steps_of_the_whole_model_are_replayed_too(cuda):
+    """A model that cannot be fused runs its own forward within the graph; the hooks then count nothing."""
+    model, _, inputs, policy = prepared()
+    model.model.language_model.register_forward_hook(lambda *_: None)
+    pairs, caches = both(model, inputs, policy)
+    (decoder,) = cuda.made
+    assert "the text model has a hook" in decoder.unfused
+    assert decoder.problem is None
+    assert caches[0].t == caches[1].t == STEPS
+    same(pairs)
+
+
+@torch.inference_mode()
+def test_a_capture_on_another_stream_is_not_trusted(cuda, monkeypatch):
+    """Were neither device nor stream given, torch would capture on the current device and the graph be empty: the check must say so."""
+    model, _, inputs, policy = prepared()
+    monkeypatch.setattr("avl.engine.cuda_graphs.on_device", lambda device: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "graph", lambda *args, stream=None, **options: cuda.graph(*args, **options))
+    pairs, _ = both(model, inputs, policy)
+    assert "by nan of the largest value" in cuda.made[0].problem
+    same(pairs)
+
+
+@pytest.mark.parametrize(("what", "said"), [("_logits", "logits differ"), ("_positions", "another state"), ("index", "another state")])
+@torch.inference_mode()
+def test_a_replay_that_differs_is_not_trusted(what, said, cuda, monkeypatch):
+    """In its logits, in the positions, or in the slots of the core."""
+    model, _, inputs, policy = prepared()
+    replay = Cuda.Graph.replay
+
+    def wrong(self):
+        replay(self)
+        if what == "_logits":
+            self.decoder._logits[self.kind] += 1
+        elif what == "_positions":
+            self.decoder._positions += 1
+        else:
+            self.decoder._cache.tables[0].index.flip(-1)
+            self.decoder._cache.tables[0].index[..., 0] += 1
+
+    monkeypatch.setattr(Cuda.Graph, "replay", wrong)
+    pairs, _ = both(model, inputs, policy)
+    assert said in cuda.made[0].problem
+    same(pairs)
+
+
+class CompilationError(Exception):
+    """As Triton's: no RuntimeError."""
+
+
+@pytest.mark.parametrize(
+    "first", [RuntimeError("operation not permitted\nmore of it"), CompilationError("no"), torch.OutOfMemoryError("full")]
+)
+@pytest.mark.parametrize("last", [None, RuntimeError("operation failed due to a previous error during capture")])
+@torch.inference_mode()
+def test_a_failed_capture_is_told_and_changes_nothing(first, last, cuda, monkeypatch):
+    """The answer goes on eagerly, from the state and on the stream before; what is told is the first error, not what it led to."""
+    model, processor, inputs, policy = prepared()
+    forward = GraphDecoder._forward
+
+    def fail(self):
+        logits = forward(self)
+        if cuda.captures and not self.problem:
+            raise first
+        return logits
+
+    cuda.at_end = last
+    monkeypatch.setattr(GraphDecoder, "_forward", fail)
+    before = dict(cuda.streams)
+    pairs, _ = both(model, inputs, policy)
+    assert cuda.made[0].problem == str(first).splitlines()[0]
+    assert cuda.streams == before
+    assert cuda.current == 0
+    same(pairs)
+    monkeypatch.setattr("avl.engine.runner.make_decoder", GraphDecoder)
+    events = list(avl.stream(model, processor, picture(1), "what is this ?", policy, max_new_tokens=4))
+    (warning,) = (event for event in events if isinstance(event, Warning))
+    assert warning.message.endswith(f"every step pays its launches: {str(first).splitlines()[0]}")
+    assert isinstance(events[-1], End)
+
+
+@torch.inference_mode()
+def test_warm_up_is_once_per_shape(cuda, monkeypatch):
     """An answer of a known shape is captured, and nothing of it runs; another shape, or another model, is warmed up and checked anew."""
     model, processor = avl.attach(build_model("llava-llama")), shared_processor("llava-llama")
     runs = []
@@ -241,10 +364,10 @@ def test_warm_up_is_once_per_shape(graphs, monkeypatch):
         decoder = GraphDecoder(model, avl.make_cache(model, inputs, POLICIES[1], max_new_tokens=new))
         decoder.prefill(inputs)
         runs.clear()
-        PlayedGraph.captures = 0
+        cuda.captures = 0
         decoder.prepare()
         assert decoder.problem is None
-        return decoder.warmed, len(runs), PlayedGraph.captures
+        return decoder.warmed, len(runs), cuda.captures
 
     kinds, passes = 2, WARMUPS + 2  # a capture and a replay
     assert prepared() == (True, kinds * passes, kinds)
@@ -254,23 +377,19 @@ def test_warm_up_is_once_per_shape(graphs, monkeypatch):
     assert prepared(words=20)[0]
     assert prepared(model=avl.attach(build_model("llava-llama")))[0]
     assert prepared() == (False, kinds, kinds)
+    model.model.language_model.norm.register_forward_hook(lambda *_: None)
+    assert prepared()[0]  # the same shape, but no longer the fused step
 
 
 @torch.inference_mode()
-def test_a_replay_that_differs_is_not_trusted(graphs, monkeypatch):
-    model, processor = avl.attach(build_model("llava-llama")), shared_processor("llava-llama")
-    inputs = dict(encode(processor, [request(1)]))
-    replay = PlayedGraph.replay
+def test_one_stream_serves_every_answer_of_a_model(cuda):
+    """cuBLAS keeps a workspace per stream for ever, 32 MiB on Hopper."""
+    model, _, inputs, policy = prepared()
+    for _ in range(3):
+        both(model, inputs, policy, steps=2)
+    from avl.engine import cuda_graphs
 
-    def wrong(self):
-        replay(self)
-        self.decoder._logits[self.kind] += 1
-
-    monkeypatch.setattr(PlayedGraph, "replay", wrong)
-    pairs, _ = both(model, inputs, POLICIES[1])
-    assert "a replayed step differs from the eager one" in graphs[-1].problem
-    for one, two in pairs:
-        torch.testing.assert_close(two, one, rtol=2e-5, atol=2e-5)
+    assert [len(streams) for streams in cuda_graphs._streams.values()] == [1]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

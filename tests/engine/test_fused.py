@@ -12,7 +12,7 @@ from random_models import ARCHITECTURES, build_model, encode, request, shared_pr
 
 import avl
 from avl.engine.decoder import Decoder
-from avl.engine.fused import FusedLayers, merge, why_not
+from avl.engine.fused import FusedLayers, merge
 from avl.models.loading import load
 
 STEPS = 8
@@ -137,73 +137,3 @@ def test_a_model_made_in_inference_mode_can_be_merged(inside):
         merged = merge(products)
     torch.testing.assert_close(torch.nn.functional.linear(x, merged), expected)
     torch.testing.assert_close(torch.cat([product(x) for product in products], dim=-1), expected)
-
-
-class Doubled(torch.nn.Linear):
-    """As an adapter would: another computation under the same name."""
-
-    def forward(self, x):
-        return 2 * super().forward(x)
-
-
-def hook(model, layer):
-    layer.mlp.register_forward_hook(lambda *_: None)
-
-
-def adapter(model, layer):
-    old = layer.self_attn.v_proj
-    layer.self_attn.v_proj = Doubled(old.in_features, old.out_features, bias=False)
-
-
-def bias(model, layer):
-    layer.self_attn.o_proj.bias = torch.nn.Parameter(torch.ones(layer.self_attn.o_proj.out_features))
-
-
-def wrapped(model, layer):
-    layer.input_layernorm.forward = layer.input_layernorm.forward  # as accelerate wraps what it offloads
-
-
-def mixed(model, layer):
-    layer.mlp.down_proj.to(torch.float64)
-
-
-def training(model, layer):
-    model.train()
-
-
-@pytest.mark.parametrize(
-    ("change", "reason"),
-    [
-        (hook, "mlp of layer 2 has a hook"),
-        (adapter, "self_attn.v_proj of layer 2 is Doubled"),
-        (bias, "self_attn.o_proj of layer 2 is Linear"),
-        (wrapped, "input_layernorm of layer 2 has a hook"),
-        (mixed, "differ in dtype"),
-        (training, "training mode"),
-    ],
-)
-@torch.inference_mode()
-def test_anything_unusual_runs_the_modules(change, reason):
-    model, processor = attached("llava-llama"), shared_processor("llava-llama")
-    inputs = dict(encode(processor, REQUESTS["one"]))
-    assert why_not(model) is None
-    change(model, model.model.language_model.layers[2])
-    assert reason in why_not(model)
-    cache = avl.make_cache(model, inputs, avl.Full(), 4)
-    assert reason in Decoder(model, cache).unfused
-    with pytest.raises(ValueError, match="run its modules"):
-        FusedLayers(model, cache)
-
-
-@torch.inference_mode()
-def test_with_an_adapter_a_step_gives_what_the_adapter_computes():
-    """What the modules compute is what a step gives: with an adapter, the adapter's."""
-    model, processor = attached("llava-llama"), shared_processor("llava-llama")
-    inputs = dict(encode(processor, REQUESTS["one"]))
-    adapter(model, model.model.language_model.layers[2])
-    cache = avl.make_cache(model, inputs, avl.Full(), STEPS)
-    logits, fed = steps(Decoder(model, cache), inputs)
-    whole = torch.cat([inputs["input_ids"], torch.stack(fed, dim=1)], dim=1)
-    mask = torch.ones_like(whole)
-    expected = model(**{**inputs, "input_ids": whole, "attention_mask": mask}).logits[:, -STEPS:]
-    torch.testing.assert_close(torch.stack(logits, dim=1), expected, rtol=1e-4, atol=1e-4)

@@ -55,7 +55,12 @@ CASES = {
     **{name: (avl.AVL(**parameters), oracle.AVL(**parameters)) for name, parameters in AVL_CASES.items()},
     **{name: (ours(**parameters), theirs(**parameters)) for name, (ours, theirs, parameters) in OTHER_CASES.items()},
 }
-BATCHES = {"two-images": (request(8, sizes=((44, 30), (28, 50))),), "ragged": RAGGED}
+BATCHES = {
+    "two-images": (request(8, sizes=((44, 30), (28, 50))),),
+    "ragged": RAGGED,
+    "ends-in-image": (request(11, after=0), request(12, after=0)),
+    "one-ends-in-image": (request(11, after=0), request(12, sizes=((30, 44), (28, 28)), after=3), request(13, before=9, after=0)),
+}
 
 
 def check_sets(observed, expected: list[oracle.Run]) -> None:

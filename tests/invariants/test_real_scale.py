@@ -5,6 +5,7 @@ The toy models hide what depends on size: budgets that round, windows longer tha
 
 from __future__ import annotations
 
+import copy
 import functools
 
 import policy_cases
@@ -103,3 +104,44 @@ def test_full_attention_gives_transformers_own_logits():
     assert ours.sequences.tolist() == stock.sequences.tolist()
     for mine, theirs in zip(ours.logits, stock.logits, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=0, atol=2e-5 * float(theirs.abs().max()))
+
+
+@pytest.mark.slow
+@torch.inference_mode()
+def test_an_adapter_changes_the_steps():
+    """LoRA on a copy of the model, two rows: our loop gives what ``model.generate`` gives with the same cache, not the plain answer."""
+    peft = pytest.importorskip("peft")
+    prompt, steps, policy = inputs(2), 12, avl.PRESETS["llava-1.6-13b"]
+    adapted = copy.deepcopy(model())
+    adapted.add_adapter(peft.LoraConfig(r=4, target_modules=["q_proj", "down_proj"], init_lora_weights=False))
+    adapted.eval()
+    answers = {}
+    for name, subject in (("adapted", adapted), ("plain", model())):
+        decoder = Decoder(subject, avl.make_cache(subject, prompt, policy, steps))
+        assert (decoder.unfused is None) == (name == "plain")
+        tokens = [decoder.prefill(prompt).argmax(-1)]
+        while len(tokens) < steps:
+            tokens.append(decoder.step(tokens[-1]).argmax(-1))
+        answers[name] = torch.stack(tokens, dim=1)
+    cache = avl.make_cache(adapted, prompt, policy, steps)
+    expected = adapted.generate(**prompt, past_key_values=cache, max_new_tokens=steps, do_sample=False)[:, -steps:]
+    assert torch.equal(answers["adapted"], expected)
+    assert not torch.equal(answers["adapted"], answers["plain"])
+
+
+@pytest.mark.slow
+@torch.inference_mode()
+def test_a_prompt_that_ends_in_its_image_keeps_its_last_position():
+    """P=1 leaves 30 of 2928 image tokens, one of which is the position that asks, in every row; a copied cache goes on alike."""
+    prompt = {name: value.clone() for name, value in inputs(2).items()}
+    end = int((prompt["input_ids"][0] == 500).nonzero().max()) + 1
+    prompt |= {name: prompt[name][:, :end] for name in ("input_ids", "attention_mask") if name in prompt}
+    cache = avl.make_cache(model(), prompt, avl.AVL(S=45, C=30, K=3, P=1, T=60), 8)
+    tokens = model()(**prompt, past_key_values=cache, use_cache=True).logits[:, -1].argmax(-1)
+    for row in range(2):
+        assert len(cache.pruned[row]) == 2928 - 30
+        assert 2927 not in cache.pruned[row]
+    twin = copy.deepcopy(cache)
+    for number in range(5):
+        one, two = (model()(input_ids=tokens[:, None] + number, past_key_values=held, use_cache=True).logits for held in (cache, twin))
+        assert torch.equal(one, two)

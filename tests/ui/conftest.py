@@ -125,13 +125,50 @@ def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Se
     pages.process.stop()
 
 
+@pytest.fixture
+def here() -> Iterator[Callable[..., Any]]:
+    """``here(fake, limits=…)`` -> a page served by this process, and a program that calls it: for tests that look inside."""
+    from programs import Program
+
+    from avl.ui import page
+
+    pages: list[Any] = []
+
+    def start(race: Any, hosts: Any = None, facts: dict[str, Any] | None = None, **options: Any) -> tuple[Any, Program]:
+        from fake import about
+
+        built = page.build(race, about(**(facts or {})), **options)
+        pages.append(built)
+        port = free_port()
+        built.launch(hosts, server_port=port, prevent_thread_lock=True, quiet=True)
+        return built, Program(f"http://127.0.0.1:{port}/")
+
+    yield start
+    for built in pages:
+        built.transport.close()
+        built.blocks.server.config.timeout_graceful_shutdown = 1
+        built.blocks.close(verbose=False)
+        built.remove_files()
+
+
 @pytest.fixture(scope="session")
-def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """The page as a visitor starts it: ``python app.py`` with the bundled model on the CPU."""
+def real_page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Process, Server]]:
     port = free_port()
     process = Process(["app.py", "--device", "cpu", "--port", str(port)], tmp_path_factory.mktemp("real") / "log.txt")
-    yield Server(process, port)
+    yield process, Server(process, port)
     process.stop()
+
+
+@pytest.fixture(scope="session")
+def real(real_page: tuple[Process, Server]) -> Server:
+    """The page as a visitor starts it: ``python app.py`` with the bundled model on the CPU."""
+    return real_page[1]
+
+
+@pytest.fixture(scope="session")
+def real_process(real_page: tuple[Process, Server]) -> Process:
+    """The process behind ``real``."""
+    return real_page[0]
 
 
 @pytest.fixture(scope="session")

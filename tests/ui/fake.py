@@ -13,6 +13,7 @@ from avl import trace
 from avl.engine.request import GenerationRequest
 from avl.policies import Policy, PromptShape
 from avl.policies.cost import layer_cost, pruned_from, step_cost
+from avl.ui.prompts import Measure, PromptSize, seen_share
 from avl.ui.settings import About
 
 ANSWER = "The picture shows a small red house beside a tall green tree , a white sign with the word BREAD and a price tag of 12 dollars ."
@@ -46,6 +47,16 @@ def grids(n_side: int, size: tuple[int, int], kind: str) -> tuple[tuple[trace.Gr
         second = trace.Grid(1, n_side * n_side, n_side, n_side, False, (0.0, -height / 4, float(width), height * 5 / 4))
         return (whole, second), 2 * n_side * n_side
     return (whole,), n_side * n_side
+
+
+def measure_with(fake: Fake) -> Measure:
+    """Count as the made-up engine does: every picture has a prompt's image tokens."""
+
+    def measure(sizes: tuple[tuple[int, int], ...], question: str) -> PromptSize:
+        blocks, n_image = grids(fake.side, sizes[0], fake.kind)
+        return PromptSize(n_image * len(sizes), 40, seen_share(blocks[:1], sizes))
+
+    return measure
 
 
 class Fake:

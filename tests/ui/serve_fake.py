@@ -13,8 +13,9 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).resolve().parent)]
 
-from fake import Fake, about  # noqa: E402 (the path is set above)
+from fake import Fake, about, measure_with  # noqa: E402 (the path is set above)
 
+from avl import trace  # noqa: E402
 from avl.ui import page  # noqa: E402
 
 
@@ -27,6 +28,8 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--pace", type=float, default=0.03)
     made.add_argument("--prefill", type=float, default=0.2)
     made.add_argument("--fail-at", type=int)
+    made.add_argument("--context", type=int, help="most tokens of prompt and answer")
+    made.add_argument("--recorded", help="a trace to open with")
     made.add_argument("--gpu", action="store_true")
     made.add_argument("--text", action="append", help="the words of every answer, instead of the usual ones")
     return made
@@ -38,7 +41,10 @@ def serve(options: argparse.Namespace) -> None:
         kind=options.kind, layers=options.layers, side=options.side, pace=options.pace, prefill=options.prefill, fail_at=options.fail_at,
         device_bytes=options.gpu, text=options.text,
     )  # fmt: skip
-    built = page.build(fake, about(layers=options.layers, n_image=fake.side**2))
+    recorded = trace.Trace.from_json(Path(options.recorded).read_text("utf-8")) if options.recorded else None
+    built = page.build(
+        fake, about(layers=options.layers, n_image=fake.side**2, measure=measure_with(fake), context=options.context), recorded=recorded
+    )
     built.launch(server_port=options.port, prevent_thread_lock=True)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import policy_cases
@@ -11,10 +12,12 @@ from fake import about
 from PIL import Image
 
 import avl
+from avl.engine.request import GenerationRequest
 from avl.models import images as pictures
 from avl.policies import POLICIES
-from avl.policies.cost import step_cost
+from avl.policies.cost import mean_cost, step_cost
 from avl.ui import settings as controls
+from avl.ui.prompts import PromptSize
 
 
 def settings(**changes: Any) -> dict[str, Any]:
@@ -254,3 +257,100 @@ def test_predictions_of_wrong_settings_are_one_sentence() -> None:
     arms = [{"policy": "PyramidKV", "pool": 4}, {"policy": "FastV", "layer": 70}]
     told = controls.predict(settings(arms=arms), about())
     assert ["odd" in told["arms"][0]["error"], "1 to 7" in told["arms"][1]["error"]] == [True, True]
+
+
+def tiles(**changes: Any) -> Any:
+    """A model of LLaVA-1.6's size: 576 tokens for a small picture, 2928 for a larger one, 40 layers."""
+
+    def measure(sizes: tuple[tuple[int, int], ...], question: str) -> PromptSize:
+        return PromptSize(sum(2928 if width > 96 else 576 for width, _ in sizes), 40 + len(question.split()))
+
+    return about(layers=40, measure=measure, max_tokens=256, **changes)
+
+
+def test_limits_count_the_chosen_pictures(picture: Path, tmp_path: Path) -> None:
+    """Also several of them; and the sentence names the page's setting."""
+    large = tmp_path / "large.png"
+    Image.new("RGB", (672, 672)).save(large)
+    facts = tiles(context=4096)
+
+    def ask(*paths: Path, **changes: Any) -> GenerationRequest:
+        return controls.prepare([str(path) for path in paths], "What is it", settings(max_new_tokens=96, **changes), facts)
+
+    assert ask(large).images[0].size == (672, 672)
+    assert len(ask(large, picture).images) == 2
+    with pytest.raises(
+        ValueError, match="4080 image \\+ 43 text \\+ 96 new tokens are 4219, and this model takes 4096: use fewer or smaller"
+    ) as said:
+        ask(large, picture, picture)
+    assert "max_new_tokens" not in str(said.value)
+    with pytest.raises(ValueError, match="set “new tokens” to 200 at most"):
+        controls.prepare([str(large), str(picture)], "What is it", settings(max_new_tokens=250), tiles(context=3504 + 43 + 200))
+    # 2928 x 40 x 2 x 21 tokens are just below the limit, of which the warm-up's 576 tokens would let five times as many pass
+    with pytest.raises(ValueError, match="21 new tokens at most with it"):
+        ask(large, scores=True)
+    assert ask(picture, scores=True).scores
+
+
+def test_predictions_use_the_chosen_pictures(picture: Path) -> None:
+    facts = tiles(context=4096)
+    small, large = (controls.predict(settings(), facts, size) for size in (None, PromptSize(2928, 43)))
+    shape = avl.PromptShape(2928, 43, settings()["max_new_tokens"], 40)
+    token = facts.token_bytes / 40
+    assert large["full"] == pytest.approx(mean_cost(avl.Full(), shape).stored * token)
+    assert large["full"] > 4 * small["full"]
+    assert large["arms"][0]["peak"] > 4 * small["arms"][0]["peak"], "what the advice on the batch divides by"
+    assert "this model takes 4096" in controls.predict(settings(), facts, PromptSize(4090, 43))["error"]
+    assert "Recording the attention" in controls.predict(settings(scores=True), facts, PromptSize(2928, 43))["error"]
+    # equal shares too: text is a smaller part of a long prompt
+    h2o = {"policy": "H2O", "keep": 48, "recent": 75}
+    fits = [controls.equal(settings(arms=[h2o, avl_arm()]), 1, facts, size) for size in (PromptSize(300, 100), PromptSize(2928, 43))]
+    assert fits[0]["S"] != fits[1]["S"]
+
+
+def test_a_size_sent_by_a_script_is_checked() -> None:
+    facts = about()
+    assert controls.sent_prompt({"n_image": 2928, "n_text": 40}, facts) == PromptSize(2928, 40)
+    for hostile in (
+        None,
+        [],
+        "x",
+        {},
+        {"n_image": 5},
+        {"n_image": "5", "n_text": 1},
+        {"n_image": True, "n_text": 1},
+        {"n_image": 10**9, "n_text": 1},
+        {"n_image": 0, "n_text": 1},
+        {"n_image": 1.5, "n_text": 1},
+    ):
+        assert controls.sent_prompt(hostile, facts) == PromptSize(facts.n_image, facts.n_text)
+
+
+def test_a_sampled_run_always_has_a_seed(picture: Path) -> None:
+    def seed(**changes: Any) -> Any:
+        return controls.prepare([str(picture)], "q", settings(**changes), about()).seed
+
+    drawn = {seed(temperature=1.0, seed=None) for _ in range(5)}
+    assert len(drawn) == 5
+    assert all(0 <= one <= controls.MAX_SEED for one in drawn)
+    assert seed(temperature=1.0, seed=7) == 7
+    assert seed(temperature=0.0, seed=None) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "row"),
+    [
+        ("llava-1.5-13b", "llava-1.5-13b"),
+        ("llava-hf/llava-1.5-13b-hf", "llava-1.5-13b"),
+        ("llava-hf/llava-v1.6-vicuna-7b-hf", "llava-1.6-7b"),
+        ("/data/models/llava-v1.6-vicuna-13b-hf", "llava-1.6-13b"),
+        ("/data/models/mine", "llava-1.5-7b"),
+        ("llava-hf/llava-v1.6-mistral-7b-hf", "llava-1.5-7b"),
+    ],
+)
+def test_a_model_opens_with_its_row_of_table_3(name: str, row: str) -> None:
+    """By any of its names; one that is not in the table with its family's."""
+    config = SimpleNamespace(model_type="llava", text_config=SimpleNamespace(model_type="llama", sliding_window=None))
+    assert controls.table_row(name, config) == row
+    opened = controls.settings(about(preset=row))["arms"][1]
+    assert opened["T"] == {"llava-1.5-13b": 60, "llava-1.6-7b": 70, "llava-1.6-13b": 70, "llava-1.5-7b": 50}[row]

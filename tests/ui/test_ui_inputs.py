@@ -26,7 +26,7 @@ def test_scenes_examples_and_questions(real: Any, tab: Any) -> None:
     one.until("(text) => document.querySelector('#avl-question textarea').value === text", arg=wanted)
     page.click("#avl-run")
     one.wait("done")
-    assert "right answer" in one.text("measured")
+    assert "Right answer" in one.text("measured")
     assert one.errors == []
 
 
@@ -46,7 +46,7 @@ def test_several_pictures(real: Any, tab: Any) -> None:
     assert [grids.nth(i).inner_text() for i in range(3)] == [f"picture {i}: whole picture, 24 × 24 tokens" for i in (1, 2, 3)]
     page.select_option("[data-id=grid]", "2")
     one.until("window.avlPlayer.view.grid === 2")
-    assert "right answer" not in one.text("measured"), "the answer of the first picture alone is not known to be right"
+    assert "Right answer" not in one.text("measured"), "the answer of the first picture alone is not known to be right"
     page.click(".avl-example >> nth=2")
     page.locator("#avl-more-pictures").get_by_text("scene-9").wait_for(state="detached")
     assert one.errors == []

@@ -145,9 +145,18 @@ def test_the_expected_answer_is_kept_in_the_traces_meta(make: Any, picture: Path
     async def go(known: Any) -> dict[str, Any]:
         return [value async for value in handler(built)(str(picture), None, "What?", settings(), known, VISITOR)][-1][0]
 
-    assert asyncio.run(go({"answers": {"What?": "a house"}}))["trace"]["meta"] == {"expected": "a house"}
-    for hostile in (None, [], {"answers": {"What?": {"a": 1}}}, {"answers": "x"}):
-        assert asyncio.run(go(hostile))["trace"]["meta"] == {}
+    meta = asyncio.run(go({"questions": [], "answers": {"What?": "a house"}, "name": "sea", "id": "x"}))["trace"]["meta"]
+    assert meta == {"pictures": ["sea"], "picture_id": "x", "repeats": 1, "expected": "a house"}
+    for hostile in (
+        None,
+        [],
+        {"questions": [], "answers": {"What?": {"a": 1}}},
+        {"questions": [], "answers": "x"},
+        {"answers": "x"},
+        {"other": 1},
+    ):
+        meta = asyncio.run(go(hostile))["trace"]["meta"]
+        assert (meta["pictures"], "expected" in meta) == (["picture.png"], False), "the base name of an upload, never its path"
 
 
 def test_missing_batches_and_downloads(make: Any, picture: Path) -> None:
@@ -239,15 +248,15 @@ def test_new_scene_examples_and_questions(make: Any) -> None:
     )
     built = make(Fake(), scene=lambda seed: drawn)
     pick = handler(built, "pick")
-    path, more, question, strip, known = pick(SimpleNamespace(_data={"scene": True}), {}, None, ["other.png"])
+    path, more, question, strip, known = pick(SimpleNamespace(_data={"scene": True}), {}, None, ["other.png"], "")
     assert Path(path).exists()
     assert more is None, "what was uploaded beside another picture goes with it"
     assert (question, strip["questions"], known["answers"]) == ("What is it", ["What is it"], {"What is it": "a cup"})
     # the picture that stays is given back: a skipped one would be decoded by Gradio from then on
-    assert pick(SimpleNamespace(_data={"question": 0}), known, path, ["a.png"])[:3] == [path, ["a.png"], "What is it"]
-    assert pick(SimpleNamespace(_data={"example": 1}), known, path, None)[0] == str(gallery.examples(True)[1].path)
+    assert pick(SimpleNamespace(_data={"question": 0}), known, path, ["a.png"], "q")[:3] == [path, ["a.png"], "What is it"]
+    assert pick(SimpleNamespace(_data={"example": 1}), known, path, None, "q")[0] == str(gallery.examples(True)[1].path)
     for hostile in (None, {}, {"question": 99}, {"question": "0"}, {"example": -1}, {"scene": False}):
-        first, more, *others = pick(SimpleNamespace(_data=hostile), known, path, ["a.png"])
+        first, more, *others = pick(SimpleNamespace(_data=hostile), known, path, ["a.png"], "q")
         assert (first, more) == (path, ["a.png"])
         assert all(isinstance(value, dict) and value.get("__type__") == "update" for value in others)
 

@@ -63,9 +63,10 @@ def test_a_visitor_runs_looks_stops_and_runs_again(real: Any, tab: Any) -> None:
     one.wait("done")
     assert "measured" in one.text("measured")
     assert "A-VL stored" in one.text("verdict")
-    assert "no evidence about real LLaVA" in page.locator("#avl-header").inner_text()
-    assert "batch 1" in page.locator("#avl-header").inner_text()
-    assert "n/a (no NVIDIA GPU)" in one.text("deviceNote")
+    assert "do not transfer to full-size LLaVA" in page.locator("#avl-header").inner_text()
+    assert "batch size 1" in page.locator("#avl-header").inner_text()
+    assert page.locator("#avl-header").inner_text().count("No NVIDIA GPU") == 1
+    assert page.locator("[data-id=devicePart]").is_hidden(), "without a device there is no memory of one to draw"
     assert one.errors == []
     assert one.outside == []
 
@@ -150,7 +151,7 @@ def test_settings_ask_for_predictions_without_a_flood(serve: Any, tab: Any) -> N
     page.fill("#avl-batch", "999")
     page.wait_for_selector("[data-id=problem]:not([hidden])")
     assert page.locator("[data-id=problem]").inner_text() == "Batch must be from 1 to 256, not 999."
-    assert told.first.inner_text() == "predicted: –"
+    assert told.first.inner_text() == "Predicted: –"
     page.fill("#avl-batch", "2")
     page.wait_for_selector("[data-id=problem]", state="hidden")
     assert "%" in told.first.inner_text()
@@ -218,10 +219,10 @@ def test_a_second_visitor_waits_in_line_and_sees_the_place(serve: Any, tab: Any)
     first.until("window.avlPlayer.view.run && window.avlPlayer.view.run.last > 1")
     second.page.click("#avl-run")
     second.wait("queued")
-    assert second.text("status") == "Waiting in line: 1 run before yours."
+    assert second.text("status") == "In queue: 1 run ahead of yours."
     third.page.click("#avl-run")
     third.wait("queued")
-    assert third.text("status") == "Waiting in line: 2 runs before yours."
+    assert third.text("status") == "In queue: 2 runs ahead of yours."
     assert server.health() == {"state": "ready", "model": "fake model", "running": 1, "waiting": 2}
     third.page.click("#avl-stop")
     third.wait("done", 5000)

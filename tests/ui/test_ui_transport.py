@@ -17,7 +17,10 @@ from PIL import Image
 import avl
 from avl import trace
 from avl.engine.request import GenerationRequest
-from avl.ui.queue import Busy, Job, ThreadTransport, ZeroGPUTransport, batches, sentence
+from avl.ui.errors import Busy, sentence
+from avl.ui.job import Job
+from avl.ui.limits import Limits
+from avl.ui.queue import ThreadTransport, ZeroGPUTransport, batches
 
 
 def request(tokens: int = 12, **changes: Any) -> GenerationRequest:
@@ -147,7 +150,7 @@ def test_nothing_of_a_run_stays_with_the_idle_worker(make: Any) -> None:
 
 
 def test_a_full_line_refuses_in_words(make: Any) -> None:
-    transport = make(Fake(pace=0.05), capacity=2)
+    transport = make(Fake(pace=0.05), limits=Limits(waiting=2))
 
     async def go() -> None:
         transport.submit(request(), "a")

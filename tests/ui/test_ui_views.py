@@ -128,7 +128,13 @@ def test_the_report_plays_offline(serve: Any, tab: Any, tmp_path: Path) -> None:
     other.page.goto(file.as_uri())
     other.page.wait_for_selector(".avl-player[data-ready]")
     assert other.page.evaluate("window.avlPlayer.view.run.arms.map((arm) => arm.tokens.length)") == [20, 20]
-    assert "RECORDED" in other.page.locator("[data-id=badge]").inner_text()
+    assert other.page.locator("[data-id=badge]").inner_text() == "REPORT"
+    asked = other.page.locator("[data-id=askedPanel]").inner_text()
+    question = one.page.locator("#avl-question textarea").input_value()
+    for words in (question, "20 new tokens at most", "race", "greedy"):
+        assert words in asked
+    assert "Press Run" not in other.page.locator("body").inner_text()
+    assert other.page.locator("[data-id=copy]").is_hidden(), "a file has no server to link to"
     with other.page.expect_download() as waiting:
         other.page.click("[data-id=saveCsv]")
     assert Path(waiting.value.path()).read_text().startswith("arm,policy")

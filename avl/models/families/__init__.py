@@ -16,6 +16,9 @@ TEXT_FAMILIES: dict[str, TextFamily] = {
 }
 """Model type -> text decoder that a family may have."""
 
+_WRAPPED = ("get_base_model", "_orig_mod", "module")
+"""Where a wrapper keeps its model: PEFT's, ``torch.compile``'s, those of data parallelism."""
+
 __all__ = ["FAMILIES", "TEXT_FAMILIES", "Facts", "Family", "TextFamily", "describe", "family_of", "language_model", "supported"]
 
 
@@ -50,7 +53,9 @@ def describe(model: Any) -> Facts:
     """
     name = type(model).__name__
     if name not in {family.model_class for family in FAMILIES.values()}:
-        raise TypeError(f"adaptive attention does not know the model class {name}; supported are {supported()}")
+        inner = next((attribute for attribute in _WRAPPED if hasattr(model, attribute)), None)
+        hint = "" if inner is None else f"; this is a wrapper: pass what it wraps, model.{inner}{'()' if inner.startswith('get') else ''}"
+        raise TypeError(f"adaptive attention does not know the model class {name}; supported are {supported()}{hint}")
     family_of(model.config)
     return Facts.of(name, model.config)
 

@@ -1,0 +1,136 @@
+"""Whether decode steps may run avl/engine/fused.py instead of the model's modules: only where both compute the same.
+
+Equality is proved by identity, not by names: every module that takes part is of transformers' (or torch's) own class, with that class's own
+forward, and nothing is hooked into it or between it and the model. Adapters, replaced activations, patched classes, parametrizations,
+hooks and compiled modules all fail the proof, and the model then runs as it is.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import itertools
+from collections.abc import Callable, Iterator
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch.nn.modules import module as torch_module
+from transformers import modeling_layers
+from transformers.activations import ACT2FN
+
+from avl._compat import any_global_hook, call_override, hooks_of, records_outputs
+from avl.attention.hooks import OURS
+from avl.models.families import TEXT_FAMILIES, family_of, language_model
+
+_ROTARY = ("default", "linear", "llama3")
+"""Rotary embeddings that depend on nothing but the position."""
+
+_CALLED = ("apply_rotary_pos_emb", "rotate_half", "eager_attention_forward")
+"""Functions of a modeling file that its attention calls."""
+
+
+def why_not(model: Any) -> str | None:
+    """Return why the steps of this model cannot be fused, or None if they can."""
+    text = language_model(model)
+    if text.training or torch.is_grad_enabled():
+        return "it is in training mode, or gradients are on"
+    if torch.is_autocast_enabled(text.embed_tokens.weight.device.type):
+        return "autocast is on"
+    if any_global_hook():
+        return "a hook is registered for all modules"
+    family, text_family = family_of(model.config), TEXT_FAMILIES[text.config.model_type]
+    modeling = _modeling(text_family.model_type)
+    for name in _CALLED:
+        if not _written_in(getattr(modeling, name, None), modeling):
+            return f"{name} of {modeling.__name__} was replaced"
+    around = _around(model, text, _modeling(family.model_type), family.model_class, f"{family.prefix}Model")
+    proved: set[type] = set()
+    # one after another: a layer of an unknown class need not have the parts that come after it
+    for name, module, home, known in itertools.chain(around, _inside(text, modeling, text_family.prefix)):
+        kind = type(module)
+        if kind is not getattr(home, known, None) or (kind.__module__, kind.__qualname__) != (home.__name__, known):
+            return f"{name} is {_short(module)}"
+        if kind not in proved:
+            if not _written_in(kind.forward, home) or not any(
+                _written_in(kind.__call__, owner) for owner in (torch_module, modeling_layers)
+            ):
+                return f"the forward of {known} was replaced"
+            proved.add(kind)
+        reason = _altered(module)
+        if reason is not None:
+            return f"{name} {reason}"
+    if text.rotary_emb.rope_type not in _ROTARY:
+        return f"its rotary embedding, {text.rotary_emb.rope_type!r}, depends on the length"
+    dtypes = {parameter.dtype for parameter in text.parameters()}
+    devices = {parameter.device for parameter in text.parameters()}
+    if len(dtypes) > 1 or len(devices) > 1:
+        return "its parameters differ in dtype or device"
+    return None
+
+
+def _modeling(model_type: str) -> ModuleType:
+    """Return transformers' modeling file of a model type."""
+    return importlib.import_module(f"transformers.models.{model_type}.modeling_{model_type}")
+
+
+def _around(model: Any, text: Any, home: ModuleType, *classes: str) -> Iterator[tuple[str, Any, ModuleType, str]]:
+    """Yield (name, module, file of its class, class) of the modules from the model down to its text model, which is left out."""
+    path = next(name for name, module in model.named_modules() if module is text).split(".")
+    names = [".".join(path[:depth]) for depth in range(len(path))]
+    for number, name in enumerate(names):
+        known = classes[number] if number < len(classes) else "?"
+        yield name or "the model", model.get_submodule(name), home, known
+
+
+def _inside(text: Any, home: ModuleType, prefix: str) -> Iterator[tuple[str, Any, ModuleType, str]]:
+    """Yield (name, module, file of its class, class) of the text model and every module whose work the fused step does."""
+    linear, activation = inspect.getmodule(torch.nn.Linear), ACT2FN["silu"]
+    assert linear is not None
+    yield "the text model", text, home, f"{prefix}Model"
+    yield "the rotary embedding", text.rotary_emb, home, f"{prefix}RotaryEmbedding"
+    yield "the final norm", text.norm, home, f"{prefix}RMSNorm"
+    silu = inspect.getmodule(type(activation))
+    assert silu is not None
+    for number, layer in enumerate(text.layers):
+        yield f"layer {number}", layer, home, f"{prefix}DecoderLayer"
+        for name, kind in (
+            ("self_attn", "Attention"),
+            ("mlp", "MLP"),
+            ("input_layernorm", "RMSNorm"),
+            ("post_attention_layernorm", "RMSNorm"),
+        ):
+            yield f"{name} of layer {number}", getattr(layer, name), home, f"{prefix}{kind}"
+        for letter in "qkvo":
+            yield f"{letter}_proj of layer {number}", getattr(layer.self_attn, f"{letter}_proj"), linear, "Linear"
+        for name in ("gate_proj", "up_proj", "down_proj"):
+            yield f"{name} of layer {number}", getattr(layer.mlp, name), linear, "Linear"
+        yield f"the activation of layer {number}", layer.mlp.act_fn, silu, type(activation).__name__
+
+
+def _written_in(function: Callable[..., Any] | None, home: ModuleType | None) -> bool:
+    """Return whether the code of a function, decorators aside, is in a module's file."""
+    code = getattr(inspect.unwrap(function), "__code__", None) if callable(function) else None
+    return code is not None and home is not None and code.co_filename == home.__file__
+
+
+def _altered(module: torch.nn.Module) -> str | None:
+    """Return what about a module of a known class differs from a plain one, as the end of a sentence; None if nothing does."""
+    before, after = hooks_of(module)
+    if any(hook not in OURS and not records_outputs(hook) for hook in (*before, *after)):
+        return "has a hook"
+    if "forward" in vars(module):
+        return "has another forward"
+    if call_override(module):
+        return "is compiled"
+    if getattr(module, "bias", None) is not None:
+        return "has a bias"
+    weight = getattr(module, "weight", None)
+    if weight is not None and (type(weight) is not torch.nn.Parameter or type(weight.data) is not torch.Tensor):
+        return f"has a weight of class {type(weight.data if type(weight) is torch.nn.Parameter else weight).__name__}"
+    return None
+
+
+def _short(module: Any) -> str:
+    kind = type(module)
+    return f"a {kind.__name__} of {kind.__module__}" if kind.__module__ != "builtins" else f"a {kind.__name__}"
