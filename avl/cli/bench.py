@@ -5,12 +5,12 @@ from __future__ import annotations
 import json as json_format
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
 from avl._paths import ASSETS
-from avl.cli.options import Json, Source, grouped, policy_names
+from avl.cli.options import Json, Source, grouped, policy_names, read_file
 from avl.models.checkpoints import CHECKPOINTS
 from avl.policies import AVL, POLICIES
 
@@ -68,8 +68,9 @@ def bench(
         from avl.bench import report
 
         readme, *files = render
-        results = [json_format.loads(file.read_text(encoding="utf-8")) for file in files]
-        readme.write_text(report.render(readme.read_text(encoding="utf-8"), results), encoding="utf-8")
+        text = read_file(readme).decode("utf-8", errors="surrogateescape")
+        results = [_result(file) for file in files]
+        readme.write_text(report.render(text, results), encoding="utf-8", errors="surrogateescape")
         return
     new_tokens = new_tokens or (32 if quick else 128)
     repeats = (2 if quick else 5) if repeats is None else repeats
@@ -110,3 +111,15 @@ def bench(
         for file in draw(result, plots):
             print(f"drew {file}", file=sys.stderr)
     print(json_format.dumps(result))
+
+
+def _result(file: Path) -> dict[str, Any]:
+    """Return what ``--json`` wrote. Raises ValueError where the file holds anything else."""
+    from avl.bench import report
+
+    try:
+        result: dict[str, Any] = json_format.loads(read_file(file))
+        report.tables(result)
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
+        raise ValueError(f"{file} is not a result that avl bench --json wrote ({type(error).__name__}: {error})") from None
+    return result

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from avl.cli.options import Json
+from avl.cli.options import Json, read_file
 
 
 def figures(
@@ -24,9 +24,7 @@ def figures(
     from avl.evaluation.figures import summary, tables
     from avl.trace import Trace
 
-    if not file.exists():
-        raise OSError(f"there is no file {file}")
-    result = summary(Trace.from_json(file.read_text(encoding="utf-8")), arm=arm, p=p, mass=mass)
+    result = summary(Trace.from_json(read_file(file)), arm=arm, p=p, mass=mass)
     console = Console()
     for part in tables(result):
         console.print(part)

@@ -210,3 +210,12 @@ def spread(args: Sequence[str], several: dict[str, bool]) -> list[str]:
         else:
             out += [flag, NONE] if several[flag] else [flag]
     return out
+
+
+def read_file(file: Path) -> bytes:
+    """Return what a file holds. Raises OSError in one sentence where it cannot be read."""
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        why = "there is no file" if isinstance(error, FileNotFoundError) else f"{(error.strerror or type(error).__name__).lower()}:"
+        raise OSError(f"{why} {file}") from None

@@ -89,7 +89,7 @@ def score(question: Question, model_answer: str) -> float:
 def normalized(text: str) -> str:
     """Lower case, without articles, punctuation and double spaces; numbers up to six as words."""
     words = re.sub(r"[^\w\s$]", " ", text.lower()).split()
-    words = [NUMBERS[int(w)] if w.isdigit() and int(w) < len(NUMBERS) else w for w in words]
+    words = [NUMBERS[int(w)] if w.isdecimal() and len(w) < 3 and int(w) < len(NUMBERS) else w for w in words]
     return " ".join(w for w in words if w not in ("a", "an", "the"))
 
 

@@ -268,3 +268,31 @@ def test_a_defect_keeps_its_traceback(monkeypatch, picture):
     monkeypatch.setattr(terminal, "run", run)
     with pytest.raises(UnicodeError):
         cli.main(["compare", str(picture), "What?"])
+
+
+@pytest.mark.parametrize(
+    "text", [b"", b"{", b"[]", b"{}", b"null", b"5", b'"x"', b"\xff\xfe", b'{"rows": []}', b"[" * 100_000], ids=lambda text: repr(text[:12])
+)
+@pytest.mark.parametrize("command", ["figures", "bench"])
+def test_a_file_that_is_none_of_ours_is_one_sentence(command, text, tmp_path, capsys):
+    file, readme = tmp_path / "other.json", tmp_path / "README.md"
+    file.write_bytes(text)
+    readme.write_text("text", encoding="utf-8")
+    before = readme.read_bytes()
+    arguments = ["figures", str(file)] if command == "figures" else ["bench", "--render", str(readme), str(file)]
+    assert cli.main(arguments) == 1
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1, said
+    assert "trace" in said if command == "figures" else "is not a result that avl bench --json wrote" in said
+    assert readme.read_bytes() == before
+
+
+@pytest.mark.parametrize("where", ["missing.json", "."])
+@pytest.mark.parametrize("command", [["figures"], ["bench", "--render", "README.md"]], ids=lambda command: command[0])
+def test_a_file_that_cannot_be_read_is_one_sentence(command, where, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "README.md").write_text("text", encoding="utf-8")
+    assert cli.main([*command, where]) == 1
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert where in said

@@ -13,6 +13,12 @@ def test_qa_ignores_case_articles_and_stops():
     assert tasks.score(Question("How many?", "two", "qa"), "2") == 1.0
 
 
+@pytest.mark.parametrize("answer", ["²", "x² and ①", "9" * 5000, "٣", "\x00", ""], ids=ascii)
+def test_any_answer_has_a_score(answer):
+    for task in tasks.TASKS:
+        assert tasks.score(Question("How many?", "two", task), answer) == 0.0
+
+
 def test_anls_is_one_minus_distance_over_length():
     question = Question("Read the sign.", "BREAD", "read")
     assert tasks.score(question, "BREAD") == 1.0
