@@ -100,3 +100,27 @@ def commit_hash(config: Any) -> str | None:
 def name_or_path(config: Any) -> str:
     """Return where a config came from: a Hub id or a folder."""
     return str(getattr(config, "_name_or_path", "") or "")
+
+
+def prepared_generation_config(model: Any, **options: Any) -> Any:
+    """Return the config that ``model.generate(**options)`` would use, a copy (``GenerationMixin._prepare_generation_config``)."""
+    config, _ = model._prepare_generation_config(None, **options)
+    return config
+
+
+def logits_processors(model: Any, config: Any, ids: torch.Tensor, mask: torch.Tensor | None) -> Any:
+    """Return the logits processors of ``model.generate``, in its order (``GenerationMixin._get_logits_processor``).
+
+    Args:
+        model: the model.
+        config: from :func:`prepared_generation_config`; changed in place.
+        ids: the prompt ``[B, L]``, on the device that chooses tokens.
+        mask: its attention mask ``[B, L]``, or None.
+    """
+    model._prepare_special_tokens(config, True, device=ids.device, batch_size=len(ids))
+    model._prepare_generated_length(config, True, True, "input_ids", ids.shape[1], ids)
+    if mask is not None:
+        mask = None if bool((mask == 1).all()) else mask.to(ids.device)  # as generate: without padding it drops the mask
+    return model._get_logits_processor(
+        config, input_ids_seq_length=ids.shape[1], encoder_input_ids=ids, device=ids.device, model_kwargs={"attention_mask": mask}
+    )

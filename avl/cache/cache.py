@@ -19,14 +19,14 @@ from transformers.cache_utils import Cache
 from avl.cache import inspect
 from avl.cache.contiguous import ContiguousSlotTable
 from avl.cache.layer import NOT_ATTACHED, AdaptiveLayer
-from avl.cache.layout import Row, check_image_tokens, check_mask, find_rows
+from avl.cache.layout import Row, check_image_tokens, check_mask, find_rows, ids_and_mask
 from avl.cache.prefill_state import PrefillState
 from avl.cache.readback import Readback
 from avl.cache.recorder import Recorder
 from avl.cache.slots import LayerKV, RowBucket, SlotTable, StaticSlotTable
 from avl.models.families import Facts, describe, language_model
 from avl.policies import Policy, check_policy
-from avl.policies.base import check_whole
+from avl.policies.base import whole
 
 USED = (
     "this cache holds another generation already, or the call feeds several tokens a step (assisted decoding, use_cache=False): "
@@ -343,10 +343,10 @@ def make_cache(model: Any, inputs: Any, policy: Policy, max_new_tokens: int = 64
             context, or max_new_tokens is not a positive number.
     """
     check_policy(policy)
-    check_whole("max_new_tokens", max_new_tokens, 1)
+    max_new_tokens = whole("max_new_tokens", max_new_tokens, 1)
     facts = describe(model)
     policy.check_model(facts.layers)
-    rows = find_rows(inputs["input_ids"], inputs.get("attention_mask"), facts.image_token_id)
+    rows = find_rows(*ids_and_mask(inputs), facts.image_token_id)
     longest = max(row.length for row in rows) + max_new_tokens
     if longest > facts.context:
         raise ValueError(

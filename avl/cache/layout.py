@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -49,6 +50,21 @@ class Row:
                 spans.append((name, start, position))
                 start = position
         return tuple(spans)
+
+
+def ids_and_mask(inputs: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Return ``input_ids`` and ``attention_mask`` of a processor's output.
+
+    Raises:
+        ValueError: there are none, or they are no tensors.
+    """
+    found = [inputs.get(name) if isinstance(inputs, Mapping) else None for name in ("input_ids", "attention_mask")]
+    if not isinstance(found[0], torch.Tensor) or not (found[1] is None or isinstance(found[1], torch.Tensor)):
+        raise ValueError(
+            f"inputs, a {type(inputs).__name__}, hold no tensors input_ids and attention_mask: pass the processor's output, made with "
+            "return_tensors='pt'"
+        )
+    return found[0], found[1]
 
 
 def find_rows(input_ids: torch.Tensor, attention_mask: torch.Tensor | None, image_token_id: int) -> tuple[Row, ...]:

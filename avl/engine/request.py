@@ -6,14 +6,18 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from avl.models.images import open_image
 from avl.policies import Policy, check_policy
-from avl.policies.base import check_whole
+from avl.policies.base import number, shown, whole
 
 MODES = ("race", "isolated")
 MAX_REPEATS = 100
+MAX_BATCH = 4096
+MAX_NEW_TOKENS = 1_000_000
+MAX_SEED = 2**64 - 1
 MAX_TEMPERATURE = 10
 
 
@@ -31,12 +35,14 @@ class GenerationRequest:
         batch: number of copies of the request that run at once; events describe row 0.
         temperature: of the sampling, 0 for greedy.
         top_p: probability mass of the nucleus to sample from, in (0, 1].
-        seed: of the sampling, None for a random one.
+        seed: of the sampling, 0 to 2**64 - 1; None for a random one.
         repeats: number of times to run; the first is reported in full, later ones as one Repeat event per policy, to show timing variance.
         scores: replay the answers afterwards and record the attention of every pass (Scores events); timings are unaffected.
 
     Raises:
-        ValueError: a value is out of range, or a policy or image is missing or invalid; in one sentence.
+        ValueError: a value is of the wrong type or out of range, or a policy or image is missing or invalid; in one sentence.
+
+    Numbers may be numpy scalars; they become Python's.
     """
 
     images: tuple[Image.Image, ...]
@@ -61,12 +67,33 @@ class GenerationRequest:
             raise ValueError("there is nothing to compare: pass at least one policy")
         for policy in self.policies:
             check_policy(policy)
-        if self.mode not in MODES:
-            raise ValueError(f"mode={self.mode!r} is unknown: use {' or '.join(MODES)}")
-        check_whole("max_new_tokens", self.max_new_tokens, 1)
-        check_whole("batch", self.batch, 1)
-        check_whole("repeats", self.repeats, 1, MAX_REPEATS)
-        if not 0 <= self.temperature <= MAX_TEMPERATURE:
-            raise ValueError(f"temperature={self.temperature!r} is out of range: 0 (greedy) to {MAX_TEMPERATURE}")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p={self.top_p!r} is out of range: above 0 and at most 1")
+        question: Any = self.question
+        if not isinstance(question, str):
+            raise ValueError(f"question={shown(question)} is not a text: ask something about the image")
+        try:
+            question.encode("utf-8")
+        except UnicodeEncodeError:
+            raise ValueError("the question holds half of a character (a lone surrogate): type it again") from None
+        if not isinstance(self.mode, str) or self.mode not in MODES:
+            raise ValueError(f"mode={shown(self.mode)} is unknown: use {' or '.join(MODES)}")
+        set_field(self, "max_new_tokens", whole("max_new_tokens", self.max_new_tokens, 1, MAX_NEW_TOKENS))
+        set_field(self, "batch", whole("batch", self.batch, 1, MAX_BATCH))
+        set_field(self, "repeats", whole("repeats", self.repeats, 1, MAX_REPEATS))
+        if self.seed is not None:
+            set_field(self, "seed", whole("seed", self.seed, 0, MAX_SEED))
+        temperature, top_p = number(self.temperature), number(self.top_p)
+        if temperature is None or not 0 <= temperature <= MAX_TEMPERATURE:
+            raise ValueError(f"temperature={shown(self.temperature)} is out of range: 0 (greedy) to {MAX_TEMPERATURE}")
+        if top_p is None or not 0 < top_p <= 1:
+            raise ValueError(f"top_p={shown(self.top_p)} is out of range: above 0 and at most 1")
+        set_field(self, "temperature", temperature)
+        set_field(self, "top_p", top_p)
+        if not isinstance(self.scores, bool | np.bool_):
+            raise ValueError(f"scores={shown(self.scores)} is neither True nor False")
+        set_field(self, "scores", bool(self.scores))
+
+
+def check_stop(stop: Any) -> None:
+    """Raise ValueError unless ``stop`` is None or can be asked whether it is set."""
+    if stop is not None and not callable(getattr(stop, "is_set", None)):
+        raise ValueError(f"stop={shown(stop)} cannot be asked whether it is set: pass a threading.Event, or None")

@@ -16,8 +16,10 @@ from avl.cache.inspect import ImageSetsLater
 from avl.cache.readback import Readback
 from avl.engine.cuda_graphs import GraphDecoder, make_decoder
 from avl.engine.decoder import Decoder, Stopped
+from avl.engine.faults import NotFiniteError, explain
+from avl.engine.generation import Settings
 from avl.engine.request import GenerationRequest
-from avl.engine.sampling import next_tokens
+from avl.engine.sampling import NOT_FINITE, Chooser
 from avl.engine.text import TextStream
 from avl.engine.timing import Clock, Span
 from avl.policies import Policy
@@ -30,17 +32,24 @@ _SETS_EVERY = 4  # steps between two Sets of a policy whose stored image tokens 
 
 @dataclass(frozen=True)
 class Job:
-    """The model and inputs that all runs of a request share. ``eos``: token ids that end a row."""
+    """The model, inputs and generation settings that all runs of a request share."""
 
     model: Any
     processor: Any
     inputs: dict[str, Any]
     request: GenerationRequest
-    eos: frozenset[int]
+    settings: Settings
 
     def make_cache(self, policy: Policy) -> AdaptiveCache:
         """Return a new cache for this prompt under ``policy``."""
         return make_cache(self.model, self.inputs, policy, self.request.max_new_tokens)
+
+    def make_chooser(self) -> Chooser:
+        """Return a new chooser of this request's tokens, which begins with its seed."""
+        request, generator = self.request, None
+        if request.temperature > 0 and request.seed is not None:
+            generator = torch.Generator().manual_seed(request.seed)
+        return Chooser(self.settings, self.inputs, request.temperature, generator)
 
 
 def steps_ahead(request: GenerationRequest, devices: set[torch.device]) -> int:
@@ -94,9 +103,9 @@ class Runner:
         self._text = TextStream(job.processor.tokenizer)
         self._devices = {parameter.device for parameter in job.model.parameters()}
         self._clock = Clock(*self._devices)
-        self._generator = None
-        if job.request.temperature > 0 and job.request.seed is not None:
-            self._generator = torch.Generator().manual_seed(job.request.seed)
+        self._chooser = job.make_chooser()
+        # stop strings look at what came before; the prompt is part of it, as in model.generate
+        self._sequences = job.inputs["input_ids"].cpu() if job.settings.stop_strings is not None else None
         self._queued: deque[_Queued] = deque()
         self._ahead = steps_ahead(job.request, self._devices)
         self._stored: list[int] = []
@@ -132,9 +141,9 @@ class Runner:
         except Stopped:
             yield from self.stop()
             return
-        self.tokens = tokens = self._choose(logits)
+        self.tokens, told = self._chooser.choose(logits)
         self.ttft_ms = self._clock.stop()
-        ids = tokens.tolist()
+        tokens, ids = self.tokens, told.tolist()
         piece = self._take(tokens, ids)
         cache = self.cache
         yield Prefill(
@@ -177,12 +186,12 @@ class Runner:
         """Feed the last token and choose the next; does not wait for a GPU."""
         assert self.tokens is not None
         span = Span(*self._devices)
-        self.tokens = tokens = self._choose(self.decoder.step(self.tokens))
+        self.tokens, told = self._chooser.choose(self.decoder.step(self.tokens))
         span.end()
         cache = self.cache
         stored, read = sum(cache.stored_tokens), sum(cache.read_tokens)
         self._queued.append(
-            _Queued(span, tokens, Readback(tokens), cache.update_step, stored, read, cache.stored_bytes, cache.read_bytes, self._sets())
+            _Queued(span, self.tokens, Readback(told), cache.update_step, stored, read, cache.stored_bytes, cache.read_bytes, self._sets())
         )
 
     def _report(self, step: _Queued) -> Iterator[Event]:
@@ -216,25 +225,42 @@ class Runner:
         self._queued.clear()
         yield from self._end()
 
-    def _choose(self, logits: torch.Tensor) -> torch.Tensor:
-        request = self.job.request
-        return next_tokens(logits, request.temperature, request.top_p, self._generator)
-
     def _take(self, tokens: torch.Tensor, ids: list[int]) -> str:
-        """Note the new tokens ``[B]``, whose ``ids`` are on the host; return the piece of text they add to row 0."""
-        self.fed.append(tokens)
-        over = bool(self._finished_rows[0])
+        """Note the new tokens ``[B]``, whose ``ids`` are on the host; return the piece of text they add to row 0.
+
+        Raises:
+            NotFiniteError: a row that goes on has no usable logits.
+        """
+        settings, finished = self.job.settings, self._finished_rows
         for row, token in enumerate(ids):
-            if token in self.job.eos:
-                self._finished_rows[row] = True
-        piece = "" if over or self._finished_rows[0] else self._text.add(ids[0])
-        if bool(self._finished_rows.all()):
+            if token == NOT_FINITE and not finished[row]:
+                raise NotFiniteError(explain(self.cache, row, len(self.fed), settings.stated), self.number)
+        self.fed.append(tokens)
+        over = bool(finished[0])
+        piece = "" if over or ids[0] in settings.eos else self._text.add(ids[0])
+        for row, token in enumerate(ids):
+            if token in settings.eos:
+                finished[row] = True
+        if bool(finished.all()):
             self.reason = "eos"
+        elif self._completes_stop_string(ids):
+            self.reason = "stop_string"
         elif self.t + 1 >= self.job.request.max_new_tokens:
             self.reason = "length"
-        if not over and (self._finished_rows[0] or self.reason is not None):
+        elif settings.max_time is not None and self.clock_ms > 1000 * settings.max_time:
+            self.reason = "time"
+        if not over and (finished[0] or self.reason is not None):
             piece += self._text.finish()
         return piece
+
+    def _completes_stop_string(self, ids: list[int]) -> bool:
+        """Mark rows that end with a stop string as finished; return whether all rows now are."""
+        stop_strings = self.job.settings.stop_strings
+        if self._sequences is None or stop_strings is None:
+            return False
+        self._sequences = torch.cat([self._sequences, torch.tensor(ids)[:, None]], dim=-1)
+        self._finished_rows |= stop_strings(self._sequences, None)  # type: ignore[arg-type]
+        return bool(self._finished_rows.all())
 
     def _sets(self) -> ImageSetsLater | None:
         """Return the image tokens that row 0 stores and reads after the last queued step, None if they cannot have changed."""

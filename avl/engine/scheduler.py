@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import datetime
 import threading
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator
 from typing import Any
 
 import torch
@@ -17,13 +17,16 @@ from avl.attention.attachment import attach
 from avl.engine.decoder import refuse_offloaded
 from avl.engine.devices import made_on
 from avl.engine.failures import OUT_OF_MEMORY, out_of_memory
-from avl.engine.request import GenerationRequest
+from avl.engine.faults import NotFiniteError
+from avl.engine.generation import Settings
+from avl.engine.request import GenerationRequest, check_stop
 from avl.engine.runner import Job, Runner, attention
 from avl.kernels import resolve_impl, triton_trouble
 from avl.models.families import describe, family_of
 from avl.models.inputs import prepare, repeat
 from avl.models.loading import model_name
 from avl.policies import Policy, PromptShape
+from avl.policies.base import shown
 from avl.policies.cost import pruned_from, step_cost
 from avl.telemetry import Meter, machine_card
 from avl.trace import Arm, Error, Event, Start, Warning
@@ -46,6 +49,11 @@ def stream(
 ) -> Iterator[Event]:
     """Answer one question under one policy and yield the events of avl/trace; attaches the model if needed.
 
+    Tokens are chosen as ``model.generate(max_new_tokens=..., do_sample=temperature > 0, temperature=..., top_p=...)`` chooses them. These
+    arguments win over ``model.generation_config``: its ``do_sample``, ``temperature`` and ``top_p`` are not used. All else that it states
+    is obeyed, and a Warning event says so: penalties, forbidden and forced tokens, lengths, ends, and, when sampling, ``top_k``, which
+    transformers takes as 50 where the config is silent (0: no limit). What cannot be obeyed, such as beams, is refused.
+
     Args:
         model: from ``avl.load``.
         processor: from ``avl.load``.
@@ -55,14 +63,14 @@ def stream(
         max_new_tokens: most tokens of the answer.
         temperature: of the sampling, 0 for greedy.
         top_p: probability mass of the nucleus to sample from, in (0, 1].
-        seed: of the sampling.
+        seed: of the sampling, 0 to 2**64 - 1; None for a random one.
         batch: number of copies that run at once; events describe row 0.
         stop: when set, the run ends before its next step.
         scores: replay the answer afterwards and record the attention of every pass (Scores events); timings are unaffected.
 
     Raises:
-        ValueError: bad input; raised before anything runs, in one sentence.
-        TypeError: the model's class is not supported.
+        ValueError: bad input, or a generation setting that is refused; raised before anything runs, in one sentence.
+        TypeError: the model's class is not supported, or the processor is none.
     """
     request = GenerationRequest(
         image, question, (policy,), max_new_tokens, batch=batch, temperature=temperature, top_p=top_p, seed=seed, scores=scores
@@ -75,19 +83,21 @@ def race(
     processor: Any,
     images: Any,
     question: str,
-    policies: Sequence[Policy],
+    policies: Any,
     *,
     stop: threading.Event | None = None,
     **options: Any,
 ) -> Iterator[Event]:
     """Answer one question under several policies, one separately timed run each, and yield the events of avl/trace.
 
+    Generation settings count as in :func:`stream`.
+
     Args:
         model: from ``avl.load``.
         processor: from ``avl.load``.
         images: an image or a list of images (PIL, path, bytes, array).
         question: a plain question, or a whole prompt with image placeholders.
-        policies: what to store and read, one run each.
+        policies: what to store and read, one run each; one policy counts as a list of one.
         stop: when set, the runs end before their next step.
         options: the other fields of :class:`GenerationRequest`: max_new_tokens, mode, batch, temperature, …
 
@@ -95,7 +105,7 @@ def race(
         ValueError: bad input; raised before anything runs, in one sentence.
         TypeError: the model's class is not supported.
     """
-    return run(model, processor, GenerationRequest(images, question, tuple(policies), **options), stop)
+    return run(model, processor, GenerationRequest(images, question, policies, **options), stop)
 
 
 def run(
@@ -114,15 +124,19 @@ def run(
         ValueError: the request does not fit the model; in one sentence.
         TypeError: the model's class is not supported.
     """
+    if not isinstance(request, GenerationRequest):
+        raise TypeError(f"request={shown(request)} is not an avl.engine.request.GenerationRequest")
+    check_stop(stop)
     facts = describe(model)
     refuse_offloaded(model)
+    if getattr(processor, "tokenizer", None) is None or getattr(processor, "image_token", None) is None:
+        raise TypeError(f"processor={shown(processor)} is not the processor of a LLaVA: pass the one that avl.load returned")
     attach(model)
     inputs, prompt = prepare(model, processor, request.images, request.question)
-    eos = model.generation_config.eos_token_id
-    ends = frozenset(eos if isinstance(eos, list) else [] if eos is None else [eos])
-    job = Job(model, processor, repeat(inputs, request.batch), request, ends)
-    # allocates nothing, but raises before the run if anything does not fit
+    job = Job(model, processor, repeat(inputs, request.batch), request, Settings.of(model, processor.tokenizer, request))
+    # these two allocate nothing, but raise before the run if anything does not fit
     caches = [job.make_cache(policy) for policy in request.policies]
+    job.make_chooser()
     row = caches[0].rows[0]
     sizes = [image.size for image in request.images]
     implementation = resolve_impl(model.device, dtype=model.dtype, head_size=facts.head_dim)
@@ -176,6 +190,8 @@ def _events(job: Job, start: Start, stop: threading.Event) -> Generator[Event, N
         yield Warning(f"decode steps run the torch reference, not our Triton kernels, which costs time: {trouble}")
     if start.batch > 1:
         yield Warning(f"the request runs {start.batch} times at once; text and sets are those of row 0, bytes those of all rows")
+    if job.settings.stated:
+        yield Warning(f"the model's generation config applies: {', '.join(job.settings.stated)}")
     request = job.request
     numbered = list(enumerate(request.policies))
     try:
@@ -189,6 +205,8 @@ def _events(job: Job, start: Start, stop: threading.Event) -> Generator[Event, N
             passes = attention(runner, stop)
             while not stop.is_set() and (event := next(passes, None)) is not None:
                 yield event
+    except NotFiniteError as error:
+        yield Error(str(error), error.arm)
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise

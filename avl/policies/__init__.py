@@ -11,7 +11,7 @@ import re
 from typing import Any
 
 from avl.policies.avl import AVL
-from avl.policies.base import KVBudget, Observation, Param, Policy, PromptShape
+from avl.policies.base import KVBudget, Observation, Param, Policy, PromptShape, shown
 from avl.policies.fastv import FastV
 from avl.policies.full import Full
 from avl.policies.h2o import H2O
@@ -57,7 +57,7 @@ def check_policy(policy: object) -> None:
     """Raise ValueError unless ``policy`` is a policy."""
     if not isinstance(policy, Policy):
         names = ", ".join(f"avl.{name}(...)" for name in POLICIES)
-        raise ValueError(f"{policy!r} is not a policy: pass one of {names}")
+        raise ValueError(f"{shown(policy)} is not a policy: pass one of {names}")
 
 
 def cli_name(policy: type[Policy]) -> str:
@@ -71,11 +71,13 @@ def find_policy(name: str) -> type[Policy]:
     Raises:
         ValueError: no policy, or more than one, matches; lists all policies.
     """
+    if not isinstance(name, str):
+        raise ValueError(f"{shown(name)} is not the name of a policy: use {', '.join(cli_name(policy) for policy in POLICIES.values())}")
     wanted = re.sub(r"[-_ ]", "", name).lower()
     names = {key.lower(): policy for key, policy in POLICIES.items()}
     found = [names[wanted]] if wanted in names else [policy for key, policy in names.items() if wanted and key.startswith(wanted)]
     if len(found) != 1:
-        raise ValueError(f"there is no policy {name!r}: use {', '.join(cli_name(policy) for policy in POLICIES.values())}")
+        raise ValueError(f"there is no policy {shown(name)}: use {', '.join(cli_name(policy) for policy in POLICIES.values())}")
     return found[0]
 
 
@@ -87,6 +89,8 @@ def parse_policy(spec: str) -> Policy:
     Raises:
         ValueError: the policy or a parameter is unknown, or a value is out of range.
     """
+    if not isinstance(spec, str):
+        raise ValueError(f"{shown(spec)} is not a policy's text: write name or name:PARAMETER=value,…, for example avl:S=45,C=30")
     name, _, rest = spec.partition(":")
     policy = find_policy(name)
     params = {one.name: one for one in policy.params()}
@@ -95,7 +99,7 @@ def parse_policy(spec: str) -> Policy:
         key, _, text = part.partition("=")
         if key not in params:
             known = f"it has {', '.join(params)}" if params else "it has none"
-            raise ValueError(f"{policy.title} has no parameter {key!r}: {known}")
+            raise ValueError(f"{policy.title} has no parameter {shown(key)}: {known}")
         values[key] = _value(text)
     return policy(**values)
 
@@ -105,5 +109,5 @@ def _value(text: str) -> Any:
         return None
     try:
         return json.loads(text)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):  # also a number of more digits than Python reads
         return text

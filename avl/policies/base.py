@@ -14,6 +14,7 @@ run. Turning scores into indices (avl/cache/ranking.py) and moving keys and valu
 from __future__ import annotations
 
 import math
+import numbers
 from dataclasses import MISSING, Field, asdict, dataclass, field, fields, replace
 from fractions import Fraction
 from typing import Any, ClassVar, Literal, Self
@@ -117,17 +118,18 @@ class Param:
         required = one.default is MISSING
         return cls(name=one.name, default=None if required else one.default, required=required, **one.metadata["param"])
 
-    def check(self, value: object) -> None:
-        """Raise ValueError with the name, the value and the valid range unless ``value`` is valid."""
-        if (value is None and self.optional) or (self.choices and value in self.choices):
-            return
-        number = isinstance(value, int | float) and not isinstance(value, bool) and not self.choices
+    def check(self, value: object) -> Any:
+        """Return ``value`` as plain Python; raise ValueError with the name, the value and the valid range unless it is valid."""
+        if (value is None and self.optional) or (isinstance(value, str) and value in self.choices):
+            return value
+        found = None if self.choices else number(value)
         if self.unit == "%":
-            valid = number and 0 < value <= 100  # type: ignore[operator]
+            valid = found is not None and 0 < found <= 100
         else:
-            valid = number and isinstance(value, int) and value >= self.low and not (self.odd and value % 2 == 0)
+            valid = isinstance(found, int) and self.low <= found <= MOST and not (self.odd and found % 2 == 0)
         if not valid:
-            raise ValueError(f"{self.name}={value!r} is out of range: {self.name} is {self.help}, {self.range}")
+            raise ValueError(f"{self.name}={shown(value)} is out of range: {self.name} is {self.help}, {self.range}")
+        return found
 
     @property
     def range(self) -> str:
@@ -178,7 +180,7 @@ class Policy:
 
     def __post_init__(self) -> None:
         for one in self.params():
-            one.check(getattr(self, one.name))
+            object.__setattr__(self, one.name, one.check(getattr(self, one.name)))
 
     @classmethod
     def params(cls) -> tuple[Param, ...]:
@@ -223,10 +225,12 @@ class Policy:
         """
         from avl.policies.cost import stored_after_prefill  # cost imports this file
 
-        if not 0 < fraction <= 1:
-            raise ValueError(f"fraction={fraction!r} is out of range: a stored share is above 0 and at most 1")
+        share_of_all = number(fraction)
+        if share_of_all is None or not 0 < share_of_all <= 1:
+            raise ValueError(f"fraction={shown(fraction)} is out of range: a stored share is above 0 and at most 1")
+        fraction, n_layers = share_of_all, whole("n_layers", n_layers, 1)
         self.check_model(n_layers)
-        shape = PromptShape(n_image, n_text, 0, n_layers)
+        shape = PromptShape(whole("n_image", n_image, 1), whole("n_text", n_text, 0), 0, n_layers)
         full = n_layers * shape.length
         if self.budget is None:
             if fraction != 1:
@@ -293,8 +297,36 @@ def share(percent: float, n: int) -> int:
     return -(-exact.numerator // exact.denominator)
 
 
-def check_whole(name: str, value: object, least: int, most: int | None = None) -> None:
-    """Raise ValueError unless ``value`` is a whole number of at least ``least`` and, if given, at most ``most``."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least or (most is not None and value > most):
-        bounds = f"of at least {least}" if most is None else f"from {least} to {most}"
-        raise ValueError(f"{name}={value!r} is out of range: it is a whole number {bounds}")
+MOST = 10**9  # of any whole number: what is larger is a mistake, and sizes made of it would overflow
+
+
+def shown(value: object) -> str:
+    """Return a short, one-line ``repr`` for error messages; never raises."""
+    try:
+        text = " ".join(repr(value).split())
+    except Exception:  # an int of 5000 digits, or a __repr__ that fails
+        return f"a {type(value).__name__}"
+    return text if len(text) <= 80 else f"{text[:60]}… ({type(value).__name__})"
+
+
+def number(value: object) -> int | float | None:
+    """Return a real number (numpy's too) as Python's int or float, None for anything else, bools included, or one beyond floats."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        return None
+    try:
+        exact = float(value)
+    except OverflowError:
+        return None
+    return int(value) if isinstance(value, numbers.Integral) else exact
+
+
+def whole(name: str, value: object, least: int, most: int = MOST) -> int:
+    """Return ``value`` as an int.
+
+    Raises:
+        ValueError: it is not a whole number from ``least`` to ``most``.
+    """
+    found = number(value)
+    if not isinstance(found, int) or not least <= found <= most:
+        raise ValueError(f"{name}={shown(value)} is out of range: it is a whole number from {least} to {most}")
+    return found

@@ -17,7 +17,7 @@ def pack_bits(members: Iterable[int], n: int) -> str:
 
 def unpack_bits(text: str, n: int) -> np.ndarray:
     """Decode :func:`pack_bits`: base64 text -> bool array ``[n]``."""
-    raw = np.frombuffer(base64.b64decode(text, validate=True), dtype=np.uint8)
+    raw = _bytes(text)
     if raw.size != (n + 7) // 8:
         raise ValueError(f"a set of {n} tokens needs {(n + 7) // 8} bytes, this one has {raw.size}")
     return np.unpackbits(raw, count=n).astype(bool)
@@ -30,4 +30,14 @@ def pack_scores(scores: np.ndarray) -> str:
 
 def unpack_scores(text: str) -> np.ndarray:
     """Decode :func:`pack_scores`: base64 text -> float32 array ``[n]``."""
-    return np.frombuffer(base64.b64decode(text, validate=True), dtype="<f2").astype(np.float32)
+    raw = _bytes(text)
+    if raw.size % 2:
+        raise ValueError(f"packed scores take 2 bytes each, these have {raw.size}")
+    return raw.view("<f2").astype(np.float32)
+
+
+def _bytes(text: str) -> np.ndarray:
+    try:
+        return np.frombuffer(base64.b64decode(text, validate=True), dtype=np.uint8)
+    except ValueError as error:
+        raise ValueError(f"a packed set or score is not base64: {error}") from None

@@ -7,13 +7,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from avl.trace.events import SCHEMA, Arm, End, Error, Event, Grid, Prefill, Reading, Repeat, Scores, Sets, Start, Step, Warning
+from avl.trace.check import WORDS, brief, check_events, check_values, fit, unique
+from avl.trace.events import SCHEMA, End, Error, Event, Prefill, Reading, Repeat, Scores, Sets, Start, Step, Warning
 
 KINDS: dict[str, type[Event]] = {cls.kind: cls for cls in (Start, Prefill, Step, Sets, Scores, Reading, Warning, Error, End, Repeat)}
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
 
 
 def event_from_dict(data: dict[str, Any]) -> Event:
@@ -22,20 +19,25 @@ def event_from_dict(data: dict[str, Any]) -> Event:
     Raises:
         ValueError: ``data`` is not a valid event; says why.
     """
+    if not isinstance(data, dict):
+        raise ValueError(f"an event is {brief(data)}, not an object")
     data = dict(data)
     kind = data.pop("kind", None)
     cls = KINDS.get(kind) if isinstance(kind, str) else None
     if cls is None:
-        raise ValueError(f"unknown event kind {kind!r}; a trace has {', '.join(KINDS)}")
-    if cls is Start and data.get("schema") != SCHEMA:
-        raise ValueError(f"this trace has schema {data.get('schema')!r}, this version reads schema {SCHEMA}: record it again")
+        raise ValueError(f"unknown event kind {brief(kind)}; a trace has {', '.join(KINDS)}")
+    if cls is Start:
+        _check_schema(data.get("schema"))
     try:
-        if cls is Start:
-            data["arms"] = tuple(Arm(**{key: _tuples(value) for key, value in arm.items()}) for arm in data["arms"])
-            data["grids"] = tuple(Grid(**{key: _tuples(value) for key, value in grid.items()}) for grid in data["grids"])
-        return cls(**{key: _tuples(value) for key, value in data.items()})
-    except TypeError as error:
+        event: Event = fit(cls, data)
+    except ValueError as error:
         raise ValueError(f"bad {kind} event: {error}") from None
+    return event
+
+
+def _check_schema(found: Any) -> None:
+    if type(found) is not int or found != SCHEMA:
+        raise ValueError(f"this trace has schema {brief(found)}, this version reads schema {SCHEMA}: record it again")
 
 
 @dataclass
@@ -77,18 +79,37 @@ class Trace:
         return json.dumps(self.to_dict(), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
 
     @classmethod
-    def from_json(cls, text: str) -> Trace:
-        """Parse the output of :meth:`to_json`.
+    def from_json(cls, text: str | bytes) -> Trace:
+        """Parse the output of :meth:`to_json`, as text or as UTF-8.
 
         Raises:
-            ValueError: the text is not a trace of this schema; in one sentence.
+            ValueError: the text is not a trace of this schema, or its events are not those of one run; in one sentence.
         """
+        if not isinstance(text, str | bytes | bytearray):
+            raise ValueError(f"a trace is JSON text, not a {type(text).__name__}: read the file first")
         try:
-            document = json.loads(text)
-        except json.JSONDecodeError as error:
+            document = json.loads(text, object_pairs_hook=unique)
+            check_values(document)
+        except UnicodeDecodeError:
+            raise ValueError("this file is not a trace: it is not UTF-8 text") from None
+        except RecursionError:
+            raise ValueError("this file is not a trace: its values are nested too deep") from None
+        except ValueError as error:  # of the parser too, which has a limit on digits
             raise ValueError(f"this file is not a trace: {error}") from None
-        if not isinstance(document, dict) or document.get("schema") != SCHEMA:
-            found = document.get("schema") if isinstance(document, dict) else type(document).__name__
-            raise ValueError(f"this trace has schema {found!r}, this version reads schema {SCHEMA}: record it again")
-        events = [event_from_dict(event) for event in document.get("events", [])]
-        return cls(events=events, images=list(document.get("images", [])), meta=dict(document.get("meta", {})))
+        if not isinstance(document, dict):
+            raise ValueError(f"this file is not a trace: it holds {brief(document)}, not an object")
+        _check_schema(document.get("schema"))
+        unknown = [key for key in document if key not in ("schema", "meta", "images", "events")]
+        if unknown:
+            raise ValueError(f"this trace has an unknown part {brief(unknown[0])}: it has schema, meta, images and events")
+        parts = {"meta": document.get("meta", {}), "images": document.get("images", []), "events": document.get("events", [])}
+        for name, part in parts.items():
+            kind = dict if name == "meta" else list
+            if not isinstance(part, kind):
+                raise ValueError(f"{name} of this trace is {brief(part)}, not {WORDS[kind]}")
+        for number, image in enumerate(parts["images"]):
+            if not isinstance(image, str) or not image.startswith("data:image/"):
+                raise ValueError(f"image {number} of this trace is {brief(image)}, not a data URI of a picture")
+        events = [event_from_dict(event) for event in parts["events"]]
+        check_events(events)
+        return cls(events=events, images=parts["images"], meta=parts["meta"])

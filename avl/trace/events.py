@@ -197,8 +197,9 @@ class Error(Event):
 
 @dataclass(frozen=True)
 class End(Event):
-    """An arm finished. ``reason``: "eos", "length" or "stopped". ``text``: the whole answer; ``tokens``: its ids without EOS.
+    """An arm finished. ``text``: the whole answer; ``tokens``: its ids without EOS.
 
+    ``reason``: "eos", "length", "stopped", or the generation config's "stop_string" or "time".
     ``stored_bytes``/``read_bytes``: means over the decode steps (without any: after prefill, and 0). ``peak_bytes``: most ever held.
     """
 
