@@ -111,7 +111,8 @@ function ranges(numbers) {
 }
 
 function drawPatch(arm, t) {
-  if (view.patch < 0 || !overlay.grid) { put($.patch, "Click a patch to see in which layers it is core."); return; }
+  if (!overlay.grid) { put($.patch, "Where this model's image tokens lie in the picture is not known, so no patches are drawn."); return; }
+  if (view.patch < 0) { put($.patch, "Click a patch to see in which layers it is core."); return; }
   const grid = overlay.grid, stride = grid.cols + (grid.newline ? 1 : 0), at = view.patch - grid.first;
   const names = [[], [], [], []];
   for (let layer = 0; layer < view.run.start.layers; layer++) names[view.run.classes(arm, t, layer)[view.patch]].push(layer);

@@ -17,7 +17,7 @@ from avl.attention.attachment import attach
 from avl.engine.request import GenerationRequest
 from avl.engine.runner import Job, Runner, attention
 from avl.kernels import resolve_impl, triton_trouble
-from avl.models.families import describe, family_of
+from avl.models.families import describe, image_grids
 from avl.models.inputs import prepare, repeat
 from avl.models.loading import model_name
 from avl.policies import Policy, PromptShape
@@ -145,7 +145,7 @@ def run(
         n_text=row.n_text,
         spans=row.spans,
         images=tuple(sizes),
-        grids=family_of(model.config).grids(model.config, processor, sizes),
+        grids=image_grids(model.config, processor, sizes, inputs, row.n_image),
         layers=facts.layers,
         token_bytes=2 * facts.layers * facts.kv_heads * facts.head_dim * model.dtype.itemsize,
         batch=request.batch,
