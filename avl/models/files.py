@@ -14,8 +14,13 @@ _DTYPES = {"F64", "F32", "F16", "BF16"}
 _LFS = b"version https://git-lfs"
 
 
-def check_texts(source: Source, folder: Path) -> None:
+def check_texts(source: Source, folder: Path, *, all_there: bool = True) -> None:
     """Check the files that are not weights.
+
+    Args:
+        source: of the model.
+        folder: of the files.
+        all_there: whether the necessary ones have to be there; not yet in a cache that is being filled.
 
     Raises:
         OSError: a file is missing, is a Git LFS pointer, or is no JSON or Jinja; names it.
@@ -28,9 +33,13 @@ def check_texts(source: Source, folder: Path) -> None:
     for file in sorted([*folder.glob("*.jinja"), *folder.glob("additional_chat_templates/*.jinja")]):
         _check_template(source, file)
     for names, what in (
-        (("tokenizer_config.json",), "settings of its tokenizer"),
-        (("tokenizer.json", "tokenizer.model"), "tokenizer"),
-        (("processor_config.json", "preprocessor_config.json"), "settings of its image processor"),
+        ()
+        if not all_there
+        else (
+            (("tokenizer_config.json",), "settings of its tokenizer"),
+            (("tokenizer.json", "tokenizer.model"), "tokenizer"),
+            (("processor_config.json", "preprocessor_config.json"), "settings of its image processor"),
+        )
     ):
         if not any((folder / name).exists() for name in names):
             raise source.broken(f"holds no {' or '.join(names)}, the {what}")
@@ -92,9 +101,9 @@ def check_weights(source: Source, folder: Path) -> None:
     for shard in shards:
         found |= dict.fromkeys(_tensors(source, folder, shard), shard)
     if listed is not None and listed != found:
-        name = next(iter(sorted(listed.items() ^ found.items())))[0]
-        absent = "does not list" if name not in listed else f"places in {listed[name]}, which does not hold it"
-        raise source.broken(f"has a {INDEX} that does not fit its files: it {absent}, {name}".replace("list,", "list"))
+        name = min(listed.items() ^ found.items())[0]
+        wrong = f"places {name} in {listed[name]}, which does not hold it" if name in listed else f"does not list {name}"
+        raise source.broken(f"has a {INDEX} that {wrong}")
 
 
 def _tensors(source: Source, folder: Path, name: str) -> list[str]:

@@ -63,7 +63,8 @@ class Source:
         lines = [line.strip() for line in text.splitlines() if line.strip()]
         # a class of errors whose first line says where, the next one what
         line = " ".join(lines[:2]) if lines and lines[0].endswith(":") else lines[0] if lines else type(error).__name__
-        return re.sub(r"(?<![\w:/])/(?:[^\s/'\"]+/)+", "", line).rstrip(".:")[:200]
+        line = re.sub(r"(?<![\w:/])/(?:[^\s/'\"]+/)+", "", line).rstrip(".:")
+        return line if len(line) <= 200 else f"{line[:200]}…"
 
 
 def find_source(name: str | Path, revision: str | None = None) -> Source:
@@ -71,6 +72,7 @@ def find_source(name: str | Path, revision: str | None = None) -> Source:
 
     Raises:
         OSError: there is no such folder, or it holds no config.json; says what may be passed.
+        ValueError: a revision is given with a folder, which has none.
         TypeError: ``name`` is neither text nor a path, or ``revision`` no text.
     """
     names = ", ".join(["tiny", *CHECKPOINTS])
@@ -81,14 +83,20 @@ def find_source(name: str | Path, revision: str | None = None) -> Source:
     if str(name) == "tiny":
         if not (TINY / "config.json").exists():
             raise OSError("the bundled model's folder, assets/tiny, is missing: install or clone the project again")
-        return Source(str(TINY), "the bundled model")
+        return _unversioned(Source(str(TINY), "the bundled model"), revision)
     if str(name) in CHECKPOINTS:
         return Source(CHECKPOINTS[str(name)], str(name), revision)
     path = Path(name)
     if path.is_dir():
         if not (path / "config.json").exists():
             raise OSError(f"{path} holds no config.json: pass the folder that save_pretrained or hf download wrote")
-        return Source(str(path), str(path))
+        return _unversioned(Source(str(path), str(path)), revision)
     if path.is_absolute() or not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", str(name)):
         raise OSError(f"there is no model {name}: pass one of {names}, a Hub id like llava-hf/llava-1.5-7b-hf, or a folder")
     return Source(str(name), str(name), revision)
+
+
+def _unversioned(source: Source, revision: str | None) -> Source:
+    if revision is not None:
+        raise ValueError(f"revision={revision!r} is of a Hub repository, and {source.label} is a folder: leave it out")
+    return source
