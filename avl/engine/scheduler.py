@@ -47,7 +47,7 @@ def stream(
         model: from ``avl.load``.
         processor: from ``avl.load``.
         image: an image or a list of images (PIL, path, bytes, array).
-        question: a plain question, or a whole prompt with image placeholders.
+        question: a plain question, or a whole prompt as ``avl.Prompt``.
         policy: what to store and read.
         max_new_tokens: most tokens of the answer.
         temperature: of the sampling, 0 for greedy.
@@ -83,7 +83,7 @@ def race(
         model: from ``avl.load``.
         processor: from ``avl.load``.
         images: an image or a list of images (PIL, path, bytes, array).
-        question: a plain question, or a whole prompt with image placeholders.
+        question: a plain question, or a whole prompt as ``avl.Prompt``.
         policies: what to store and read, one run each.
         stop: when set, the runs end before their next step.
         options: the other fields of :class:`GenerationRequest`: max_new_tokens, mode, batch, temperature, …

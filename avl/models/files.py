@@ -14,16 +14,11 @@ _DTYPES = {"F64", "F32", "F16", "BF16"}
 _LFS = b"version https://git-lfs"
 
 
-def check_texts(source: Source, folder: Path, *, all_there: bool = True) -> None:
-    """Check the files that are not weights.
-
-    Args:
-        source: of the model.
-        folder: of the files.
-        all_there: whether the necessary ones have to be there; not yet in a cache that is being filled.
+def check_texts(source: Source, folder: Path) -> None:
+    """Check those files that are not weights and that are there.
 
     Raises:
-        OSError: a file is missing, is a Git LFS pointer, or is no JSON or Jinja; names it.
+        OSError: a file is a Git LFS pointer, or is no JSON or Jinja; names it. Or there is an adapter.
     """
     if (folder / "adapter_config.json").exists():
         raise source.broken("holds an adapter (adapter_config.json), which has to be merged into the weights first")
@@ -32,14 +27,18 @@ def check_texts(source: Source, folder: Path, *, all_there: bool = True) -> None
             raise source.broken(f"has a {file.name} that holds no JSON object")
     for file in sorted([*folder.glob("*.jinja"), *folder.glob("additional_chat_templates/*.jinja")]):
         _check_template(source, file)
+
+
+def check_present(source: Source, folder: Path) -> None:
+    """Check that tokenizer and image processor have their files; from_pretrained would guess what some of them say.
+
+    Raises:
+        OSError: a file is missing; names it.
+    """
     for names, what in (
-        ()
-        if not all_there
-        else (
-            (("tokenizer_config.json",), "settings of its tokenizer"),
-            (("tokenizer.json", "tokenizer.model"), "tokenizer"),
-            (("processor_config.json", "preprocessor_config.json"), "settings of its image processor"),
-        )
+        (("tokenizer_config.json",), "settings of its tokenizer"),
+        (("tokenizer.json", "tokenizer.model"), "tokenizer"),
+        (("processor_config.json", "preprocessor_config.json"), "settings of its image processor"),
     ):
         if not any((folder / name).exists() for name in names):
             raise source.broken(f"holds no {' or '.join(names)}, the {what}")

@@ -9,7 +9,7 @@ import torch
 
 from avl._compat import name_or_path, set_commit_hash
 from avl.models.families import describe, family_of, supported
-from avl.models.files import check_report, check_texts, check_weights
+from avl.models.files import check_present, check_report, check_texts, check_weights
 from avl.models.processing import check_processor, complete
 from avl.models.source import TINY, Source, find_source
 
@@ -84,7 +84,7 @@ def _config(source: Source) -> Any:
                 f"{source.label} is not a model that transformers knows ({source.quoted(error)}); supported are {supported()}"
             ) from None
         if source.folder is not None:
-            check_texts(source, source.folder, all_there=False)
+            check_texts(source, source.folder)
             raise source.broken(f"has a config.json that cannot be used ({source.quoted(error)})") from error
         raise _unreachable(source, error) from error
 
@@ -104,6 +104,8 @@ def _unreachable(source: Source, error: Exception) -> OSError:
 def _processor(source: Source, config: Any) -> Any:
     import transformers
 
+    if source.local:
+        check_present(source, Path(source.place))
     try:
         processor = transformers.AutoProcessor.from_pretrained(source.place, revision=source.revision)
     except ImportError as error:
@@ -112,10 +114,11 @@ def _processor(source: Source, config: Any) -> Any:
         if source.local:
             raise source.broken(f"has a processor or tokenizer that cannot be read ({_reader(source)}{source.quoted(error)})") from error
         if source.folder is not None:
-            check_texts(source, source.folder, all_there=False)
+            check_texts(source, source.folder)
         raise _unreachable(source, error) from error
-    if source.folder is not None:
+    if not source.local and source.folder is not None:
         check_texts(source, source.folder)
+        check_present(source, source.folder)
     complete(processor, config)
     check_processor(source, processor, config)
     return processor

@@ -65,6 +65,16 @@ class Family(ABC):
         """Return why the model's own code would fail with this config, None where it would not."""
         return None
 
+    def plain_prompt(self, config: Any, images: str, question: str) -> str | None:
+        """Return the prompt of a checkpoint without a chat template, None where none is known.
+
+        Args:
+            config: the model's config.
+            images: the images' placeholders, each with a line break.
+            question: a plain question.
+        """
+        return None
+
     @abstractmethod
     def grids(
         self, config: Any, processor: Any | None, sizes: Sequence[tuple[int, int]], inputs: dict[str, Any] | None = None

@@ -18,6 +18,10 @@ class Llava(Family):
     prefix: ClassVar[str] = "Llava"
     preset: ClassVar[str] = "llava-1.5-7b"
 
+    def plain_prompt(self, config: Any, images: str, question: str) -> str | None:
+        # LLaVA-1.5's checkpoints without a template: their model card gives this form
+        return f"USER: {images}{question} ASSISTANT:" if config.text_config.model_type == "llama" else None
+
     def grids(
         self, config: Any, processor: Any | None, sizes: Sequence[tuple[int, int]], inputs: dict[str, Any] | None = None
     ) -> tuple[Grid, ...]:
