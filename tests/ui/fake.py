@@ -36,7 +36,7 @@ def about(**changes: Any) -> About:
 
 
 def grids(n_side: int, size: tuple[int, int], kind: str) -> tuple[tuple[trace.Grid, ...], int]:
-    """One square grid, or LLaVA-1.6's whole picture and tiles with newline columns, or two pictures."""
+    """One square grid, or LLaVA-1.6's whole picture and tiles with newline columns, two pictures, or no grid at all."""
     width, height = size
     whole = trace.Grid(0, 0, n_side, n_side, False, (0.0, 0.0, float(width), float(height)))
     if kind == "tiles":
@@ -46,7 +46,7 @@ def grids(n_side: int, size: tuple[int, int], kind: str) -> tuple[tuple[trace.Gr
     if kind == "two":
         second = trace.Grid(1, n_side * n_side, n_side, n_side, False, (0.0, -height / 4, float(width), height * 5 / 4))
         return (whole, second), 2 * n_side * n_side
-    return (whole,), n_side * n_side
+    return (() if kind == "none" else (whole,)), n_side * n_side
 
 
 def measure_with(fake: Fake) -> Measure:
