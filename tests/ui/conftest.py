@@ -74,6 +74,7 @@ class Server:
 
     def __init__(self, process: Process, port: int, seconds: float = 400) -> None:
         self.url = f"http://127.0.0.1:{port}/"
+        self.log = process.log
         limit = time.monotonic() + seconds
         while True:
             try:
