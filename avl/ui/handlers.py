@@ -189,7 +189,7 @@ class PictureHandlers:
 
     def __init__(self, shelf: tuple[Example, ...], scene: Scene | None) -> None:
         self._shelf, self._scene = shelf, scene
-        self._folder = Path(tempfile.mkdtemp(prefix="avl-scenes-")) if scene else None
+        self._folder: Path | None = None
 
     def remove_files(self) -> None:
         """Delete the drawn scenes."""
@@ -229,7 +229,8 @@ class PictureHandlers:
         return [path, more, gr.skip(), gr.skip(), gr.skip()]
 
     def _draw(self, scene: Scene, seed: Any) -> list[Any]:
-        assert self._folder is not None
+        if self._folder is None:
+            self._folder = Path(tempfile.mkdtemp(prefix="avl-scenes-"))
         if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**31:
             seed = secrets.randbelow(2**31)
         drawn = scene(seed)
