@@ -32,9 +32,7 @@ def prepare(model: Any, processor: Any, images: Sequence[Any] | Image.Image, que
     opened = [open_image(image) for image in (images if isinstance(images, list | tuple) else [images])]
     if not opened:
         raise ValueError("there is no image: upload one, or pick an example")
-    prompt = build_prompt(model.config, processor, question, len(opened))
-    options = {"add_special_tokens": False} if begins_itself(processor.tokenizer, prompt) else {}
-    given = dict(processor(images=opened, text=prompt, return_tensors="pt", **options))
+    given, prompt = encode(model.config, processor, opened, question)
     known = set(inspect.signature(type(model).forward).parameters)
     moved: dict[str, Any] = {}
     for name, value in given.items():
@@ -47,6 +45,17 @@ def prepare(model: Any, processor: Any, images: Sequence[Any] | Image.Image, que
                 f"the processor gives {name}, which {type(model).__name__} does not take and would ignore: pass the processor of this model"
             )
     return moved, prompt
+
+
+def encode(config: Any, processor: Any, images: Sequence[Image.Image], question: str) -> tuple[dict[str, Any], str]:
+    """Return everything that the processor gives for one request, and its prompt.
+
+    Raises:
+        ValueError: as :func:`build_prompt`.
+    """
+    prompt = build_prompt(config, processor, question, len(images))
+    options = {"add_special_tokens": False} if begins_itself(processor.tokenizer, prompt) else {}
+    return dict(processor(images=list(images), text=prompt, return_tensors="pt", **options)), prompt
 
 
 def _says_nothing(name: str, value: torch.Tensor, given: dict[str, Any], image_token_id: int) -> bool:

@@ -222,7 +222,7 @@ class PictureHandlers:
 
     def __init__(self, about: About, shelf: tuple[Example, ...], scene: Scene | None) -> None:
         self._about, self._shelf, self._scene = about, shelf, scene
-        self._folder = Path(tempfile.mkdtemp(prefix="avl-scenes-")) if scene else None
+        self._folder: Path | None = None
 
     def remove_files(self) -> None:
         """Delete the drawn scenes."""
@@ -285,7 +285,8 @@ class PictureHandlers:
         return [str(path), None, question, *shown.values(self._prompt([path], question))]
 
     def _draw(self, scene: Scene, seed: Any, question: str | None) -> list[Any]:
-        assert self._folder is not None
+        if self._folder is None:
+            self._folder = Path(tempfile.mkdtemp(prefix="avl-scenes-"))
         if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**31:
             seed = secrets.randbelow(2**31)
         drawn = scene(seed)
