@@ -126,6 +126,8 @@ class RunHandlers:
         shown = Shown.of(known)
         names = [str(shown.name or Path(str(path)).name), *(Path(str(one)).name for one in more or [])]
         meta: dict[str, Any] = {"pictures": names, "picture_id": str(shown.id), "repeats": request.repeats}
+        if shown.link and not more:
+            meta["link"] = str(shown.link)
         answers = shown.answers
         if not more and isinstance(answers, dict) and isinstance(answers.get(request.question), str):
             meta["expected"] = answers[request.question]
