@@ -40,7 +40,7 @@ function runStatus(run) {
   const ended = run.error ? "The run ended early." : stopped ? "Stopped. The caches of this run are freed." : done < asked ? `Stopped: ${done} of ${asked} runs done.` : "Finished.";
   if (view.source === "recorded") return `Recorded on ${String(start.date).slice(0, 10)}. Press Run for a live run.`;
   if (view.source === "report") return `Report of a run: ${where}.`;
-  return view.source === "last" ? `Your last run. ${cut ? "It was cut off when the page was left." : ended}` : ended;
+  return view.source === "last" ? `Your last run. ${stopped ? "It was stopped early." : ended}` : ended;
 }
 
 function setStatus() {

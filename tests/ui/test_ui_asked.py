@@ -214,7 +214,7 @@ def test_a_reload_keeps_the_inputs_and_the_last_run(serve: Any, tab: Any) -> Non
     assert asked == ["beforeunload"]
     one.errors.clear()  # Gradio's own, about the stream that was cut
     assert one.text("badge") == "LAST RUN"
-    assert "Your last run. It was cut off" in one.text("status")
+    assert "Your last run. It was stopped early." in one.text("status")
     assert one.text("asked") == "What is it?"
     assert min(one.tokens()) > 3
     one.until("document.querySelector('#avl-question textarea').value === 'What is it?'")
