@@ -124,9 +124,11 @@ function aligned(run, same) {
   return marks;
 }
 
-function quoted(text) {
-  const shown = (text || "").trim();
-  return shown ? `“${shown.length > 40 ? `${shown.slice(0, 40)}…` : shown}”` : "(end)";
+// a token in words; one without text ends the answer, or is a part of a character
+function quoted(arm, t) {
+  const text = (arm.texts[t] || "").trim();
+  if (text) return `“${text.length > 40 ? `${text.slice(0, 40)}…` : text}”`;
+  return t > arm.last || (t === arm.last && arm.end && arm.end.reason === "eos") ? "(end)" : "(no text)";
 }
 
 function drawDivergence(prefix) {
@@ -134,7 +136,7 @@ function drawDivergence(prefix) {
   if (!prefix || run.last < 0) { put($.diverge, ""); return; }
   const [a, b] = run.arms;
   if (prefix.differs) {
-    put($.diverge, `${prefix.same ? `Identical for ${counted(prefix.same)}, then diverges` : "Diverges"} at token ${prefix.same + 1}: ${shortLabel(a)} ${quoted(a.texts[prefix.same])}, ${shortLabel(b)} ${quoted(b.texts[prefix.same])}`);
+    put($.diverge, `${prefix.same ? `Identical for ${counted(prefix.same)}, then diverges` : "Diverges"} at token ${prefix.same + 1}: ${shortLabel(a)} ${quoted(a, prefix.same)}, ${shortLabel(b)} ${quoted(b, prefix.same)}`);
   } else if (run.finished) {
     const even = a.tokens.length === b.tokens.length;
     put($.diverge, even ? `Identical answers, ${counted(prefix.same)} each.` : prefix.same ? `Identical for the ${counted(prefix.same)} that both arms generated.` : "");

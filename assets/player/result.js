@@ -49,7 +49,7 @@ function setStatus() {
   const text = shownRun ? runStatus(run) : plainStatus();
   put($.status, text);
   const ended = { recorded: "RECORDED", report: "REPORT", last: "LAST RUN", live: "DONE" }[view.source];
-  put($.badge, { idle: "READY", queued: "QUEUED", running: "LIVE", stopping: "LIVE", lost: "LOST" }[view.state] || (start ? ended : "READY"));
+  put($.badge, { idle: "READY", queued: "QUEUED", running: "LIVE", stopping: "LIVE", lost: "LOST" }[view.state] || (!start ? "READY" : run.error && view.source === "live" ? "FAILED" : ended));
   root.dataset.state = view.recorded && ["idle", "done"].includes(view.state) ? "recorded" : view.state;
   const now = performance.now();
   if (now - spokenAt > 5000 || view.state === "done") { spokenAt = now; put($.spoken, text); }
@@ -60,8 +60,8 @@ function finish() {
   setStatus();
   const run = view.run;
   if (!run || !run.start) { invalidate(); return; }
-  // a run without a single token has no result to judge
-  show($.resultPanel, run.last >= 0);
+  // a run without a single token has nothing to draw or to judge
+  for (const panel of [$.racePanel, $.columns, $.resultPanel]) show(panel, run.last >= 0);
   drawResult();
   if (view.wantedStep !== null && run.last >= 0 && !changedSince(run).length) { seek(view.wantedStep); view.wantedStep = null; }
   invalidate();

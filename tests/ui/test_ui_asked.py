@@ -90,6 +90,17 @@ def test_a_run_that_is_stopped_in_the_queue_leaves_the_last_one_whole(serve: Any
     assert other.errors + one.errors == []
 
 
+def test_a_run_that_fails_in_its_prompt_shows_nothing_of_itself_or_of_others(serve: Any, tab: Any) -> None:
+    """As where the device runs out of memory in prefill: no cell claims to be stored."""
+    one = open_recorded(serve, tab, "--fail-at", "0")
+    one.page.click("#avl-run")
+    one.until("window.avlPlayer.view.source === 'live' && window.avlPlayer.view.state === 'done'")
+    assert one.text("badge") == "FAILED"
+    assert [card.inner_text() for card in one.page.locator(".avl-answer").all()] == ["", ""]
+    for panel in ("racePanel", "columns", "analysisPanel", "resultPanel"):
+        assert one.page.locator(f"[data-id={panel}]").is_hidden(), panel
+
+
 def test_a_lost_connection_is_told(serve: Any, tab: Any) -> None:
     one = open_recorded(serve, tab, "--prefill", "3")
     before = shown(one)
