@@ -43,6 +43,7 @@ function gridName(grid) {
 function buildGrids() {
   const grids = view.run.start.grids;
   $.grid.replaceChildren(...grids.map((grid, index) => h("option", { value: String(index) }, gridName(grid))));
+  $.grid.value = String(view.grid);
   show($.grid, grids.length > 1);
 }
 

@@ -144,7 +144,7 @@ function timesInWords(run) {
 
 function advice(found) {
   if (found.basis === "runs" && Math.abs(Math.log(found.ratio)) < 0.01) return "The medians differ by less than 1 %.";
-  if (found.repeats === null) return `A difference this small would take more than ${MOST_REPEATS} repeats to tell.`;
+  if (found.repeats === null) return `The times vary so much that more than ${MOST_REPEATS} repeats would be needed to tell.`;
   return `About ${found.repeats} repeats would tell.`;
 }
 

@@ -277,6 +277,10 @@ class PictureHandlers:
         name = Path(str(path)).name if path else ""
         return Shown(["Describe the picture."], {}, name=name).values(self._prompt([path, *(more or [])], question))
 
+    def cleared(self, more: Any, question: Any) -> list[Any]:
+        """Forget the picture that was removed."""
+        return self.own_picture(None, more, question)
+
     def more_pictures(self, path: Any, more: Any, question: Any, known: Any) -> list[Any]:
         """Follow a change of the further pictures: from then on it is another choice of pictures."""
         shown = dataclasses.replace(Shown.of(known), id=secrets.token_urlsafe(6))

@@ -233,6 +233,7 @@ def test_counts_are_those_of_the_grid_that_is_drawn(serve: Any, tab: Any) -> Non
     one.wait("done")
     n_image = page.evaluate("window.avlPlayer.view.run.start.n_image")
     assert page.evaluate("window.avlPlayer.view.grid") == 1
+    assert page.locator("[data-id=grid]").input_value() == "1"
     for grid, cells in ((1, 36 * 48), (0, 576)):
         page.select_option("[data-id=grid]", str(grid))
         one.until("(words) => document.querySelector('[data-id=legend]').textContent.includes(words)", arg=f"Drawn: {cells} of {n_image}")
