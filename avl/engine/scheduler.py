@@ -171,7 +171,7 @@ def _events(job: Job, start: Start, stop: threading.Event) -> Iterator[Event]:
     if trouble is not None:
         yield Warning(f"decode steps run the torch reference, not our Triton kernels, which costs time: {trouble}")
     if start.batch > 1:
-        yield Warning(f"the request runs {start.batch} times at once; text and sets are those of row 0, bytes those of all rows")
+        yield Warning(f"the request runs {start.batch} times at once; text and sets are those of row 1, bytes those of all rows")
     request = job.request
     numbered = list(enumerate(request.policies))
     try:
