@@ -24,7 +24,7 @@ function buildCards() {
       card.answer = h("div", { class: "avl-answer", tabindex: "0", "aria-live": "off", "aria-label": `Answer of ${arm.spec.label}` }),
       h("div", { class: "avl-metrics" },
         metric("ttft", "First token", "Time to first token: prefill of picture and question. Below: most KV held during it"),
-        metric("perToken", "Per token", "Median of the decode steps so far, below: their p99. After repeats: median of all runs, below: the run drawn"),
+        metric("perToken", "Per token", "Median of the decode steps so far, below: their p99. After repeats: median of all runs"),
         metric("rate", "Speed", "Batch rows divided by the time per token"),
       ),
       bar("stored", "KV stored", "Bytes of keys and values held now, and their share of what full attention holds"),
@@ -76,7 +76,7 @@ function drawCards() {
     // one number for one thing: with repeats, all of them count, here as in the comparison below
     const runs = t === arm.last && arm.repeats.length ? run.medians(index) : [], perToken = runs.length > 1 ? median(runs) : middle;
     put(card.perToken, formatMs(perToken));
-    put(card.perTokenSub, runs.length > 1 ? `${runs.length} runs; drawn ${formatMs(middle)}` : steps.length > 1 ? `p99 ${formatMs(quantile(steps, 0.99))}` : "");
+    put(card.perTokenSub, runs.length > 1 ? `median of ${runs.length} runs` : steps.length > 1 ? `p99 ${formatMs(quantile(steps, 0.99))}` : "");
     put(card.rate, perToken ? formatRate(1000 * run.start.batch / perToken) : DASH);
     put(card.rateSub, run.start.batch > 1 ? `${run.start.batch} rows` : "");
     put(card.ttftSub, arm.prefill ? `peak KV ${formatBytes(arm.prefill.peak_bytes)}` : "");

@@ -158,6 +158,22 @@ def test_a_drawn_seed_is_shown_and_reproduces_the_settings(serve: Any, tab: Any)
     assert one.text("stale") == "", "a random seed asks for no particular one"
 
 
+def test_a_shown_seed_typed_in_gives_the_same_answers(real: Any, tab: Any) -> None:
+    one = tab(real.url).open("?temp=1.5&seed=random&n=24")
+    answers = []
+    for _ in range(2):
+        one.page.click("#avl-run")
+        one.until("window.avlPlayer.view.state === 'done' && window.avlPlayer.view.source === 'live'")
+        answers.append(one.page.evaluate("window.avlPlayer.view.run.arms.map((arm) => arm.tokens.join())"))
+        seed = one.page.evaluate("window.avlPlayer.view.run.start.seed")
+        one.page.evaluate("Object.assign(window.avlPlayer.view, { source: 'seen' })")
+        if len(answers) == 1:
+            one.page.evaluate("document.querySelector('.avl-more').open = true")
+            one.page.fill("#avl-seed", str(seed))
+    assert answers[0] == answers[1]
+    assert f"seed {seed}" in one.text("askedFacts")
+
+
 def test_a_link_restores_everything_but_pictures(serve: Any, tab: Any) -> None:
     server = serve("--pace", "0.002", "--recorded", SCENE)
     one = tab(server.url, permissions=["clipboard-read", "clipboard-write"]).open("?ex=scene-7&n=14")
