@@ -189,7 +189,7 @@ def _events(job: Job, start: Start, stop: threading.Event) -> Generator[Event, N
     if trouble is not None:
         yield Warning(f"decode steps run the torch reference, not our Triton kernels, which costs time: {trouble}")
     if start.batch > 1:
-        yield Warning(f"the request runs {start.batch} times at once; text and sets are those of row 0, bytes those of all rows")
+        yield Warning(f"the request runs {start.batch} times at once; text and sets are those of the first row, bytes those of all rows")
     if job.settings.stated:
         yield Warning(f"the model's generation config applies: {', '.join(job.settings.stated)}")
     request = job.request

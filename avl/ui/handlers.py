@@ -139,6 +139,8 @@ class RunHandlers:
         shown = Shown.of(known)
         names = [str(shown.name or Path(str(path)).name), *(Path(str(one)).name for one in more or [])]
         meta: dict[str, Any] = {"pictures": names, "picture_id": str(shown.id), "repeats": request.repeats}
+        if shown.link and not more:
+            meta["link"] = str(shown.link)
         answers = shown.answers
         if not more and isinstance(answers, dict) and isinstance(answers.get(request.question), str):
             meta["expected"] = answers[request.question]
@@ -300,6 +302,10 @@ class PictureHandlers:
         """Forget the example: an upload replaces it, and nothing is known about that."""
         name = Path(str(path)).name if path else ""
         return Shown(["Describe the picture."], {}, name=name).values(self._prompt([path, *(more or [])], question))
+
+    def cleared(self, more: Any, question: Any) -> list[Any]:
+        """Forget the picture that was removed."""
+        return self.own_picture(None, more, question)
 
     def more_pictures(self, path: Any, more: Any, question: Any, known: Any) -> list[Any]:
         """Follow a change of the further pictures: from then on it is another choice of pictures."""
