@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from avl.cache.cache import make_cache
     from avl.engine.scheduler import race, stream
     from avl.models.loading import load
+    from avl.models.prompt import Prompt
 
 _HOMES = {
     "attach": "avl.attention.attachment",
@@ -26,11 +27,12 @@ _HOMES = {
     "race": "avl.engine.scheduler",
     "stream": "avl.engine.scheduler",
     "load": "avl.models.loading",
+    "Prompt": "avl.models.prompt",
 }
 
 __version__ = "0.2.0"
 
-__all__ = ["attach", "detach", "load", "make_cache", "race", "stream"]
+__all__ = ["Prompt", "attach", "detach", "load", "make_cache", "race", "stream"]
 __all__ += policies.__all__
 
 

@@ -92,6 +92,11 @@ def from_config(model_class: Any, config: Any, dtype: torch.dtype) -> Any:
     return model_class._from_config(config, dtype=dtype)
 
 
+def set_commit_hash(config: Any, commit: str) -> None:
+    """Note it where ``from_pretrained`` did; recent releases do not."""
+    config._commit_hash = commit
+
+
 def commit_hash(config: Any) -> str | None:
     """Return the commit of the Hub repository that a config came from, None for a local one."""
     return getattr(config, "_commit_hash", None)

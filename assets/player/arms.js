@@ -24,7 +24,7 @@ function buildCards() {
       card.answer = h("div", { class: "avl-answer", tabindex: "0", "aria-live": "off", "aria-label": `Answer of ${arm.spec.label}` }),
       h("div", { class: "avl-metrics" },
         metric("ttft", "First token", "Time to first token: prefill of picture and question. Below: most KV held during it"),
-        metric("perToken", "Per token", "Median of the decode steps so far, below: their p99. After repeats: median of all runs, below: the run drawn"),
+        metric("perToken", "Per token", "Median of the decode steps so far, below: their p99. After repeats: median of all runs"),
         metric("rate", "Speed", "Batch rows divided by the time per token"),
       ),
       bar("stored", "KV stored", "Bytes of keys and values held now, and their share of what full attention holds"),
@@ -76,7 +76,7 @@ function drawCards() {
     // one number for one thing: with repeats, all of them count, here as in the comparison below
     const runs = t === arm.last && arm.repeats.length ? run.medians(index) : [], perToken = runs.length > 1 ? median(runs) : middle;
     put(card.perToken, formatMs(perToken));
-    put(card.perTokenSub, runs.length > 1 ? `${runs.length} runs; drawn ${formatMs(middle)}` : steps.length > 1 ? `p99 ${formatMs(quantile(steps, 0.99))}` : "");
+    put(card.perTokenSub, runs.length > 1 ? `median of ${runs.length} runs` : steps.length > 1 ? `p99 ${formatMs(quantile(steps, 0.99))}` : "");
     put(card.rate, perToken ? formatRate(1000 * run.start.batch / perToken) : DASH);
     put(card.rateSub, run.start.batch > 1 ? `${run.start.batch} rows` : "");
     put(card.ttftSub, arm.prefill ? `peak KV ${formatBytes(arm.prefill.peak_bytes)}` : "");
@@ -124,9 +124,11 @@ function aligned(run, same) {
   return marks;
 }
 
-function quoted(text) {
-  const shown = (text || "").trim();
-  return shown ? `“${shown.length > 40 ? `${shown.slice(0, 40)}…` : shown}”` : "(end)";
+// a token in words; one without text ends the answer, or is a part of a character
+function quoted(arm, t) {
+  const text = (arm.texts[t] || "").trim();
+  if (text) return `“${text.length > 40 ? `${text.slice(0, 40)}…` : text}”`;
+  return t > arm.last || (t === arm.last && arm.end && arm.end.reason === "eos") ? "(end)" : "(no text)";
 }
 
 function drawDivergence(prefix) {
@@ -134,7 +136,7 @@ function drawDivergence(prefix) {
   if (!prefix || run.last < 0) { put($.diverge, ""); return; }
   const [a, b] = run.arms;
   if (prefix.differs) {
-    put($.diverge, `${prefix.same ? `Identical for ${counted(prefix.same)}, then diverges` : "Diverges"} at token ${prefix.same + 1}: ${shortLabel(a)} ${quoted(a.texts[prefix.same])}, ${shortLabel(b)} ${quoted(b.texts[prefix.same])}`);
+    put($.diverge, `${prefix.same ? `Identical for ${counted(prefix.same)}, then diverges` : "Diverges"} at token ${prefix.same + 1}: ${shortLabel(a)} ${quoted(a, prefix.same)}, ${shortLabel(b)} ${quoted(b, prefix.same)}`);
   } else if (run.finished) {
     const even = a.tokens.length === b.tokens.length;
     put($.diverge, even ? `Identical answers, ${counted(prefix.same)} each.` : prefix.same ? `Identical for the ${counted(prefix.same)} that both arms generated.` : "");

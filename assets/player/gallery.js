@@ -49,14 +49,16 @@ else if (named >= 0) setTimeout(() => trigger("select", { example: named, ...ask
 else if (asked.ask) setTimeout(() => trigger("select", asked), 60);
 
 // Enter runs, Shift+Enter starts a line: as in a chat. The text box itself would have it the other way round.
-document.addEventListener("keydown", (event) => {
-  if (event.key !== "Enter" || event.isComposing || !event.target.matches("#avl-question textarea")) return;
-  event.stopImmediatePropagation();
-  if (event.shiftKey) return;
-  event.preventDefault();
-  const run = document.querySelector("#avl-run");
-  if (run && !run.disabled) run.click();
-}, true);
+for (const kind of ["keydown", "keypress"]) {
+  document.addEventListener(kind, (event) => {
+    if (event.key !== "Enter" || event.isComposing || !event.target.matches("#avl-question textarea")) return;
+    event.stopImmediatePropagation();
+    if (event.shiftKey) return;
+    event.preventDefault();
+    const run = document.querySelector("#avl-run");
+    if (kind === "keydown" && run && !run.disabled) run.click();
+  }, true);
+}
 document.addEventListener("input", (event) => {
   if (event.target.matches("#avl-question textarea")) document.dispatchEvent(new CustomEvent("avl:edited"));
 });

@@ -43,6 +43,7 @@ function gridName(grid) {
 function buildGrids() {
   const grids = view.run.start.grids;
   $.grid.replaceChildren(...grids.map((grid, index) => h("option", { value: String(index) }, gridName(grid))));
+  $.grid.value = String(view.grid);
   show($.grid, grids.length > 1);
 }
 
@@ -97,15 +98,19 @@ function restOf(tokens, counts) {
   const { n_image: n, grids } = view.run.start;
   if (!grids.length) return [["plain", "These tokens have no place in the picture."]];
   if (grids.length < 2) return [];
-  const all = counts ? `: ${SET_WORDS.filter(([kind]) => counts[kind]).map(([kind, word]) => `${word} ${counts[kind]}`).join(", ")}` : "";
-  return [["plain", `Drawn: ${tokens.length} of ${n} image tokens. In ${grids.length === 2 ? "both grids" : "all grids"}${all}`]];
+  const drawn = `Drawn: ${tokens.length} of ${n} image tokens.`;
+  if (!counts) return [["plain", drawn]];
+  const all = SET_WORDS.filter(([kind]) => counts[kind]).map(([kind, word]) => `${word} ${counts[kind]}`).join(", ");
+  return [["plain", `${drawn} In ${grids.length === 2 ? "both grids" : "all grids"}: ${all}`]];
 }
 
 function drawOverlay() {
   const run = view.run, arm = view.focus, t = view.ts[arm] || 0, layer = view.layer;
   const tokens = tokensOf(overlay.grid);
   let painter = null, legend = [];
-  if (view.mode === "sets") {
+  if (!run.arms[arm].prefill) {
+    legend = [["plain", "Nothing is stored yet."]];
+  } else if (view.mode === "sets") {
     const classes = run.classes(arm, t, layer), all = run.counts(arm, t, layer), counts = [0, 0, 0, 0];
     for (const token of tokens) counts[classes[token]]++;
     const styles = ["minor", "secondary", "core", "pruned"];
@@ -174,11 +179,11 @@ function drawPatch(arm, t) {
 function drawThumbs() {
   const run = view.run, arm = view.focus, t = view.ts[arm] || 0, grid = run.start.grids[view.grid];
   const at = run.arms[arm].setsIndex(t);
-  const key = `${view.id}/${arm}/${at}/${view.grid}/${run.arms[arm].sets.length ? "" : "all"}`;
+  const begun = Boolean(run.arms[arm].prefill), key = `${view.id}/${arm}/${at}/${view.grid}/${begun}/${run.arms[arm].sets.length ? "" : "all"}`;
   const fresh = view.thumbKey !== key;
   view.thumbKey = key;
   [...$.thumbs.children].forEach((button, layer) => {
-    if (fresh && grid) drawThumb(button.firstChild, grid, run.classes(arm, t, layer));
+    if (fresh && grid && begun) drawThumb(button.firstChild, grid, run.classes(arm, t, layer));
     const core = view.patch >= 0 && run.classes(arm, t, layer)[view.patch] === CORE;
     const name = "avl-thumb" + (layer === view.layer ? " avl-chosen" : "") + (core ? " avl-holds" : "");
     if (button.className !== name) button.className = name;

@@ -40,7 +40,7 @@ function runStatus(run) {
   const ended = run.error ? "The run ended early." : stopped ? "Stopped. The caches of this run are freed." : done < asked ? `Stopped: ${done} of ${asked} runs done.` : "Finished.";
   if (view.source === "recorded") return `Recorded on ${String(start.date).slice(0, 10)}. Press Run for a live run.`;
   if (view.source === "report") return `Report of a run: ${where}.`;
-  return view.source === "last" ? `Your last run. ${cut ? "It was cut off when the page was left." : ended}` : ended;
+  return view.source === "last" ? `Your last run. ${stopped ? "It was stopped early." : ended}` : ended;
 }
 
 function setStatus() {
@@ -49,7 +49,7 @@ function setStatus() {
   const text = shownRun ? runStatus(run) : plainStatus();
   put($.status, text);
   const ended = { recorded: "RECORDED", report: "REPORT", last: "LAST RUN", live: "DONE" }[view.source];
-  put($.badge, { idle: "READY", queued: "QUEUED", running: "LIVE", stopping: "LIVE", lost: "LOST" }[view.state] || (start ? ended : "READY"));
+  put($.badge, { idle: "READY", queued: "QUEUED", running: "LIVE", stopping: "LIVE", lost: "LOST" }[view.state] || (!start ? "READY" : run.error && view.source === "live" ? "FAILED" : ended));
   root.dataset.state = view.recorded && ["idle", "done"].includes(view.state) ? "recorded" : view.state;
   const now = performance.now();
   if (now - spokenAt > 5000 || view.state === "done") { spokenAt = now; put($.spoken, text); }
@@ -60,8 +60,8 @@ function finish() {
   setStatus();
   const run = view.run;
   if (!run || !run.start) { invalidate(); return; }
-  // a run without a single token has no result to judge
-  show($.resultPanel, run.last >= 0);
+  // a run without a single token has nothing to draw or to judge
+  for (const panel of [$.racePanel, $.columns, $.resultPanel]) show(panel, run.last >= 0);
   drawResult();
   if (view.wantedStep !== null && run.last >= 0 && !changedSince(run).length) { seek(view.wantedStep); view.wantedStep = null; }
   invalidate();
@@ -144,7 +144,7 @@ function timesInWords(run) {
 
 function advice(found) {
   if (found.basis === "runs" && Math.abs(Math.log(found.ratio)) < 0.01) return "The medians differ by less than 1 %.";
-  if (found.repeats === null) return `A difference this small would take more than ${MOST_REPEATS} repeats to tell.`;
+  if (found.repeats === null) return `The times vary so much that more than ${MOST_REPEATS} repeats would be needed to tell.`;
   return `About ${found.repeats} repeats would tell.`;
 }
 

@@ -11,7 +11,8 @@ import torch
 
 from avl._paths import ASSETS
 from avl.kernels import resolve_impl, triton_trouble
-from avl.models.loading import CHECKPOINTS, TINY
+from avl.models.checkpoints import CHECKPOINTS
+from avl.models.source import TINY
 from avl.telemetry import device_power_watts, device_used_bytes, machine_card, package_version
 
 NEEDED = ("torch", "transformers", "accelerate", "triton", "nvidia-ml-py", "psutil", "pillow", "numpy", "rich", "typer")

@@ -22,7 +22,7 @@ from avl.engine.not_finite import NotFiniteError
 from avl.engine.request import GenerationRequest, check_stop
 from avl.engine.runner import Job, Runner, attention
 from avl.kernels import resolve_impl, triton_trouble
-from avl.models.families import describe, family_of
+from avl.models.families import describe, image_grids
 from avl.models.inputs import prepare, repeat
 from avl.models.loading import model_name
 from avl.policies import Policy, PromptShape
@@ -58,7 +58,7 @@ def stream(
         model: from ``avl.load``.
         processor: from ``avl.load``.
         image: an image or a list of images (PIL, path, bytes, array).
-        question: a plain question, or a whole prompt with image placeholders.
+        question: a plain question, or a whole prompt as ``avl.Prompt``.
         policy: what to store and read.
         max_new_tokens: most tokens of the answer.
         temperature: of the sampling, 0 for greedy.
@@ -96,7 +96,7 @@ def race(
         model: from ``avl.load``.
         processor: from ``avl.load``.
         images: an image or a list of images (PIL, path, bytes, array).
-        question: a plain question, or a whole prompt with image placeholders.
+        question: a plain question, or a whole prompt as ``avl.Prompt``.
         policies: what to store and read, one run each; one policy counts as a list of one.
         stop: when set, the runs end before their next step.
         options: the other fields of :class:`GenerationRequest`: max_new_tokens, mode, batch, temperature, …
@@ -163,7 +163,7 @@ def run(
         n_text=row.n_text,
         spans=row.spans,
         images=tuple(sizes),
-        grids=family_of(model.config).grids(model.config, processor, sizes),
+        grids=image_grids(model.config, processor, sizes, inputs, row.n_image),
         layers=facts.layers,
         token_bytes=2 * facts.layers * facts.kv_heads * facts.head_dim * model.dtype.itemsize,
         batch=request.batch,
@@ -189,7 +189,7 @@ def _events(job: Job, start: Start, stop: threading.Event) -> Generator[Event, N
     if trouble is not None:
         yield Warning(f"decode steps run the torch reference, not our Triton kernels, which costs time: {trouble}")
     if start.batch > 1:
-        yield Warning(f"the request runs {start.batch} times at once; text and sets are those of row 0, bytes those of all rows")
+        yield Warning(f"the request runs {start.batch} times at once; text and sets are those of the first row, bytes those of all rows")
     if job.settings.stated:
         yield Warning(f"the model's generation config applies: {', '.join(job.settings.stated)}")
     request = job.request

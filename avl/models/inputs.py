@@ -2,50 +2,67 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from PIL import Image
 
-
-def chat_prompt(processor: Any, question: str, n_images: int) -> str:
-    """Wrap a plain question in the model's chat template; return text with image placeholders as it is, as a whole prompt.
-
-    Raises:
-        ValueError: the question is empty, or its placeholders do not match the number of images.
-    """
-    if not question or not question.strip():
-        raise ValueError("the question is empty: ask something about the image")
-    image_token = processor.image_token
-    if image_token in question:
-        if question.count(image_token) != n_images:
-            raise ValueError(
-                f"the prompt has {question.count(image_token)} placeholders {image_token} for {n_images} images: write one for each image"
-            )
-        return question
-    content = [{"type": "image"}] * n_images + [{"type": "text", "text": question.strip()}]
-    if getattr(processor, "chat_template", None) or getattr(processor.tokenizer, "chat_template", None):
-        return processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
-    # checkpoints without a template belong to the LLaVA-1.5 family, whose model card gives this form
-    images = f"{image_token}\n" * n_images
-    return f"USER: {images}{question.strip()} ASSISTANT:"
+from avl.models.images import open_image
+from avl.models.prompt import begins_itself, build_prompt
 
 
-def prepare(model: Any, processor: Any, images: Sequence[Image.Image], question: str) -> tuple[dict[str, Any], str]:
+def prepare(model: Any, processor: Any, images: Sequence[Any] | Image.Image, question: str) -> tuple[dict[str, Any], str]:
     """Return the model inputs of one request, on the model's device, and their prompt.
 
+    Args:
+        model: from ``avl.load``.
+        processor: from ``avl.load``.
+        images: one image or several, as :func:`open_image` takes them.
+        question: a plain question, or a :class:`~avl.models.prompt.Prompt`.
+
+    Returns:
+        (every tensor that the processor gives and the model's forward takes, the prompt).
+
     Raises:
-        ValueError: there is no image, or :func:`chat_prompt` raises it.
+        ValueError: there is no image, the processor gives something that the model does not take, or as :func:`open_image` and
+            :func:`build_prompt`.
     """
-    if not images:
+    opened = [open_image(image) for image in (images if isinstance(images, list | tuple) else [images])]
+    if not opened:
         raise ValueError("there is no image: upload one, or pick an example")
-    prompt = chat_prompt(processor, question, len(images))
-    inputs = processor(images=list(images), text=prompt, return_tensors="pt")
-    kept = {"input_ids", "attention_mask", "pixel_values", "image_sizes"}
-    moved = {key: value.to(model.device) for key, value in inputs.items() if key in kept}
-    moved["pixel_values"] = moved["pixel_values"].to(model.dtype)
+    given, prompt = encode(model.config, processor, opened, question)
+    known = set(inspect.signature(type(model).forward).parameters)
+    moved: dict[str, Any] = {}
+    for name, value in given.items():
+        if not isinstance(value, torch.Tensor):
+            raise ValueError(f"the processor gives {name} as {type(value).__name__}, not as a tensor: pass the processor of this model")
+        if name in known:
+            moved[name] = value.to(model.device, model.dtype if value.is_floating_point() else None)
+        elif not _says_nothing(name, value, given, model.config.image_token_id):
+            raise ValueError(
+                f"the processor gives {name}, which {type(model).__name__} does not take and would ignore: pass the processor of this model"
+            )
     return moved, prompt
+
+
+def encode(config: Any, processor: Any, images: Sequence[Image.Image], question: str) -> tuple[dict[str, Any], str]:
+    """Return everything that the processor gives for one request, and its prompt.
+
+    Raises:
+        ValueError: as :func:`build_prompt`.
+    """
+    prompt = build_prompt(config, processor, question, len(images))
+    options = {"add_special_tokens": False} if begins_itself(processor.tokenizer, prompt) else {}
+    return dict(processor(images=list(images), text=prompt, return_tensors="pt", **options)), prompt
+
+
+def _says_nothing(name: str, value: torch.Tensor, given: dict[str, Any], image_token_id: int) -> bool:
+    """Return whether a tensor only repeats what the ids say: one sequence of tokens, or where the image tokens are."""
+    if name == "token_type_ids":
+        return not value.any()
+    return name == "mm_token_type_ids" and torch.equal(value.bool(), given["input_ids"] == image_token_id)
 
 
 def repeat(inputs: dict[str, Any], batch: int) -> dict[str, Any]:

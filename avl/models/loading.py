@@ -7,12 +7,11 @@ from typing import Any
 
 import torch
 
-from avl._compat import name_or_path
-from avl._paths import ASSETS
-from avl.models.checkpoints import CHECKPOINTS
-from avl.models.families import FAMILIES, TEXT_FAMILIES, describe, supported
-
-TINY = ASSETS / "tiny"
+from avl._compat import name_or_path, set_commit_hash
+from avl.models.families import describe, family_of, supported
+from avl.models.files import check_present, check_report, check_texts, check_weights
+from avl.models.processing import check_processor, complete
+from avl.models.source import TINY, Source, find_source
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 DTYPES |= {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -28,6 +27,8 @@ def load(
 ) -> tuple[Any, Any]:
     """Load a LLaVA and its processor for inference, with left padding.
 
+    A checkpoint loads whole or not at all: nothing of it is initialized at random, and its processor fits its model.
+
     Args:
         name: "tiny" (bundled), a key of :data:`CHECKPOINTS`, the Hub id of a model of a supported class, or a local folder.
         device: "auto" (CUDA if available), "cuda", "cuda:1", "cpu", …; ignored with ``device_map``.
@@ -39,93 +40,196 @@ def load(
         (model, processor).
 
     Raises:
-        OSError: files are missing or cannot be fetched; says what to do.
-        TypeError: the checkpoint's class is not supported; lists the supported ones.
-        ValueError: the dtype or the device is unknown.
+        OSError: files are missing, damaged, of another model, or cannot be fetched; names the file or the weight and says what to do.
+        TypeError: the checkpoint's class is not supported, lists the supported ones; or an argument has a wrong type.
+        ValueError: the dtype, the device or the device map is unknown, or does not hold the model.
     """
     import transformers
 
-    source, label = _source(name)
+    source = find_source(name, revision)
     target = _device(device)
     kind = _dtype(dtype, target)
-    offline = f"download it first where there is a network (hf download {source}), or pass a local folder"
+    _check_map(device_map)
+    if source.local:
+        check_texts(source, Path(source.place))
+    config = _config(source)
     try:
-        config = transformers.AutoConfig.from_pretrained(source, revision=revision)
-    except ValueError as error:
-        raise TypeError(f"{label} is not a model that transformers knows ({_first_line(error)}); supported are {supported()}") from None
-    except OSError as error:
-        advice = "check the path" if Path(str(name)).exists() else offline
-        raise OSError(f"{label} cannot be loaded ({_first_line(error)}): {advice}") from None
-    text = getattr(getattr(config, "text_config", None), "model_type", None)
-    if config.model_type not in FAMILIES or text not in TEXT_FAMILIES:
-        raise TypeError(f"{label} is a {config.model_type!r} model with text model {text!r}; supported are {supported()}")
-    cls = getattr(transformers, FAMILIES[config.model_type].model_class)
-    try:
-        model = cls.from_pretrained(source, revision=revision, dtype=kind, device_map=device_map, use_safetensors=True)
-        processor = transformers.AutoProcessor.from_pretrained(source, revision=revision)
-    except OSError as error:
-        raise OSError(f"{label} is incomplete ({_first_line(error)}): {offline}") from None
+        family = family_of(config)
+    except TypeError as error:
+        raise TypeError(f"{source.label} cannot be used: {error}") from None
+    if getattr(config, "quantization_config", None) is not None:
+        raise TypeError(f"{source.label} is a quantized checkpoint: pass one in float32, bfloat16 or float16")
+    processor = _processor(source, config)
+    if source.local:
+        check_weights(source, Path(source.place))
+    model = _model(source, getattr(transformers, family.model_class), kind, device_map)
+    _check_offload(source, model)
     if device_map is None:
         model = model.to(target)
+    _check_finite(source, model)
     describe(model)
-    _complete(processor, config)
+    if not source.local and source.folder is not None:
+        set_commit_hash(model.config, source.folder.name)
     return model.eval(), processor
 
 
-def _source(name: str | Path) -> tuple[str, str]:
-    if str(name) == "tiny":
-        if not (TINY / "config.json").exists():
-            raise OSError(f"the bundled model is missing from {TINY}: install or clone the project again, or run avl train-tiny --out")
-        return str(TINY), "the bundled model"
-    if str(name) in CHECKPOINTS:
-        return CHECKPOINTS[str(name)], str(name)
-    path = Path(name)
-    if path.is_dir():
-        if not (path / "config.json").exists():
-            raise OSError(f"{path} holds no config.json: pass the folder that save_pretrained or hf download wrote")
-        return str(path), str(path)
-    if path.is_absolute() or str(name).startswith((".", "~")) or str(name).count("/") != 1:
-        names = ", ".join(["tiny", *CHECKPOINTS])
-        raise OSError(f"there is no model {name}: pass one of {names}, a Hub id like llava-hf/llava-1.5-7b-hf, or a folder")
-    return str(name), str(name)
+def _config(source: Source) -> Any:
+    import transformers
+
+    try:
+        return transformers.AutoConfig.from_pretrained(source.place, revision=source.revision)
+    except Exception as error:
+        if _unknown(error):
+            raise TypeError(
+                f"{source.label} is not a model that transformers knows ({source.quoted(error)}); supported are {supported()}"
+            ) from None
+        if source.folder is not None:
+            check_texts(source, source.folder)
+            raise source.broken(f"has a config.json that cannot be used ({source.quoted(error)})") from error
+        raise _unreachable(source, error) from error
 
 
-def _device(device: str | torch.device) -> torch.device:
+def _unknown(error: Exception) -> bool:
+    """Return whether AutoConfig found a config of no class that it has."""
+    return isinstance(error, ValueError) and ("nrecognized model" in str(error) or "does not recognize" in str(error))
+
+
+def _unreachable(source: Source, error: Exception) -> OSError:
+    return OSError(
+        f"{source.label} cannot be loaded ({source.quoted(error)}): download it first where there is a network (hf download "
+        f"{source.place}), or pass a local folder"
+    )
+
+
+def _processor(source: Source, config: Any) -> Any:
+    import transformers
+
+    if source.local:
+        check_present(source, Path(source.place))
+    try:
+        processor = transformers.AutoProcessor.from_pretrained(source.place, revision=source.revision)
+    except ImportError as error:
+        raise OSError(f"the processor of {source.label} needs a package that is not installed: {source.quoted(error)}") from error
+    except Exception as error:
+        if source.local:
+            raise source.broken(f"has a processor or tokenizer that cannot be read ({_reader(source)}{source.quoted(error)})") from error
+        if source.folder is not None:
+            check_texts(source, source.folder)
+        raise _unreachable(source, error) from error
+    if not source.local and source.folder is not None:
+        check_texts(source, source.folder)
+        check_present(source, source.folder)
+    complete(processor, config)
+    check_processor(source, processor, config)
+    return processor
+
+
+def _reader(source: Source) -> str:
+    """Return "tokenizer.json: " where that file is the one that cannot be read."""
+    import tokenizers
+
+    file = Path(source.place) / "tokenizer.json"
+    try:
+        tokenizers.Tokenizer.from_file(str(file))
+    except Exception:  # the library raises plain Exception
+        return "tokenizer.json: "
+    return ""
+
+
+def _model(source: Source, cls: Any, dtype: torch.dtype, device_map: str | dict[str, Any] | None) -> Any:
+    """Return the model, loaded whole."""
+    from transformers.utils import logging
+
+    said = logging.get_verbosity()
+    logging.set_verbosity_error()  # its report is a table; ours is a sentence
+    try:
+        model, report = cls.from_pretrained(
+            source.place,
+            revision=source.revision,
+            dtype=dtype,
+            device_map=device_map,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,  # reported, and refused below
+            output_loading_info=True,
+        )
+    except (MemoryError, torch.OutOfMemoryError):
+        raise ValueError(f"{source.label} does not fit into the memory: pass a smaller dtype, another device, or a device_map") from None
+    except Exception as error:
+        if not source.local and source.folder is not None:
+            check_weights(source, source.folder)
+        if source.local:
+            raise source.broken(f"cannot be loaded ({source.quoted(error)})") from error
+        raise _unreachable(source, error) from error
+    finally:
+        logging.set_verbosity(said)
+    check_report(source, report)
+    if not source.local and source.folder is not None:
+        check_weights(source, source.folder)
+    return model
+
+
+def _check_offload(source: Source, model: Any) -> None:
+    """Refuse weights that accelerate moved to the CPU or the disk and fetches for each use: the engine reads them itself."""
+    away = [name for name, parameter in model.named_parameters() if parameter.is_meta]
+    if away:
+        modules = sorted({name.rpartition(".")[0] for name in away})
+        raise ValueError(
+            f"{source.label} does not fit: device_map leaves {len(modules)} of its modules off the device ({modules[0]} is the first): "
+            "pass more or larger GPUs, a smaller dtype, or device='cpu' without device_map"
+        )
+
+
+def _check_finite(source: Source, model: Any) -> None:
+    """Refuse weights that are not finite. One pass over them: NaN or infinity is the least or the greatest value of its tensor."""
+    found: dict[torch.device, list[tuple[str, torch.Tensor]]] = {}
+    with torch.inference_mode():
+        for name, parameter in model.named_parameters():
+            found.setdefault(parameter.device, []).append((name, torch.stack(torch.aminmax(parameter))))
+        for extremes in found.values():
+            finite = torch.stack([pair for _, pair in extremes]).isfinite().all(1).tolist()
+            if not all(finite):
+                name, kind = extremes[finite.index(False)][0], str(model.dtype).removeprefix("torch.")
+                raise OSError(
+                    f"{source.label} has weights that are not finite in {kind} ({name}): pass another dtype, bfloat16 holds what float16 "
+                    f"cannot, or {source.advice}"
+                )
+
+
+def _check_map(device_map: Any) -> None:
+    known = ("auto", "balanced", "balanced_low_0", "sequential")
+    if device_map is None or isinstance(device_map, dict) or device_map in known:
+        return
+    if not isinstance(device_map, str):
+        raise TypeError(f"device_map={device_map!r} is none: pass {', '.join(known)}, a device, or a dict of modules and devices")
+    _device(device_map, "device_map")
+
+
+def _device(device: str | torch.device, argument: str = "device") -> torch.device:
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         target = torch.device(device)
-    except RuntimeError:
-        raise ValueError(f"device={device!r} is unknown: use auto, cpu, cuda or cuda:N") from None
+    except (RuntimeError, TypeError):
+        raise ValueError(f"{argument}={device!r} is unknown: use auto, cpu, cuda or cuda:N") from None
     if target.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device={device!r} needs an NVIDIA GPU and a CUDA build of torch, neither is found here: use device='cpu'")
+        raise ValueError(f"{argument}={device!r} needs an NVIDIA GPU and a CUDA build of torch, neither is found here: use device='cpu'")
+    if target.type == "cuda" and (target.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"{argument}={device!r} is not there: this machine has {torch.cuda.device_count()} GPUs, numbered from 0")
+    if target.type == "meta":
+        raise ValueError(f"{argument}={device!r} holds no weights: use auto, cpu, cuda or cuda:N")
     return target
 
 
 def _dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
-    if isinstance(dtype, torch.dtype):
-        return dtype
+    if dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
+        return dtype  # type: ignore[return-value]
     if dtype == "auto":
         if device.type != "cuda":
             return torch.float32
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    if dtype not in DTYPES:
+    if not isinstance(dtype, str) or dtype not in DTYPES:
         raise ValueError(f"dtype={dtype!r} is unknown: use auto, {', '.join(DTYPES)}")
     return DTYPES[dtype]
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0].rstrip(".:")[:200] if str(error).strip() else type(error).__name__
-
-
-def _complete(processor: Any, config: Any) -> None:
-    """Fill in processor settings that old checkpoints lack, without which image placeholders are not expanded to image tokens."""
-    processor.tokenizer.padding_side = "left"
-    if getattr(processor, "patch_size", None) is None:
-        processor.patch_size = config.vision_config.patch_size
-        processor.num_additional_image_tokens = 1
-    if getattr(processor, "vision_feature_select_strategy", None) is None:
-        processor.vision_feature_select_strategy = config.vision_feature_select_strategy
 
 
 def model_name(model: Any) -> str:

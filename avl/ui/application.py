@@ -15,7 +15,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from avl.ui import sessions
-from avl.ui.blocks import say
+from avl.ui.blocks import HANDLERS
 from avl.ui.bodies import BodyLimit
 from avl.ui.limits import Limits
 from avl.ui.security import AllowedHosts, SecurityHeaders, ShutRoutes
@@ -83,7 +83,7 @@ class Application:
                 Middleware(BodyLimit, limits=self._limits, make_room=self.make_room),
             ],
             "lifespan": self._life,
-            "exception_handlers": {Exception: say},
+            "exception_handlers": HANDLERS,
             "openapi_url": None,
         }
 

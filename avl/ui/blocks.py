@@ -6,6 +6,8 @@ import logging
 from typing import Any
 
 import gradio as gr
+from fastapi.exceptions import RequestValidationError
+from gradio.route_utils import FnIndexInferError
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
@@ -59,3 +61,29 @@ async def say(_: Request, error: Exception) -> JSONResponse:
     """Answer a request that failed outside of a call: a foreign function, a component that does not exist."""
     text = error.message if isinstance(error, gr.Error) else sentence(error)
     return JSONResponse({"error": text, "detail": text}, 500)
+
+
+async def say_missing(_: Request, error: Exception) -> JSONResponse:
+    """Answer a request for a function or a component that does not exist."""
+    text = "There is no such function here: see “Use via API” on the page."
+    log.info("%s: %s", type(error).__name__, error)
+    return JSONResponse({"error": text, "detail": text}, 404)
+
+
+async def say_invalid(_: Request, error: Exception) -> JSONResponse:
+    """Answer a request whose arguments are not those of the function. FastAPI alone repeats the whole request."""
+    first = error.errors()[0] if isinstance(error, RequestValidationError) else {}
+    place = ".".join(str(part) for part in first.get("loc", ())[:4])
+    text = f"This is not what the function takes ({place}: {first['msg']})." if first else "These are not the arguments of the function."
+    log.info("invalid arguments", exc_info=None if first else error)
+    return JSONResponse({"error": text, "detail": text}, 422)
+
+
+HANDLERS: dict[Any, Any] = {
+    gr.Error: say,
+    KeyError: say_missing,
+    FnIndexInferError: say_missing,
+    TypeError: say_invalid,
+    RequestValidationError: say_invalid,
+    Exception: say,  # the only one that the server logs as a failure of its own
+}

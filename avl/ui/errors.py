@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+
 from avl.engine.failures import device_lost, out_of_memory
 
 LOST = "The device failed and cannot be used again: the server has to be restarted."
@@ -14,9 +16,8 @@ class Busy(RuntimeError):
 def sentence(error: BaseException) -> str:
     """Return one clear sentence for the page. Only errors made for a person pass through as they are; the rest goes to the log."""
     name = type(error).__name__
-    if name == "FnIndexInferError":
-        return "There is no such function here: see “Use via API” on the page."
-    if name == "InvalidPathError":  # Gradio's own, which repeats paths of the server
+    no_file = isinstance(error, OSError) and error.errno in (errno.ENAMETOOLONG, errno.EINVAL, errno.ELOOP)
+    if name == "InvalidPathError" or no_file or "null byte" in str(error):  # Gradio's own repeats paths of the server
         return "This file is no upload of this server: send it with handle_file, or as a data URI."
     if isinstance(error, UnicodeError):
         return "The text holds half a character (a lone surrogate): send it as valid UTF-8."
@@ -33,7 +34,7 @@ def sentence(error: BaseException) -> str:
         return "The device ran out of memory: choose a smaller batch, fewer new tokens or a smaller picture."
     if device_lost(error):
         return LOST
-    if isinstance(error, OSError) and error.errno == 28:  # ENOSPC
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return "The server's disk is full: try again later."
     return f"The run failed inside ({name}); the server's log has the details."
 

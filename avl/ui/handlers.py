@@ -139,6 +139,8 @@ class RunHandlers:
         shown = Shown.of(known)
         names = [str(shown.name or Path(str(path)).name), *(Path(str(one)).name for one in more or [])]
         meta: dict[str, Any] = {"pictures": names, "picture_id": str(shown.id), "repeats": request.repeats}
+        if shown.link and not more:
+            meta["link"] = str(shown.link)
         answers = shown.answers
         if not more and isinstance(answers, dict) and isinstance(answers.get(request.question), str):
             meta["expected"] = answers[request.question]
@@ -222,7 +224,7 @@ class PictureHandlers:
 
     def __init__(self, about: About, shelf: tuple[Example, ...], scene: Scene | None) -> None:
         self._about, self._shelf, self._scene = about, shelf, scene
-        self._folder = Path(tempfile.mkdtemp(prefix="avl-scenes-")) if scene else None
+        self._folder: Path | None = None
 
     def remove_files(self) -> None:
         """Delete the drawn scenes."""
@@ -285,7 +287,8 @@ class PictureHandlers:
         return [str(path), None, question, *shown.values(self._prompt([path], question))]
 
     def _draw(self, scene: Scene, seed: Any, question: str | None) -> list[Any]:
-        assert self._folder is not None
+        if self._folder is None:
+            self._folder = Path(tempfile.mkdtemp(prefix="avl-scenes-"))
         if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**31:
             seed = secrets.randbelow(2**31)
         drawn = scene(seed)
@@ -299,6 +302,10 @@ class PictureHandlers:
         """Forget the example: an upload replaces it, and nothing is known about that."""
         name = Path(str(path)).name if path else ""
         return Shown(["Describe the picture."], {}, name=name).values(self._prompt([path, *(more or [])], question))
+
+    def cleared(self, more: Any, question: Any) -> list[Any]:
+        """Forget the picture that was removed."""
+        return self.own_picture(None, more, question)
 
     def more_pictures(self, path: Any, more: Any, question: Any, known: Any) -> list[Any]:
         """Follow a change of the further pictures: from then on it is another choice of pictures."""

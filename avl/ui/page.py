@@ -259,8 +259,9 @@ def _connect(parts: _Parts, on_run: RunHandlers, on_picture: PictureHandlers, tr
     pictures, offered = [parts.image, parts.more], [parts.strip, parts.known]
     asked = [*pictures, parts.question]
     parts.strip.select(on_picture.pick, [parts.known, *asked], [*asked, *offered], **AT_ONCE)
-    for event in (parts.image.upload, parts.image.clear):
-        event(on_picture.own_picture, asked, offered, **AT_ONCE)
+    parts.image.upload(on_picture.own_picture, asked, offered, **AT_ONCE)
+    # without the picture: it may still be the old one when this is heard
+    parts.image.clear(on_picture.cleared, [parts.more, parts.question], offered, **AT_ONCE)
     for event in (parts.more.upload, parts.more.clear, parts.more.delete):
         event(on_picture.more_pictures, [*asked, parts.known], offered, **AT_ONCE)
     parts.question.blur(on_picture.measured, [*asked, parts.known], offered, **AT_ONCE)

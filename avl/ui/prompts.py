@@ -11,8 +11,8 @@ from typing import Any
 
 from PIL import Image
 
-from avl.models.families import family_of
-from avl.models.inputs import chat_prompt
+from avl.models.families import image_grids
+from avl.models.inputs import encode
 from avl.trace import Grid
 
 
@@ -41,22 +41,22 @@ def measure_with(model: Any, processor: Any) -> Measure:
     Tokens of a picture depend on nothing but its size, so a blank one stands in for it. The processor is copied: a tokenizer may
     fail where two threads use it at once, and the device's thread uses the original.
     """
-    own, lock, image_token = copy.deepcopy(processor), threading.Lock(), model.config.image_token_id
+    own, lock, config = copy.deepcopy(processor), threading.Lock(), model.config
 
-    def count(sizes: Sequence[tuple[int, int]], text: str) -> tuple[int, int]:
-        ids = own(images=[Image.new("RGB", size) for size in sizes], text=text, return_tensors="pt")["input_ids"][0]
-        n_image = int((ids == image_token).sum())
-        return n_image, len(ids) - n_image
+    def count(sizes: Sequence[tuple[int, int]], question: str) -> tuple[int, int, dict[str, Any]]:
+        inputs, _ = encode(config, own, [Image.new("RGB", size) for size in sizes], question)
+        n_image = int((inputs["input_ids"][0] == config.image_token_id).sum())
+        return n_image, inputs["input_ids"].shape[1] - n_image, inputs
 
     @functools.lru_cache(maxsize=256)
-    def image_tokens(size: tuple[int, int]) -> int:
-        return count([size], own.image_token)[0]
+    def images(sizes: tuple[tuple[int, int], ...]) -> tuple[int, float | None]:
+        n_image, _, inputs = count(sizes, "?")
+        return n_image, seen_share(image_grids(config, own, sizes, inputs, n_image), sizes)
 
     def measure(sizes: tuple[tuple[int, int], ...], question: str) -> PromptSize:
         with lock:
-            n_text = count([(64, 64)] * len(sizes), chat_prompt(own, question, len(sizes)))[1]
-            n_image = sum(image_tokens(size) for size in sizes)
-            return PromptSize(n_image, n_text, seen_share(family_of(model.config).grids(model.config, own, sizes), sizes))
+            n_image, seen = images(sizes)
+            return PromptSize(n_image, count([(64, 64)] * len(sizes), question)[1], seen)
 
     return measure
 

@@ -9,6 +9,8 @@ asynchronous handler only drains the events. On ZeroGPU a worker thread is impos
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
 import threading
 import time
 from collections import deque
@@ -21,6 +23,8 @@ from avl.engine.request import GenerationRequest
 from avl.ui.errors import LOST, Busy, sentence
 from avl.ui.job import Job, Observer
 from avl.ui.limits import Limits
+
+log = logging.getLogger(__name__)
 
 Race = Callable[[GenerationRequest, threading.Event], Iterator[trace.Event]]
 """Run a request, polling the event at every step: the only thing the page knows of the engine."""
@@ -70,8 +74,6 @@ class ThreadTransport:
             return "stopping", self._closed
         if self._lost is not None:
             return "failed", self._lost
-        if not self.alive:
-            return "failed", "The device thread has ended: the server has to be restarted."
         job, seconds = self._running, self.limits.stuck_seconds
         if job is not None and job.state == "running" and time.monotonic() - job.progress > seconds:
             return "stuck", f"The device has not answered for {seconds:g} s: try again later."
@@ -164,7 +166,10 @@ class ThreadTransport:
 
     def _tell(self, what: str, *of: Any) -> None:
         for observer in self._observers:
-            getattr(observer, what)(*of)
+            try:
+                getattr(observer, what)(*of)
+            except Exception:  # whoever only listens must not end a run
+                log.exception("an observer failed")
 
     def refused(self, error: BaseException) -> None:
         """Tell the observers of a request that did not become a job."""
@@ -187,10 +192,11 @@ class ThreadTransport:
                 del job  # the request holds pictures; the idle thread must not
         except BaseException as error:  # such as SystemExit, which a thread ends with in silence
             self._tell("failed", job, error)
-            with self._change:
-                again = self._closed is None and self._lost is None
-            if again:
+            del job
+            with contextlib.suppress(RuntimeError):  # no thread can be started: said below
                 self._start_worker()
+            if self._thread is threading.current_thread():
+                self._lose("The server's device thread has ended: the server has to be restarted.")
 
     def _run(self, job: Job) -> None:
         outcome, failed = "failed", False
@@ -225,11 +231,15 @@ class ThreadTransport:
         job.put(trace.Error(sentence(error)))
         self._tell("failed", job, error)
         if device_lost(error):
-            self._lost = LOST
-            with self._change:
-                waiting = list(self._waiting)
-            for other in waiting:
-                self.leave(other, LOST)
+            self._lose(LOST)
+
+    def _lose(self, why: str) -> None:
+        """Take no more runs, and end those that wait."""
+        with self._change:
+            self._lost = why
+            waiting = list(self._waiting)
+        for other in waiting:
+            self.leave(other, why)
 
 
 async def batches(

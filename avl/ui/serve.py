@@ -8,6 +8,7 @@ import logging
 import os
 import threading
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from avl import trace
@@ -22,6 +23,7 @@ from avl.ui import address, shutdown, uploads
 
 if TYPE_CHECKING:
     from avl.ui.limits import Limits
+    from avl.ui.page import Page
     from avl.ui.queue import Race
     from avl.ui.settings import About
 
@@ -77,40 +79,64 @@ def serve(
     if trusted_proxies is not None:
         os.environ["FORWARDED_ALLOW_IPS"] = trusted_proxies  # read by uvicorn
     host, port = address.check(host, port)
-    signals = shutdown.Signals()
-    signals.listen()
     folder = uploads.make_folder()  # before Gradio is imported, which makes folders in it
     ended = True
-    try:
-        with starting("import the page"):
-            gallery, page, logs = _page_modules()
-        logs.set_up(log_json)
-        with starting(f"load the model {name}"):
-            model, processor = load(name, device=device, dtype=dtype, revision=revision)
-        run = functools.partial(scheduler.run, model, processor)
-        with starting(f"warm up the model {name}"):
-            about = _about(model, processor, run, name)
-        with starting("build the page"):
-            built = page.build(
-                run,
-                about,
-                scene=lambda seed: scenes.draw(seed, "test"),
-                recorded=gallery.recording(about.bundled),
-                zero_gpu=zero_gpu,
-                idle=lambda: idle(model.device),
-                limits=limits,
-                metrics=metrics,
-                own_folder=folder,
-            )
+    with shutdown.Signals() as signals:
         try:
-            with starting(f"listen on {host}, port {port}"):
-                built.launch(allowed_hosts, server_name=host, server_port=port, share=share, prevent_thread_lock=True)
-            signals.wait()
+            built = _build(name, revision, device, dtype, zero_gpu, limits, metrics, log_json, folder)
+            try:
+                with starting(f"listen on {host}, port {port}"):
+                    _listen(built, allowed_hosts, host, port, share)
+                signals.wait()
+            finally:
+                ended = shutdown.shut_down(built)
         finally:
-            ended = shutdown.shut_down(built)
-    finally:
-        uploads.remove_folder(folder)
+            uploads.remove_folder(folder)
     shutdown.leave(ended)
+
+
+def _listen(built: Page, hosts: Sequence[str] | None, host: str, port: int, share: bool) -> None:
+    try:
+        built.launch(hosts, server_name=host, server_port=port, share=share, prevent_thread_lock=True)
+    except OSError as error:
+        if "empty port" not in str(error):
+            raise
+        # Gradio gives its server five seconds; that the port is free was checked
+        raise OSError(f"the web server did not come up on {host}, port {port}: start again, this machine may be very busy") from None
+
+
+def _build(
+    name: str,
+    revision: str | None,
+    device: str,
+    dtype: str,
+    zero_gpu: Any,
+    limits: Limits | None,
+    metrics: bool,
+    log_json: bool,
+    folder: Path,
+) -> Page:
+    """Load the model, warm it up and build the page."""
+    with starting("import the page"):
+        gallery, page, logs = _page_modules()
+    logs.set_up(log_json)
+    with starting(f"load the model {name}"):
+        model, processor = load(name, device=device, dtype=dtype, revision=revision)
+    run = functools.partial(scheduler.run, model, processor)
+    with starting(f"warm up the model {name}"):
+        about = _about(model, processor, run, name)
+    with starting("build the page"):
+        return page.build(
+            run,
+            about,
+            scene=lambda seed: scenes.draw(seed, "test"),
+            recorded=gallery.recording(about.bundled),
+            zero_gpu=zero_gpu,
+            idle=lambda: idle(model.device),
+            limits=limits,
+            metrics=metrics,
+            own_folder=folder,
+        )
 
 
 def _page_modules() -> tuple[Any, Any, Any]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import math
 import secrets
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -157,14 +156,15 @@ def settings(about: About) -> dict[str, Any]:
 def number(data: dict[str, Any], key: str, low: float, high: float, default: float | None = None, *, whole: bool = True) -> Any:
     """Return one number of a hostile mapping, or raise ValueError that names it, its value and its range."""
     value: Any = data.get(key, default)
+    limits = f"from {low:.10g} to {high:.10g}"
     if isinstance(value, bool) or not isinstance(value, int | float) or (isinstance(value, float) and not math.isfinite(value)):
-        raise ValueError(f"{key} must be a number from {low:g} to {high:g}, not {str(value)[:40]!r}.")
-    if abs(value) > sys.maxsize:  # Python formats no integer of hundreds of digits as a number
-        raise ValueError(f"{key} must be from {low:g} to {high:g}, not {'less than -' if value < 0 else 'more than '}{sys.maxsize:g}.")
+        raise ValueError(f"{key} must be a number {limits}, not {str(value)[:40]!r}.")
+    if abs(value) > 10**18:  # Python formats no integer of hundreds of digits as a number
+        raise ValueError(f"{key} must be {limits}, not {'below -' if value < 0 else 'above '}10^18.")
     if whole and value != int(value):
-        raise ValueError(f"{key} must be a whole number from {low:g} to {high:g}, not {value:g}.")
+        raise ValueError(f"{key} must be a whole number {limits}, not {value:.10g}.")
     if not low <= value <= high:
-        raise ValueError(f"{key} must be from {low:g} to {high:g}, not {value:g}.")
+        raise ValueError(f"{key} must be {limits}, not {value:.10g}.")
     return int(value) if whole else float(value)
 
 

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from avl.ui.page import Page
@@ -29,11 +29,18 @@ class Signals:
     def __init__(self) -> None:
         self._asked = threading.Event()
         self._waiting = False
+        self._before: dict[signal.Signals, Any] = {}
 
-    def listen(self) -> None:
-        """Take the signals over. Call it in the main thread."""
-        for one in SIGNALS:
-            signal.signal(one, self._first)
+    def __enter__(self) -> Signals:
+        """Take the signals over, in the main thread."""
+        self._before = {one: signal.signal(one, self._first) for one in SIGNALS}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Give them back, unless one has come: then a second one still ends the process."""
+        if not self._asked.is_set():
+            for one, before in self._before.items():
+                signal.signal(one, before)
 
     def _first(self, number: int, _: FrameType | None) -> None:
         for one in SIGNALS:

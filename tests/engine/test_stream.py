@@ -297,11 +297,11 @@ def test_pictures_of_any_mode_are_taken(small):
         assert len(run(*small, image=image, max_new_tokens=2).of(End)[0].tokens) == 2
 
 
-def test_a_prompt_with_its_own_image_token_is_taken_as_it_is(small):
-    """A question that already holds the placeholder is a whole prompt: no template around it."""
+def test_a_whole_prompt_is_taken_as_it_is(small):
+    """No template goes around it."""
     model, processor = small
     row = request(1)
-    trace = run(model, processor, avl.Full(), question=row.text, image=list(row.images))
+    trace = run(model, processor, avl.Full(), question=avl.Prompt(row.text), image=list(row.images))
     stock = model.generate(**encode(processor, [row]), max_new_tokens=LIMIT, do_sample=False)
     assert trace.start.prompt == row.text
     assert list(trace.of(End)[0].tokens) == stock[0, -LIMIT:].tolist()

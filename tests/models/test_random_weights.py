@@ -12,8 +12,8 @@ from avl.bench.roofline import Sizes
 from avl.cache.layout import find_rows
 from avl.engine.decoder import Decoder
 from avl.models import random_weights
+from avl.models.checkpoints import CHECKPOINTS
 from avl.models.families import family_of
-from avl.models.loading import CHECKPOINTS
 
 PARAMETERS = {  # of the published checkpoints, in thousands of millions
     "llava-1.5-7b": 7.063,

@@ -46,9 +46,9 @@ def free_port() -> int:
 class Process:
     """A Python program of the checkout with one thread for arithmetic; what it says is in ``log``."""
 
-    def __init__(self, command: list[str], log: Path) -> None:
+    def __init__(self, command: list[str], log: Path, **variables: str) -> None:
         self.log = log
-        environment = {**os.environ, "GRADIO_ANALYTICS_ENABLED": "False", "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+        environment = {**os.environ, "GRADIO_ANALYTICS_ENABLED": "False", "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", **variables}
         with log.open("w") as out:
             self.popen = subprocess.Popen(
                 [sys.executable, *command],
@@ -74,6 +74,7 @@ class Server:
 
     def __init__(self, process: Process, port: int, seconds: float = 400) -> None:
         self.url = f"http://127.0.0.1:{port}/"
+        self.log = process.log
         limit = time.monotonic() + seconds
         while True:
             try:

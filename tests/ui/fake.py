@@ -36,7 +36,7 @@ def about(**changes: Any) -> About:
 
 
 def grids(n_side: int, size: tuple[int, int], kind: str) -> tuple[tuple[trace.Grid, ...], int]:
-    """One square grid, or LLaVA-1.6's whole picture and tiles with newline columns, or two pictures."""
+    """One square grid, or LLaVA-1.6's whole picture and tiles with newline columns, two pictures, or no grid at all."""
     width, height = size
     whole = trace.Grid(0, 0, n_side, n_side, False, (0.0, 0.0, float(width), float(height)))
     if kind == "tiles":
@@ -46,6 +46,12 @@ def grids(n_side: int, size: tuple[int, int], kind: str) -> tuple[tuple[trace.Gr
     if kind == "two":
         second = trace.Grid(1, n_side * n_side, n_side, n_side, False, (0.0, -height / 4, float(width), height * 5 / 4))
         return (whole, second), 2 * n_side * n_side
+    if kind == "cropped":
+        side = min(size)
+        left, top = (width - side) / 2, (height - side) / 2
+        return (trace.Grid(0, 0, n_side, n_side, False, (left, top, left + side, top + side)),), n_side * n_side
+    if kind in ("none", "nowhere"):
+        return (), n_side * n_side
     return (whole,), n_side * n_side
 
 
@@ -74,10 +80,12 @@ class Fake:
         fail_at: int | None = None,
         text: list[str] | None = None,
         differ_at: int = 9,
+        refuse: str | None = None,
     ) -> None:
         self.layers, self.side, self.kind, self.pace, self.prefill = layers, side, kind, pace, prefill
         self.device_bytes, self.fail_at, self.differ_at = device_bytes, fail_at, differ_at
         self.words = text or WORDS
+        self.refuse = refuse  # the sentence with which a run fails before its first event
         self.log: list[str] = []
         self.active = 0
         self.most_active = 0
@@ -87,6 +95,8 @@ class Fake:
         self.most_active = max(self.most_active, self.active)
         self.log.append("begin")
         try:
+            if self.refuse:
+                raise ValueError(self.refuse)
             if self.active > 1:
                 raise RuntimeError("two runs overlap on the device")
             yield from self._run(request, stop)
@@ -117,8 +127,8 @@ class Fake:
             token_bytes=self.layers * 2 * 256 * 4,
             batch=request.batch,
             limit=request.max_new_tokens,
-            temperature=0.0,
-            top_p=1.0,
+            temperature=request.temperature,
+            top_p=request.top_p,
             seed=request.seed,
         )
 

@@ -30,6 +30,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--fail-at", type=int)
     made.add_argument("--context", type=int, help="most tokens of prompt and answer")
     made.add_argument("--recorded", help="a trace to open with")
+    made.add_argument("--refuse", help="fail with this sentence before the first event")
     made.add_argument("--gpu", action="store_true")
     made.add_argument("--text", action="append", help="the words of every answer, instead of the usual ones")
     return made
@@ -39,7 +40,7 @@ def serve(options: argparse.Namespace) -> None:
     """Start one page and return."""
     fake = Fake(
         kind=options.kind, layers=options.layers, side=options.side, pace=options.pace, prefill=options.prefill, fail_at=options.fail_at,
-        device_bytes=options.gpu, text=options.text,
+        device_bytes=options.gpu, text=options.text, refuse=options.refuse,
     )  # fmt: skip
     recorded = trace.Trace.from_json(Path(options.recorded).read_text("utf-8")) if options.recorded else None
     built = page.build(

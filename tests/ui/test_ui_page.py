@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import re
+import shutil
 import threading
 import time
 from collections.abc import Iterator
@@ -18,10 +20,12 @@ from PIL import Image
 
 import avl
 from avl import trace
+from avl.cli.record import is_typical
 from avl.engine.request import GenerationRequest
 from avl.ui import components as player
 from avl.ui import gallery, page, report
 from avl.ui import settings as controls
+from avl.ui.serve import serve
 
 PAYLOADS = [
     "${alert(1)}",
@@ -278,3 +282,51 @@ def test_zero_gpu_uses_a_synchronous_handler(picture: Path) -> None:
     got = list(handler(built, "run_on_zero")(str(picture), None, "What?", settings(), {}))
     assert got[-1][0]["state"] == "done"
     assert got[-1][0]["trace"]["events"][-1]["kind"] == "end"
+
+
+def test_the_recorded_run_is_like_its_repeats() -> None:
+    """What the page opens with must not contradict the medians of all its runs beside it."""
+    recorded = gallery.recording(True)
+    assert recorded is not None
+    assert is_typical(recorded)
+    ends = [end for end in recorded.of(trace.End) if end.arm == 0]
+    slow = trace.Trace([dataclasses.replace(event, median_ms=99.0) if event in ends else event for event in recorded])
+    assert not is_typical(slow)
+    assert recorded.meta["pictures"] == [gallery.examples(True)[0].name]
+    assert recorded.start.question == gallery.examples(True)[0].questions[0]
+
+
+def test_the_page_names_a_folder_without_its_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the page, in its health and in its configuration; and it measures pictures with the folder's processor."""
+    folder = tmp_path / "some where" / "my-llava"
+    shutil.copytree(player.ASSETS / "tiny", folder)
+    served: list[page.Page] = []
+    monkeypatch.setattr(page.Page, "launch", lambda built, **_: served.append(built))
+    serve(str(folder), device="cpu")
+    (built,) = served
+    try:
+        health = asyncio.run(health_of(built))
+        assert health["model"] == "my-llava"
+        config = json.dumps(built.blocks.get_config_file(), default=str)
+        assert str(tmp_path) not in config
+        assert "site-packages" not in config
+        facts = next(block for block in built.blocks.blocks.values() if getattr(block, "elem_id", "") == "avl-player").props["about"]
+        assert (facts["name"], facts["context"], facts["preset"]) == ("my-llava", 2048, "llava-1.5-7b")
+        assert "measure" not in facts
+    finally:
+        assert built.transport is not None
+        built.transport.close()
+
+
+async def health_of(built: page.Page) -> Any:
+    route = next(route for route in built.options["app_kwargs"]["routes"] if route.path == "/healthz")
+    return json.loads((await route.endpoint(None)).body)
+
+
+def test_the_last_run_is_given_back_by_its_id(make: Any, picture: Path) -> None:
+    built = make(Fake(pace=0, prefill=0))
+    key = asyncio.run(values(built, picture))[-1][0]["run"]
+    board = next(block for block in built.blocks.blocks.values() if getattr(block, "elem_id", "") == "avl-player")
+    assert trace.Trace.from_json(board.last({"run": key})).start.question == "What?"
+    for hostile in (None, "x", {}, {"run": "nope"}, {"run": [key]}):
+        assert board.last(hostile) is None

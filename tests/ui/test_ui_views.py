@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from avl.ui import gallery, report
 
@@ -32,6 +34,22 @@ def test_grids_of_any_shape_and_any_number_of_layers(serve: Any, tab: Any, kind:
         page.locator(".avl-segment").nth(arm).click()
     page.locator("[data-id=overlay]").click(position={"x": 30, "y": 30})
     one.until("document.querySelector('[data-id=patch]').textContent.startsWith('Patch row')")
+    assert one.errors == []
+
+
+def test_tokens_without_a_place_in_the_picture(serve: Any, tab: Any) -> None:
+    """The picture stands without patches, and a sentence says why; everything else works."""
+    server = serve("--pace", "0.005", "--kind", "none", "--side", "12")
+    one = tab(server.url).open()
+    page = one.page
+    one.set("#avl-tokens", 5)
+    page.click("#avl-run")
+    one.wait("done")
+    one.until("document.querySelector('[data-id=patch]').textContent.startsWith('Where this model')")
+    page.locator("[data-id=overlay]").click(position={"x": 30, "y": 30})
+    for view in ("drift", "consensus", "scores", "plain", "sets"):
+        page.select_option("[data-id=view]", view)
+        one.until("(view) => window.avlPlayer.view.mode === view", arg=view)
     assert one.errors == []
 
 
@@ -178,3 +196,171 @@ def test_a_recording_without_predictions_shows_dashes(tab: Any, tmp_path: Path) 
         assert len(shown) == 2
         assert all(text.endswith("(–)") != known for text in shown), shown
         assert one.errors == []
+
+
+def test_a_crop_is_explained_and_zoomed(serve: Any, tab: Any, tmp_path: Path) -> None:
+    """As LLaVA-1.5 does: before the run in words, after it in the picture, where a click still finds its patch."""
+    wide = tmp_path / "wide.png"
+    Image.linear_gradient("L").resize((800, 100)).convert("RGB").save(wide)
+    one = tab(serve("--pace", "0.002", "--kind", "cropped").url).open("?n=6")
+    page = one.page
+    page.locator("#avl-picture button[aria-label='Remove Image']").first.click()
+    page.locator("#avl-picture input[type=file]").first.set_input_files(str(wide))
+    size = page.locator("#avl-gallery [data-id=size]")
+    one.until("document.querySelector('#avl-gallery [data-id=size]').textContent.includes('middle square')")
+    assert "88 % is cut off" in size.inner_text()
+    page.click("#avl-run")
+    one.wait("done")
+    assert "88 % of this picture is cut off" in one.text("crop")
+    shape = "(() => { const { width, height } = document.querySelector('[data-id=overlay]'); return width / height; })()"
+    assert page.evaluate(shape) == pytest.approx(1, abs=0.02)
+    corners = """(() => {
+        const canvas = document.querySelector('[data-id=overlay]');
+        return [[2, 2], [canvas.clientWidth - 2, canvas.clientHeight - 2]].map(([x, y]) => window.avlPlayer.overlay.tokenAt(x, y));
+    })()"""
+    assert page.evaluate(corners) == [0, 575]
+    page.click("[data-id=zoom]")
+    assert page.evaluate(shape) == pytest.approx(8, rel=0.05)
+    assert page.evaluate(corners) == [-1, -1]
+    page.click("[data-id=zoom]")
+    assert page.evaluate(corners) == [0, 575]
+    assert one.errors == []
+
+
+def test_tokens_without_a_place_are_said_to_have_none(serve: Any, tab: Any) -> None:
+    one = tab(serve("--pace", "0.002", "--kind", "nowhere").url).open("?n=6")
+    one.page.click("#avl-run")
+    one.wait("done")
+    assert "These tokens have no place in the picture" in one.text("legend")
+    assert "core, read 173" in one.text("legend")
+    for view in ("drift", "consensus", "sets"):
+        one.page.select_option("[data-id=view]", view)
+        one.until("document.querySelector('[data-id=legend]').textContent.includes('no place')")
+    assert one.page.locator(".avl-thumb canvas:visible").count() == 0
+    assert one.page.locator(".avl-thumb").count() == 8
+    assert one.errors == []
+
+
+def test_counts_are_those_of_the_grid_that_is_drawn(serve: Any, tab: Any) -> None:
+    """LLaVA-1.6 has two grids: the finer one comes first, and the legend's numbers add up to it."""
+    one = tab(serve("--pace", "0.002", "--kind", "tiles", "--layers", "40").url).open("?n=6")
+    page = one.page
+    page.click("#avl-run")
+    one.wait("done")
+    n_image = page.evaluate("window.avlPlayer.view.run.start.n_image")
+    assert page.evaluate("window.avlPlayer.view.grid") == 1
+    assert page.locator("[data-id=grid]").input_value() == "1"
+    for grid, cells in ((1, 36 * 48), (0, 576)):
+        page.select_option("[data-id=grid]", str(grid))
+        one.until("(words) => document.querySelector('[data-id=legend]').textContent.includes(words)", arg=f"Drawn: {cells} of {n_image}")
+        own, _, both = one.text("legend").replace("\n", " ").partition("Drawn:")
+        assert sum(int(number) for number in re.findall(r"(?:read|kept|evicted|prefill) (\d+)", own)) == cells
+        assert sum(int(number) for number in re.findall(r"(?:core|secondary|minor|dropped) (\d+)", both)) == n_image
+    # forty layers are one stop for the keyboard
+    assert page.locator(".avl-thumb[tabindex='0']").count() == 1
+    page.locator(".avl-thumb[tabindex='0']").focus()
+    before = page.evaluate("window.avlPlayer.view.layer")
+    page.keyboard.press("ArrowRight")
+    one.until("(layer) => document.activeElement.textContent === String(layer)", arg=before + 1)
+    page.keyboard.press("End")
+    one.until("document.activeElement.textContent === '39' && window.avlPlayer.view.layer === 39")
+
+
+def test_one_line_is_one_quantity(serve: Any, tab: Any) -> None:
+    """KV read: number, bar and share are the mean over the steps, the last step stands below; tokens are counted alike everywhere."""
+    one = tab(serve("--pace", "0.002").url).open("?n=22")  # the last step, t = 21, is an update
+    page = one.page
+    page.click("#avl-run")
+    one.wait("done")
+    found = page.evaluate("""() => { const run = window.avlPlayer.view.run, arm = run.arms[1];
+        const card = document.querySelectorAll('.avl-arm')[1], bar = card.querySelectorAll('.avl-bar')[1];
+        return { mean: arm.meanBytes(arm.readBytes), full: run.meanFullBytes(arm.last), last: arm.readBytes[arm.last],
+            stored: arm.storedBytes[arm.last],
+            text: bar.querySelector('b').textContent, share: bar.querySelector('small').textContent,
+            fill: parseFloat(bar.querySelector('i').style.width),
+            below: card.querySelector('.avl-impl').textContent }; }""")
+    unit = 2**20
+    assert found["text"] == f"{found['mean'] / unit:.2f} MiB"
+    assert found["share"] == f"{100 * found['mean'] / found['full']:.0f} % of full"
+    assert found["fill"] == pytest.approx(100 * found["mean"] / found["full"], abs=0.1)
+    assert found["below"] == f"KV read: mean per step; this step {found['last'] / unit:.2f} MiB (update)"
+    assert found["last"] > found["stored"] > found["mean"]
+    page.locator("[data-id=memoryHead] .avl-help").click()
+    assert "its read can pass stored" in page.locator("#avl-player .avl-help-text:visible").inner_text()
+    assert [card.inner_text() for card in page.locator(".avl-arm-state").all()] == ["hit the token limit, 22 tokens"] * 2
+    assert one.text("where") == "token 22 of 22"
+    assert re.search(r"Tokens generated\s+22, hit the token limit\s+22, hit", one.text("measured"))
+
+
+def test_tokens_of_a_finished_answer_are_counted_alike(serve: Any, tab: Any) -> None:
+    one = tab(serve("--pace", "0.001", "--text", "a", "--text", "b").url).open("?a=AVL&n=60")  # "eos" after 6 tokens
+    one.page.click("#avl-run")
+    one.wait("done")
+    assert [card.inner_text() for card in one.page.locator(".avl-arm-state").all()] == ["finished, 6 tokens"] * 2
+    assert "Identical answers, 6 tokens each" in one.text("diverge")
+    assert one.text("where") == "token 6 of 6"
+    assert re.search(r"Tokens generated\s+6, finished\s+6, finished", one.text("measured"))
+
+
+@pytest.mark.parametrize(
+    ("link", "words", "never"),
+    [
+        ("?a=Full&b=Full", ["Both arms are full attention", "a difference in time is noise"], "stored 100"),
+        (
+            "?a=AVL&b=AVL&a.S=45&S=45&a.C=30&C=30&a.K=3&K=3&a.P=off&P=off&a.T=off&T=off",
+            ["Both arms (A-VL", "a difference in time is noise"],
+            "A-VL S=45 C=30 K=3 (1) stored",
+        ),
+        ("?a=H2O&b=FastV", ["H2O stored", "FastV stored", "of what"], "full attention’s"),
+        ("?a=AVL&b=AVL&a.S=40&S=20", ["A-VL S=40", "A-VL S=20"], "noise"),
+    ],
+    ids=["full-full", "same-settings", "no-full", "two-settings"],
+)
+def test_verdicts_of_unusual_pairs(serve: Any, tab: Any, link: str, words: list[str], never: str) -> None:
+    one = tab(serve("--pace", "0.001").url).open(f"{link}&n=30")
+    one.page.click("#avl-run")
+    one.wait("done")
+    verdict = one.text("verdict")
+    for word in words:
+        assert word in verdict
+    assert never not in verdict
+    sentences = verdict.split(". ")
+    assert len(set(sentences)) == len(sentences), verdict
+
+
+def test_a_stopped_run_is_not_judged(serve: Any, tab: Any) -> None:
+    one = tab(serve("--pace", "0.4").url).open("?n=200")
+    one.page.click("#avl-run")
+    one.until("window.avlPlayer.view.run && window.avlPlayer.view.run.last > 1")
+    one.page.click("#avl-stop")
+    one.wait("done")
+    assert "Too few tokens to compare times" in one.text("verdict")
+    assert "faster" not in one.text("verdict") + one.text("lead")
+
+
+def test_labels_of_the_analysis_follow_the_run(serve: Any, tab: Any) -> None:
+    """The menu's words come from the run on screen; what chance would give comes from the sets that are drawn."""
+    one = tab(serve("--pace", "0.001").url).open("?n=12&C=30")
+    page = one.page
+
+    def run() -> None:
+        page.click("#avl-run")
+        one.until("window.avlPlayer.view.state === 'running'")
+        one.wait("done")
+        one.until("document.querySelector('[data-id=layersNote]').textContent.includes('random sets')")
+
+    run()
+    option = page.locator("[data-id=compared] option").first
+    assert "A-VL reads (30 %" in option.inner_text()
+    assert "would share about 30 %" in one.text("layersNote")
+    one.set("#avl-arm1-C", 10)
+    run()
+    assert "A-VL reads (10 %" in option.inner_text()
+    assert "would share about 10 %" in one.text("layersNote")
+    page.select_option("select[aria-label='Policy of arm 2']", "H2O")
+    run()
+    assert "H2O reads" in option.inner_text()
+    share = page.evaluate("""() => { const run = window.avlPlayer.view.run, n = run.start.n_image, t = run.arms[1].last;
+        const sizes = Array.from({ length: run.start.layers }, (_, layer) => run.counts(1, t, layer)[2] / n);
+        return 100 * sizes.reduce((a, b) => a + b, 0) / sizes.length; }""")
+    assert f"would share about {share:.0f} %" in one.text("layersNote")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-from avl.models.families.base import Facts, Family, TextFamily
+from avl.models.families.base import Facts, Family, TextFamily, end
 from avl.models.families.llava import Llava
 from avl.models.families.llava_next import LlavaNext
+from avl.trace import Grid
 
 FAMILIES: dict[str, Family] = {family.model_type: family for family in (Llava(), LlavaNext())}
 """Model type -> family that adaptive attention can attach to."""
@@ -19,7 +21,18 @@ TEXT_FAMILIES: dict[str, TextFamily] = {
 _WRAPPED = ("get_base_model", "_orig_mod", "module")
 """Where a wrapper keeps its model: PEFT's, ``torch.compile``'s, those of data parallelism."""
 
-__all__ = ["FAMILIES", "TEXT_FAMILIES", "Facts", "Family", "TextFamily", "describe", "family_of", "language_model", "supported"]
+__all__ = [
+    "FAMILIES",
+    "TEXT_FAMILIES",
+    "Facts",
+    "Family",
+    "TextFamily",
+    "describe",
+    "family_of",
+    "image_grids",
+    "language_model",
+    "supported",
+]
 
 
 def supported() -> str:
@@ -32,7 +45,7 @@ def family_of(config: Any) -> Family:
     """Return the family of a model's config.
 
     Raises:
-        TypeError: the model type or its text model is not supported, or uses a sliding window; lists the supported ones.
+        TypeError: the model type or its text model is not supported, uses a sliding window, or its class cannot run it; says which.
     """
     text = getattr(config, "text_config", None)
     kind = getattr(text, "model_type", None)
@@ -42,7 +55,21 @@ def family_of(config: Any) -> Family:
     window = getattr(text, "sliding_window", None)
     if window is not None and window < text.max_position_embeddings:  # type: ignore[union-attr]
         raise TypeError(f"this text model attends to a window of {window} tokens; adaptive attention needs a model with full attention")
-    return FAMILIES[config.model_type]
+    family = FAMILIES[config.model_type]
+    reason = family.misfit(config)
+    if reason is not None:
+        raise TypeError(reason)
+    return family
+
+
+def image_grids(config: Any, processor: Any, sizes: Sequence[tuple[int, int]], inputs: dict[str, Any], n_image: int) -> tuple[Grid, ...]:
+    """Return grids that cover the ``n_image`` image tokens of one prompt; none where the tokens' places are not known.
+
+    Raises:
+        TypeError: as :func:`family_of`.
+    """
+    grids = family_of(config).grids(config, processor, sizes, inputs)
+    return grids if end(grids) == n_image else ()
 
 
 def describe(model: Any) -> Facts:

@@ -11,6 +11,22 @@ import torch
 
 from avl.trace import Grid
 
+CLASS_TOKENS: dict[str, int] = {"clip_vision_model": 1, "siglip_vision_model": 0, "pixtral": 0}
+"""Model type of a vision tower -> features that it puts before those of the patches."""
+
+
+def leading_features(config: Any) -> int | None:
+    """Return how many features of an image precede those of its patches in the prompt.
+
+    None where no patch's place is known: the tower is not in :data:`CLASS_TOKENS`, or ``vision_feature_select_strategy`` drops a patch
+    because the tower has no class token to drop.
+    """
+    tokens = CLASS_TOKENS.get(config.vision_config.model_type)
+    if tokens is None:
+        return None
+    left = tokens - (config.vision_feature_select_strategy == "default")
+    return left if left >= 0 else None
+
 
 @dataclass(frozen=True)
 class TextFamily:
@@ -45,14 +61,31 @@ class Family(ABC):
         """Name of the model's class in transformers."""
         return f"{self.prefix}ForConditionalGeneration"
 
+    def misfit(self, config: Any) -> str | None:
+        """Return why the model's own code would fail with this config, None where it would not."""
+        return None
+
+    def plain_prompt(self, config: Any, images: str, question: str) -> str | None:
+        """Return the prompt of a checkpoint without a chat template, None where none is known.
+
+        Args:
+            config: the model's config.
+            images: the images' placeholders, each with a line break.
+            question: a plain question.
+        """
+        return None
+
     @abstractmethod
-    def grids(self, config: Any, processor: Any | None, sizes: Sequence[tuple[int, int]]) -> tuple[Grid, ...]:
-        """Return grids that say which part of which image every image token covers.
+    def grids(
+        self, config: Any, processor: Any | None, sizes: Sequence[tuple[int, int]], inputs: dict[str, Any] | None = None
+    ) -> tuple[Grid, ...]:
+        """Return grids that say which part of which image every image token covers; none where that is not known.
 
         Args:
             config: the model's config.
             processor: the model's processor; None if only the number of tokens matters.
             sizes: (width, height) of each image before preprocessing.
+            inputs: what the processor made of the images, which some vision towers need.
         """
 
     @abstractmethod
@@ -69,9 +102,20 @@ class Family(ABC):
         """Return the image inputs of a batch: random float32 pixels of one image of ``size`` (width, height) per row."""
 
     def image_tokens(self, config: Any, size: tuple[int, int]) -> int:
-        """Return the number of image tokens of one image of ``size`` (width, height)."""
-        last = self.grids(config, None, [size])[-1]
-        return last.first + last.rows * (last.cols + last.newline)
+        """Return the number of image tokens of one image of ``size`` (width, height).
+
+        Raises:
+            TypeError: the vision tower is not a known one.
+        """
+        grids = self.grids(config, None, [size])
+        if not grids:
+            raise TypeError(f"how many tokens a {config.vision_config.model_type!r} vision tower makes of an image is not known")
+        return end(grids)
+
+
+def end(grids: Sequence[Grid]) -> int:
+    """Return the number of image tokens up to the last one in ``grids``."""
+    return max((grid.first + grid.rows * (grid.cols + grid.newline) for grid in grids), default=0)
 
 
 @dataclass(frozen=True)

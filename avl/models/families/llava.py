@@ -1,4 +1,4 @@
-"""LLaVA-1.5: one grid of patches per image, after a center crop."""
+"""LLaVA-1.5: one grid of patches per image, after a center crop; with a Pixtral vision tower, of the image's own shape."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from avl.models.families.base import Family
+from avl.models.families.base import Family, leading_features
 from avl.trace import Grid
 
 
@@ -18,18 +18,28 @@ class Llava(Family):
     prefix: ClassVar[str] = "Llava"
     preset: ClassVar[str] = "llava-1.5-7b"
 
-    def grids(self, config: Any, processor: Any | None, sizes: Sequence[tuple[int, int]]) -> tuple[Grid, ...]:
-        side = config.vision_config.image_size // config.vision_config.patch_size
+    def plain_prompt(self, config: Any, images: str, question: str) -> str | None:
+        # LLaVA-1.5's checkpoints without a template: their model card gives this form
+        return f"USER: {images}{question} ASSISTANT:" if config.text_config.model_type == "llama" else None
+
+    def grids(
+        self, config: Any, processor: Any | None, sizes: Sequence[tuple[int, int]], inputs: dict[str, Any] | None = None
+    ) -> tuple[Grid, ...]:
         first = self.class_tokens(config)
+        if first is None:
+            return ()
+        if config.vision_config.model_type == "pixtral":
+            return _own_shapes(config, sizes, inputs)
+        side = config.vision_config.image_size // config.vision_config.patch_size
         each = first + side * side
         return tuple(
             Grid(number, number * each + first, side, side, False, _crop(processor, width, height))
             for number, (width, height) in enumerate(sizes)
         )
 
-    def class_tokens(self, config: Any) -> int:
-        """Return the number of features per image that precede its patches."""
-        return 0 if config.vision_feature_select_strategy == "default" else 1
+    def class_tokens(self, config: Any) -> int | None:
+        """Return the number of features per image that precede its patches, None where that is not known."""
+        return leading_features(config)
 
     def random_config(self, parts: dict[str, Any], side: int) -> Any:
         import transformers
@@ -39,6 +49,20 @@ class Llava(Family):
     def random_pixels(self, config: Any, batch: int, size: tuple[int, int], generator: torch.Generator) -> dict[str, torch.Tensor]:
         side = config.vision_config.image_size
         return {"pixel_values": torch.randn(batch, 3, side, side, generator=generator, device=generator.device)}
+
+
+def _own_shapes(config: Any, sizes: Sequence[tuple[int, int]], inputs: dict[str, Any] | None) -> tuple[Grid, ...]:
+    """Return the grids of images that keep their shape; row breaks are text tokens of their own."""
+    if inputs is None or "image_sizes" not in inputs:
+        return ()
+    patch = config.vision_config.patch_size
+    found: list[Grid] = []
+    first = 0
+    for number, ((width, height), (tall, wide)) in enumerate(zip(sizes, inputs["image_sizes"].tolist(), strict=True)):
+        rows, cols = tall // patch, wide // patch
+        found.append(Grid(number, first, rows, cols, False, (0.0, 0.0, float(width), float(height))))
+        first += rows * cols
+    return tuple(found)
 
 
 def _crop(processor: Any | None, width: int, height: int) -> tuple[float, float, float, float]:

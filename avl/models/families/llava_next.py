@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from avl.models.families.base import Family
+from avl.models.families.base import CLASS_TOKENS, Family, leading_features
 from avl.trace import Grid
 
 
@@ -18,13 +18,24 @@ class LlavaNext(Family):
     prefix: ClassVar[str] = "LlavaNext"
     preset: ClassVar[str] = "llava-1.6-7b"
 
-    def grids(self, config: Any, processor: Any | None, sizes: Sequence[tuple[int, int]]) -> tuple[Grid, ...]:
+    def misfit(self, config: Any) -> str | None:
+        tower, strategy = config.vision_config.model_type, config.vision_feature_select_strategy
+        if tower not in CLASS_TOKENS or leading_features(config) == 0:
+            return None
+        return (
+            f"{self.model_class} puts tiles together from patches alone, which vision_feature_select_strategy={strategy!r} does not leave "
+            f"of a {tower!r} vision tower"
+        )
+
+    def grids(
+        self, config: Any, processor: Any | None, sizes: Sequence[tuple[int, int]], inputs: dict[str, Any] | None = None
+    ) -> tuple[Grid, ...]:
+        if leading_features(config) is None:
+            return ()
         side = config.vision_config.image_size // config.vision_config.patch_size
-        class_token = 0 if config.vision_feature_select_strategy == "default" else 1
         found: list[Grid] = []
         first = 0
         for number, (width, height) in enumerate(sizes):
-            first += class_token
             whole = (0.0, 0.0, float(width), float(height))
             found.append(Grid(number, first, side, side, False, whole))
             first += side * side
