@@ -155,6 +155,7 @@ TEXTS: dict[str, tuple[str, Fault, tuple[str, ...]]] = {
         for name in ("config.json", "processor_config.json", "tokenizer.json", "tokenizer_config.json")
     },
     "no UTF-8": ("one", lambda f: (f / "generation_config.json").write_bytes(b'{"a": "\xff"}'), ("generation_config.json", "no JSON")),
+    "a tokenizer's old file": ("one", write("special_tokens_map.json", "nonsense"), ("special_tokens_map.json",)),
     "another old file": ("one", write("preprocessor_config.json", "nonsense"), ("preprocessor_config.json",)),
     "a tokenizer of nothing": ("one", write("tokenizer.json", "{}"), (r"tokenizer\.json",)),
     "a tokenizer cut short": ("one", change("tokenizer.json", lambda t: t.pop("model")), (r"tokenizer\.json",)),

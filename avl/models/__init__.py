@@ -1,1 +1,5 @@
-"""Models: ``families`` (supported ones), ``loading``, ``images``, ``inputs``, ``merging`` weights, ``random_weights`` for benchmarks."""
+"""Models.
+
+``families`` (supported ones), ``source``, ``files``, ``loading`` and ``processing`` (checkpoints), ``images``, ``prompt`` and ``inputs``
+(requests), ``merging`` weights, ``random_weights`` for benchmarks.
+"""

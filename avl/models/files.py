@@ -10,6 +10,11 @@ from typing import Any
 from avl.models.source import Source
 
 INDEX, WEIGHTS = "model.safetensors.index.json", "model.safetensors"
+_TEXTS = (
+    *("config.json", "generation_config.json", "processor_config.json", "preprocessor_config.json", "chat_template.json"),
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", INDEX),
+)
+"""What from_pretrained reads; other files of a folder are its owner's."""
 _DTYPES = {"F64", "F32", "F16", "BF16"}
 _LFS = b"version https://git-lfs"
 
@@ -22,7 +27,7 @@ def check_texts(source: Source, folder: Path) -> None:
     """
     if (folder / "adapter_config.json").exists():
         raise source.broken("holds an adapter (adapter_config.json), which has to be merged into the weights first")
-    for file in sorted(folder.glob("*.json")):
+    for file in (folder / name for name in _TEXTS if (folder / name).exists()):
         if not isinstance(_json(source, file), dict):
             raise source.broken(f"has a {file.name} that holds no JSON object")
     for file in sorted([*folder.glob("*.jinja"), *folder.glob("additional_chat_templates/*.jinja")]):
@@ -92,7 +97,7 @@ def check_weights(source: Source, folder: Path) -> None:
     elif shards:
         raise source.broken(f"holds {shards[0]} but no {INDEX}, which says what is in which file")
     else:
-        old = sorted(file.name for file in folder.glob("*.bin"))
+        old = sorted(file.name for file in folder.glob("pytorch_model*.bin"))
         if old:
             raise OSError(f"{source.label} has its weights in {old[0]}, which can run code: take a revision with {WEIGHTS}, or convert it")
         raise source.broken(f"holds no weights ({WEIGHTS})")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +110,9 @@ def _processor(source: Source, config: Any) -> Any:
     try:
         processor = transformers.AutoProcessor.from_pretrained(source.place, revision=source.revision)
     except ImportError as error:
-        raise OSError(f"the processor of {source.label} needs a package that is not installed: {source.quoted(error)}") from error
+        named = re.search(r"requires the (\S+) library", str(error))
+        what = f"{named[1].lower()}, which is not installed" if named else f"what is not installed ({source.quoted(error)})"
+        raise OSError(f"{source.label} has a processor that needs {what}: install it in the release that fits this torch") from error
     except Exception as error:
         if source.local:
             raise source.broken(f"has a processor or tokenizer that cannot be read ({_reader(source)}{source.quoted(error)})") from error

@@ -102,9 +102,13 @@ def test_tied_weights_are_stored_once(tmp_path):
     assert loaded.lm_head.weight.data_ptr() == loaded.model.language_model.embed_tokens.weight.data_ptr()
 
 
-def test_a_missing_generation_config_is_no_fault(copy):
+def test_what_is_no_fault(copy):
+    """A generation config is not necessary, and other files are the owner's."""
     folder = copy("one")
     (folder / "generation_config.json").unlink()
+    (folder / "results.json").write_text("[1, 2]")
+    (folder / "notes.json").write_text("not even JSON")
+    (folder / "training_args.bin").write_bytes(b"x")
     avl.load(folder, device="cpu")
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -156,6 +158,39 @@ def test_no_rectangles_where_the_places_are_not_known(tower, strategy):
     assert start.grids == ()
     assert start.n_image == (17 if strategy == "full" else 16 if tower == "dinov2" else 15)
     assert len(events[-1].tokens) == 3
+
+
+@pytest.mark.parametrize(("tower", "strategy", "tiles"), [("clip", "full", False), ("siglip", "full", False), ("siglip", "full", True)])
+def test_old_processors_are_completed_from_the_tower(tower, strategy, tiles, tmp_path):
+    """Without a word on patches, class tokens or strategy it makes the same ids as the complete one, and the same logits."""
+    model, processor = build(tower, strategy, tiles)
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    file = tmp_path / "processor_config.json"
+    whole = json.loads(file.read_text())
+    lacking = {key: value for key, value in whole.items() if not key.startswith(("patch_size", "num_additional", "vision_feature"))}
+    assert len(lacking) == len(whole) - 3
+    file.write_text(json.dumps(lacking))
+    loaded, completed = avl.load(tmp_path, device="cpu")
+    asked = {"images": [picture(1)], "text": "<image> w1 w2", "return_tensors": "pt"}
+    expected, inputs = processor(**asked), completed(**asked)
+    assert torch.equal(inputs["input_ids"], expected["input_ids"])
+    with torch.inference_mode():
+        assert torch.equal(loaded(**inputs).logits, model(**expected).logits)
+
+
+@pytest.mark.skipif(find_spec("torchvision") is not None, reason="for a machine without torchvision")
+def test_a_processor_that_needs_another_package(tmp_path):
+    model, processor = build("pixtral", "full", False)
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    for name in ("processor_config.json", "tokenizer_config.json"):
+        file = tmp_path / name
+        file.write_text(
+            file.read_text().replace("LlavaProcessor", "PixtralProcessor").replace("CLIPImageProcessor", "PixtralImageProcessor")
+        )
+    with pytest.raises(OSError, match=r"needs torchvision, which is not installed: install it"):
+        avl.load(tmp_path, device="cpu")
 
 
 def test_a_processor_that_gives_other_numbers_has_no_rectangles():
