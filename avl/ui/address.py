@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import ipaddress
 import os
 import socket
 
+PRIVATE = "127.0.0.0/8,10.0.0.0/8,172.16.0.0/12,192.168.0.0/16"
 FIRST_PORT = 7860
 PORTS = 100
 
@@ -36,6 +38,21 @@ def check(host: str | None, port: int | None) -> tuple[str, int]:
     if not _listen(host, port):
         raise OSError(f"port {port} is in use: stop the program that listens there, or choose another one with --port")
     return host, port
+
+
+def check_proxies(text: str) -> str:
+    """Return addresses and networks of proxies, by commas, as uvicorn reads them.
+
+    Raises:
+        ValueError: one is neither; one sentence.
+    """
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    for name in names:
+        try:
+            ipaddress.ip_network(name, strict=False)
+        except ValueError:
+            raise ValueError(f"{name!r} is no address of a proxy: use addresses or networks, such as 10.0.0.0/8, by commas") from None
+    return ",".join(names)
 
 
 def _listen(host: str, port: int) -> bool:

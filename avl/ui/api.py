@@ -19,7 +19,7 @@ from gradio.utils import get_upload_folder
 from avl import trace
 from avl.engine.request import GenerationRequest
 from avl.ui import settings as controls
-from avl.ui.errors import Busy, sentence
+from avl.ui.errors import kind, sentence
 from avl.ui.job import Job
 from avl.ui.queue import ThreadTransport, batches
 from avl.ui.settings import About
@@ -147,7 +147,7 @@ def endpoint(transport: ThreadTransport, about: About, unread: Callable[[str | N
                 "trace": {"schema": trace.SCHEMA, "meta": run.meta, "images": [], "events": [event.to_dict() for event in run]},
             }
         except Exception as error:  # a person sees a sentence, the log the rest
-            if not isinstance(error, ValueError | Busy):
+            if kind(error) not in ("input", "busy"):
                 log.exception("the endpoint failed")
             if job is None:
                 transport.refused(error)

@@ -11,7 +11,7 @@ from gradio.route_utils import FnIndexInferError
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
-from avl.ui.errors import sentence
+from avl.ui.errors import kind, sentence
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ class SpokenBlocks(gr.Blocks):
         except gr.Error:
             raise
         except Exception as error:
-            if not isinstance(error, ValueError):
+            if kind(error) != "input":
                 log.exception("a call failed")
             raise gr.Error(sentence(error), print_exception=False) from None
 

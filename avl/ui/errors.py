@@ -16,8 +16,7 @@ class Busy(RuntimeError):
 def sentence(error: BaseException) -> str:
     """Return one clear sentence for the page. Only errors made for a person pass through as they are; the rest goes to the log."""
     name = type(error).__name__
-    no_file = isinstance(error, OSError) and error.errno in (errno.ENAMETOOLONG, errno.EINVAL, errno.ELOOP)
-    if name == "InvalidPathError" or no_file or "null byte" in str(error):  # Gradio's own repeats paths of the server
+    if _no_upload(error):
         return "This file is no upload of this server: send it with handle_file, or as a data URI."
     if isinstance(error, UnicodeError):
         return "The text holds half a character (a lone surrogate): send it as valid UTF-8."
@@ -39,10 +38,17 @@ def sentence(error: BaseException) -> str:
     return f"The run failed inside ({name}); the server's log has the details."
 
 
+def _no_upload(error: BaseException) -> bool:
+    """Whether a path was refused: by Gradio, whose own words repeat paths of the server, or as no path at all."""
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENAMETOOLONG, errno.EINVAL, errno.ELOOP)
+    return type(error).__name__ == "InvalidPathError" or "null byte" in str(error)
+
+
 def kind(error: BaseException) -> str:
     """Return the kind of an error: input, busy, memory, device or internal."""
     if isinstance(error, Busy):
         return "busy"
-    if isinstance(error, ValueError):
+    if isinstance(error, ValueError) or _no_upload(error):
         return "input"
     return "memory" if out_of_memory(error) else "device" if device_lost(error) else "internal"

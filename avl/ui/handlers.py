@@ -23,7 +23,7 @@ from avl.engine.request import GenerationRequest
 from avl.models import images as pictures
 from avl.ui import report
 from avl.ui import settings as controls
-from avl.ui.errors import Busy, sentence
+from avl.ui.errors import kind, sentence
 from avl.ui.gallery import Example
 from avl.ui.job import Job
 from avl.ui.limits import Limits
@@ -162,7 +162,7 @@ class RunHandlers:
                 yield [stream.batch(events, state, transport.position(job)), gr.skip(), gr.skip()]
             yield [stream.whole(), *_buttons(running=False)]
         except Exception as error:  # a person sees a sentence, the log the rest
-            if not isinstance(error, ValueError | Busy):
+            if kind(error) not in ("input", "busy"):
                 log.exception("the handler failed")
             transport.refused(error)
             yield [message(state="refused", message=sentence(error)), *_buttons(running=False)]

@@ -19,7 +19,7 @@ from avl.ui.limits import Limits
 from avl.ui.logs import RunLog
 from avl.ui.metrics import Metrics
 from avl.ui.queue import Race, ThreadTransport, ZeroGPUTransport
-from avl.ui.security import default_hosts
+from avl.ui.security import host_names
 from avl.ui.settings import About
 
 IDLE_SECONDS = 5  # between two readings of the header, while nothing runs
@@ -42,12 +42,11 @@ class Page:
         """Serve it.
 
         Args:
-            hosts: names that it answers for, None for those that suit the address that is listened on.
+            hosts: names that it answers for beside this machine's own, None for those that suit the address that is listened on.
             options: Gradio's own arguments, which beat the page's.
         """
-        if hosts is None:
-            hosts = default_hosts(options.get("server_name"), bool(options.get("share")))
-        return self.blocks.launch(**{**self.options, "app_kwargs": self.application.options(hosts), **options})
+        names = host_names(hosts, options.get("server_name"), bool(options.get("share")))
+        return self.blocks.launch(**{**self.options, "app_kwargs": self.application.options(names), **options})
 
 
 def theme() -> gr.themes.Base:

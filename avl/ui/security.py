@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Sequence
 
 from starlette.datastructures import MutableHeaders
@@ -35,6 +36,8 @@ HEADERS = {
     "permissions-policy": "camera=(), microphone=(), geolocation=(), payment=(), usb=()",
     "cross-origin-resource-policy": "same-origin",
 }
+
+_HOST = re.compile(r"\*|\[[0-9a-fA-F:.]+\]|(\*\.)?[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
 
 FILES = "/gradio_api/file"
 
@@ -94,19 +97,31 @@ class ShutRoutes:
         await self._app(scope, receive, send)
 
 
-def default_hosts(host: str | None, share: bool = False) -> tuple[str, ...]:
-    """Return the host names to answer for where nobody named any: those of this machine if only it can connect, else all.
+OWN_NAMES = ("localhost", "127.0.0.1", "[::1]")
+
+
+def host_names(named: Sequence[str] | None, host: str | None, share: bool = False) -> tuple[str, ...]:
+    """Return the host names to answer for: the named ones and this machine's own; without any, all, or only its own if only it can connect.
 
     A server that only this machine can reach, and that answered for every name, could be read by any web page whose name is made to
     point at this machine (DNS rebinding).
 
     Args:
+        named: by whoever starts the server, None for nobody.
         host: address that is listened on, None for this machine only.
         share: whether Gradio's tunnel leads here.
+
+    Raises:
+        ValueError: a name is no host name; one sentence.
     """
-    if not is_local(host):
+    for name in named or ():
+        if not _HOST.fullmatch(name):
+            raise ValueError(f"{name!r} is no host name: use demo.example.com or *.example.com, without a port or https://, by commas")
+    if named is None and not is_local(host):
         return ("*",)
-    return ("localhost", "127.0.0.1", "[::1]", *((host,) if host else ()), *(("*.gradio.live",) if share else ()))
+    # Gradio itself and health checks ask by the machine's own names
+    own = [] if host is None or host in OWN_NAMES else [f"[{host}]" if ":" in host and not host.startswith("[") else host]
+    return (*(named or ()), *OWN_NAMES, *own, *(("*.gradio.live",) if share else ()))
 
 
 def is_local(host: str | None) -> bool:

@@ -20,6 +20,7 @@ from avl.policies import AVL, Full
 from avl.telemetry import idle
 from avl.tiny.data import scenes
 from avl.ui import address, shutdown, uploads
+from avl.ui.security import host_names
 
 if TYPE_CHECKING:
     from avl.ui.limits import Limits
@@ -77,7 +78,10 @@ def serve(
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio is imported
     os.environ.setdefault("GRADIO_ANALYTICS_MAX_EVENTS", "100")  # Gradio tells the last ones' times over after every call
     if trusted_proxies is not None:
-        os.environ["FORWARDED_ALLOW_IPS"] = trusted_proxies  # read by uvicorn
+        os.environ["FORWARDED_ALLOW_IPS"] = address.check_proxies(trusted_proxies)  # read by uvicorn
+    elif os.environ.get("SPACE_ID"):
+        os.environ.setdefault("FORWARDED_ALLOW_IPS", address.PRIVATE)  # where a Space's proxy is
+    host_names(allowed_hosts, host)
     host, port = address.check(host, port)
     folder = uploads.make_folder()  # before Gradio is imported, which makes folders in it
     ended = True

@@ -12,7 +12,7 @@ from fake import Fake
 from programs import Program, data_uri
 from test_ui_page import PAYLOADS
 
-from avl.ui import security
+from avl.ui import address, security
 from avl.ui.visitors import visitor_of
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -146,19 +146,50 @@ def test_a_page_for_this_machine_answers_for_no_other_name(program: Program, hea
     assert allowed or b"--allowed-hosts" in text
 
 
+OWN = ("localhost", "127.0.0.1", "[::1]")
+
+
 @pytest.mark.parametrize(
-    ("host", "share", "hosts"),
+    ("named", "host", "share", "hosts"),
     [
-        (None, False, ("localhost", "127.0.0.1", "[::1]")),
-        ("127.0.0.1", True, ("localhost", "127.0.0.1", "[::1]", "127.0.0.1", "*.gradio.live")),
-        ("127.8.8.8", False, ("localhost", "127.0.0.1", "[::1]", "127.8.8.8")),
-        ("0.0.0.0", False, ("*",)),
-        ("192.168.1.2", False, ("*",)),
-        ("my.machine", False, ("*",)),
+        (None, None, False, OWN),
+        (None, "127.0.0.1", True, (*OWN, "*.gradio.live")),
+        (None, "127.8.8.8", False, (*OWN, "127.8.8.8")),
+        (None, "::1", False, (*OWN, "[::1]")),
+        (None, "0.0.0.0", False, ("*",)),
+        (None, "192.168.1.2", False, ("*",)),
+        (None, "my.machine", False, ("*",)),
+        (["demo.example"], "0.0.0.0", False, ("demo.example", *OWN, "0.0.0.0")),
+        (["*.example", "[::2]"], "192.168.1.2", False, ("*.example", "[::2]", *OWN, "192.168.1.2")),
     ],
 )
-def test_hosts_where_nobody_named_any(host: str | None, share: bool, hosts: tuple[str, ...]) -> None:
-    assert security.default_hosts(host, share) == hosts
+def test_the_names_that_are_answered_for(named: list[str] | None, host: str | None, share: bool, hosts: tuple[str, ...]) -> None:
+    assert security.host_names(named, host, share) == hosts
+
+
+@pytest.mark.parametrize("name", ["", "https://demo.example", "demo.example:80", "a b", "*", "x/y", "*.*.x", "a..b"])
+def test_what_is_no_host_name_is_refused(name: str) -> None:
+    if name == "*":
+        assert security.host_names([name], None)[0] == "*"
+        return
+    with pytest.raises(ValueError, match="no host name"):
+        security.host_names([name], None)
+
+
+@pytest.mark.parametrize("text", ["x", "10.0.0.0/99", "10.0.0.1, y", "*", "proxy.example"])
+def test_what_is_no_proxy_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="no address of a proxy"):
+        address.check_proxies(text)
+
+
+def test_proxies_are_handed_to_uvicorn() -> None:
+    assert address.check_proxies(" 10.0.0.0/8 ,127.0.0.1,") == "10.0.0.0/8,127.0.0.1"
+
+
+def test_a_page_with_named_hosts_starts_and_answers_for_them_alone(here: Any) -> None:
+    _, program = here(Fake(pace=0, prefill=0), hosts=["demo.example"])
+    told = [program.request("GET", "/healthz", Host=name)[0] for name in ("demo.example", "localhost", "other.example")]
+    assert told == [200, 200, 400]
 
 
 def test_named_hosts_and_what_is_below_them() -> None:
