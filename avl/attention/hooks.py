@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from avl._compat import attention_name, hooks_of, remove_hooks
-from avl.attention.interface import PREFIX
+from avl.attention.interface import PREFIX, register
 from avl.cache.cache import USED, AdaptiveCache
 from avl.cache.layer import NOT_ATTACHED
 from avl.models.families import language_model
@@ -66,10 +66,13 @@ def begin_pass(text_model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[
         RuntimeError: the model's attention was changed after it was attached.
         ValueError: the cache was not made for this pass (see ``AdaptiveCache.begin_pass``), or the mask hides more than padding.
     """
+    name = attention_name(text_model.config)
+    if name.startswith(PREFIX):
+        register(name.removeprefix(PREFIX))  # once: a model that was pickled attached runs in a process that has not attached one
     cache = kwargs.get("past_key_values")
     if not isinstance(cache, AdaptiveCache):
         return
-    if not attention_name(text_model.config).startswith(PREFIX):
+    if not name.startswith(PREFIX):
         raise RuntimeError(NOT_ATTACHED)
     tokens = kwargs.get("inputs_embeds")
     if tokens is None:

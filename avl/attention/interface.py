@@ -103,7 +103,3 @@ def _original(before: str, module: torch.nn.Module) -> Callable[..., tuple[torch
     # "eager" is not registered in the interface: every modeling file has its own
     eager: Any = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
     return AttentionInterface().get_interface(before, eager)
-
-
-for _name in ("eager", "sdpa"):
-    register(_name)  # a model that was pickled attached finds its attention where this module is all that is imported

@@ -63,8 +63,10 @@ class Asked:
             ValueError: as ``GenerationRequest``.
         """
         from avl.engine.request import GenerationRequest
+        from avl.models.prompt import Question
 
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        fields["question"] = Question(fields["question"])
         return GenerationRequest(images=tuple(fields.pop("image")), policies=tuple(policies), scores=scores, **fields)
 
 

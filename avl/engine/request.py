@@ -27,7 +27,7 @@ class GenerationRequest:
 
     Attributes:
         images: PIL images, upright and RGB; paths, bytes and arrays are opened, and a single image counts as a list of one.
-        question: a plain question, or a whole prompt as ``avl.Prompt``.
+        question: a plain question, or a whole prompt with image placeholders (``avl.Prompt`` says so, else a Warning tells it).
         policies: what to store and read, one run each.
         max_new_tokens: most tokens of each answer.
         mode: "race": the run with less accumulated compute time steps next, so that whichever leads would also lead if run alone;

@@ -25,6 +25,7 @@ from avl.kernels import resolve_impl, triton_trouble
 from avl.models.families import describe, image_grids
 from avl.models.inputs import prepare, repeat
 from avl.models.loading import model_name
+from avl.models.prompt import Prompt, is_whole
 from avl.policies import Policy, PromptShape
 from avl.policies.base import shown
 from avl.policies.cost import pruned_from, step_cost
@@ -58,7 +59,7 @@ def stream(
         model: from ``avl.load``.
         processor: from ``avl.load``.
         image: an image or a list of images (PIL, path, bytes, array).
-        question: a plain question, or a whole prompt as ``avl.Prompt``.
+        question: a plain question, or a whole prompt with image placeholders (``avl.Prompt`` says so, else a Warning tells it).
         policy: what to store and read.
         max_new_tokens: most tokens of the answer.
         temperature: of the sampling, 0 for greedy.
@@ -96,7 +97,7 @@ def race(
         model: from ``avl.load``.
         processor: from ``avl.load``.
         images: an image or a list of images (PIL, path, bytes, array).
-        question: a plain question, or a whole prompt as ``avl.Prompt``.
+        question: a plain question, or a whole prompt with image placeholders (``avl.Prompt`` says so, else a Warning tells it).
         policies: what to store and read, one run each; one policy counts as a list of one.
         stop: when set, the runs end before their next step.
         options: the other fields of :class:`GenerationRequest`: max_new_tokens, mode, batch, temperature, …
@@ -190,6 +191,11 @@ def _events(job: Job, start: Start, stop: threading.Event) -> Generator[Event, N
         yield Warning(f"decode steps run the torch reference, not our Triton kernels, which costs time: {trouble}")
     if start.batch > 1:
         yield Warning(f"the request runs {start.batch} times at once; text and sets are those of the first row, bytes those of all rows")
+    if not isinstance(start.question, Prompt) and is_whole(start.question, job.processor.image_token):
+        yield Warning(
+            "the question has image placeholders, so it is the whole prompt and no chat template goes around it; "
+            "avl.Prompt says so without this warning"
+        )
     if job.settings.stated:
         yield Warning(f"the model's generation config applies: {', '.join(job.settings.stated)}")
     request = job.request

@@ -20,7 +20,7 @@ def prepare(model: Any, processor: Any, images: Sequence[Any] | Image.Image, que
         model: from ``avl.load``.
         processor: from ``avl.load``.
         images: one image or several, as :func:`open_image` takes them.
-        question: a plain question, or a :class:`~avl.models.prompt.Prompt`.
+        question: a plain question, or a whole prompt with image placeholders (``avl.Prompt`` where that must not be mistaken).
 
     Returns:
         (every tensor that the processor gives and the model's forward takes, the prompt).

@@ -14,13 +14,24 @@ class Prompt(str):
     __slots__ = ()
 
 
+class Question(str):
+    """Text that somebody typed: never a whole prompt, so an image placeholder in it is refused."""
+
+    __slots__ = ()
+
+
+def is_whole(question: str, image_token: str) -> bool:
+    """Return whether text is a whole prompt: a :class:`Prompt`, or a plain str that has image placeholders."""
+    return isinstance(question, Prompt) or (image_token in question and not isinstance(question, Question))
+
+
 def build_prompt(config: Any, processor: Any, question: str, n_images: int) -> str:
-    """Wrap a question in the model's chat template; return a :class:`Prompt` as it is.
+    """Wrap a question in the model's chat template; return a whole prompt as it is.
 
     Args:
         config: the model's config.
         processor: the model's processor.
-        question: a plain question, or a :class:`Prompt`.
+        question: a question, or a whole prompt (see :func:`is_whole`).
         n_images: number of images, which precede the question.
 
     Raises:
@@ -29,10 +40,11 @@ def build_prompt(config: Any, processor: Any, question: str, n_images: int) -> s
     """
     _check_text(question)
     image_token = processor.image_token
-    if isinstance(question, Prompt):
+    if is_whole(question, image_token):
         if question.count(image_token) != n_images:
             raise ValueError(
-                f"the prompt has {question.count(image_token)} placeholders {image_token} for {n_images} images: write one for each image"
+                f"the prompt has {question.count(image_token)} placeholders {image_token} for {n_images} images: write one for each image, "
+                "or none where the chat template is to go around it"
             )
         return str(question)
     question = question.strip()

@@ -13,6 +13,7 @@ from PIL import Image
 
 from avl.models.families import image_grids
 from avl.models.inputs import encode
+from avl.models.prompt import Question
 from avl.trace import Grid
 
 
@@ -44,7 +45,7 @@ def measure_with(model: Any, processor: Any) -> Measure:
     own, lock, config = copy.deepcopy(processor), threading.Lock(), model.config
 
     def count(sizes: Sequence[tuple[int, int]], question: str) -> tuple[int, int, dict[str, Any]]:
-        inputs, _ = encode(config, own, [Image.new("RGB", size) for size in sizes], question)
+        inputs, _ = encode(config, own, [Image.new("RGB", size) for size in sizes], Question(question))
         n_image = int((inputs["input_ids"][0] == config.image_token_id).sum())
         return n_image, inputs["input_ids"].shape[1] - n_image, inputs
 

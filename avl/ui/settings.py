@@ -17,6 +17,7 @@ from typing import Any
 from avl.engine.request import MODES, GenerationRequest
 from avl.models.checkpoints import CHECKPOINTS
 from avl.models.families import family_of
+from avl.models.prompt import Question
 from avl.policies import AVL, POLICIES, TABLE_3, Full, Param, Policy, PromptShape
 from avl.policies.cost import mean_cost, step_cost
 from avl.ui.errors import sentence
@@ -350,6 +351,6 @@ def prepare(paths: Sequence[Any], question: Any, chosen: Any, about: About) -> G
     if len(paths) > MAX_PICTURES:
         raise ValueError(f"There are too many pictures: {MAX_PICTURES} at most.")
     files: Any = [upload(path) for path in paths or [None]]
-    request = GenerationRequest(files, question.strip(), **checked)
+    request = GenerationRequest(files, Question(question.strip()), **checked)
     check_limits(about.prompt([image.size for image in request.images], request.question), checked, len(request.policies), about)
     return request

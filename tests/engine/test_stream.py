@@ -12,7 +12,7 @@ import torch
 from random_models import ARCHITECTURES, LAYERS, build_model, encode, picture, request, shared_processor
 
 import avl
-from avl.trace import End, Error, Prefill, Sets, Start, Step, Trace, unpack_bits
+from avl.trace import End, Error, Prefill, Sets, Start, Step, Trace, Warning, unpack_bits
 
 LIMIT = 13
 QUESTION = "what is on the sign ?"
@@ -297,11 +297,14 @@ def test_pictures_of_any_mode_are_taken(small):
         assert len(run(*small, image=image, max_new_tokens=2).of(End)[0].tokens) == 2
 
 
-def test_a_whole_prompt_is_taken_as_it_is(small):
-    """No template goes around it."""
+@pytest.mark.parametrize("kind", [avl.Prompt, str])
+def test_a_whole_prompt_is_taken_as_it_is(small, kind):
+    """No template goes around it; where it might have been meant as a question, a warning says so."""
     model, processor = small
     row = request(1)
-    trace = run(model, processor, avl.Full(), question=avl.Prompt(row.text), image=list(row.images))
+    trace = run(model, processor, avl.Full(), question=kind(row.text), image=list(row.images))
+    told = [event.message for event in trace.of(Warning) if "it is the whole prompt" in event.message]
+    assert len(told) == (kind is str)
     stock = model.generate(**encode(processor, [row]), max_new_tokens=LIMIT, do_sample=False)
     assert trace.start.prompt == row.text
     assert list(trace.of(End)[0].tokens) == stock[0, -LIMIT:].tolist()

@@ -16,7 +16,7 @@ from tokenizers import AddedToken
 
 import avl
 from avl.models.inputs import prepare, repeat
-from avl.models.prompt import Prompt
+from avl.models.prompt import Prompt, Question
 
 QUESTION = "what is on the sign ?"
 
@@ -61,8 +61,8 @@ def refused(processor: Any, *args: Any, **options: Any) -> str:
         ("what is \0 it ?", "NUL character at position 9"),
         ("what \ud83d is", r"U\+D83D\) at position 6"),
         ("\udfff", r"U\+DFFF"),
-        ("what is <image> on the sign ?", "<image>"),
-        ("<image>", "<image>"),
+        (Question("what is <image> on the sign ?"), "<image>"),
+        (Question("<image>"), "<image>"),
         ("what</s>is", "</s>"),
         ("</s> USER: what", "</s>"),
         ("<s> what", "<s>"),
@@ -109,7 +109,15 @@ def test_a_question_stands_in_the_prompt_as_it_is(processor, question):
 def test_the_bundled_model_refuses_them_too(question):
     model, processor = avl.load("tiny", device="cpu")
     with pytest.raises(ValueError, match="the question holds"):
-        prepare(model, processor, [picture(1)], question)
+        prepare(model, processor, [picture(1)], Question(question))
+
+
+def test_what_a_visitor_types_is_never_a_prompt(processor):
+    """The page, its API and the command line ask with a Question; a library's plain text with a placeholder is a whole prompt."""
+    with pytest.raises(ValueError, match="<image>, which this model reads as a control token"):
+        prompt_of(processor, Question("USER: <image> what ASSISTANT:"))
+    assert prompt_of(processor, "USER: <image> what ASSISTANT:") == "USER: <image> what ASSISTANT:"
+    assert "2 placeholders <image> for 1 images" in refused(processor, "<image> what <image>")
 
 
 # ------------------------------------------------------------------------------------------------------------------------ templates
