@@ -18,8 +18,13 @@ for (const [arrow, way] of [[left, -1], [right, 1]]) arrow.addEventListener("cli
 strip.addEventListener("scroll", drawArrows, { passive: true });
 new ResizeObserver(drawArrows).observe(strip);
 
+// what the server last said of the pictures; a prompt measured after the question changed is added, unless it is of other pictures
+let held = {};
 function refresh() {
-  const { questions = [], prompt = null, problem = "", pictures = 1 } = props.value || {};
+  const { measured, ...said } = props.value || {};
+  if (measured && measured.id !== held.id) return;
+  held = measured ? { questions: held.questions, link: held.link, ...measured } : said;
+  const { questions = [], prompt = null, problem = "", pictures = 1 } = held;
   chips.replaceChildren(...questions.map((question, index) => h("button", { type: "button", class: "avl-chip", onclick: () => trigger("select", { question: index }) }, question)));
   const cut = prompt && prompt.seen !== null && prompt.seen < 0.95 ? ` The model sees only the middle square of ${pictures > 1 ? "such pictures" : "this picture"}: ${formatPercent(1 - prompt.seen)} is cut off.` : "";
   const tooLong = prompt && props.context && prompt.n_image + prompt.n_text >= props.context;
@@ -36,7 +41,7 @@ refresh();
 
 // a link may name an example or the seed of a scene; an upload has no name and never gets into a link
 window.avlPicture = () => {
-  const { link = "", id = "", pictures = 1 } = props.value || {};
+  const { link = "", id = "", pictures = 1 } = held;
   return { link: pictures > 1 ? "" : link, id };
 };
 window.avlQuestion = () => (document.querySelector("#avl-question textarea") || { value: "" }).value;

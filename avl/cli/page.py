@@ -23,7 +23,7 @@ def page(
     ] = None,
     max_waiting: Annotated[int, typer.Option(min=1, max=1000, help="runs that wait, of one visitor at most 2")] = 20,
     max_tokens_per_run: Annotated[int, typer.Option(min=1, help="arms × batch × new tokens × repeats")] = 1 << 17,
-    max_seconds: Annotated[float, typer.Option(min=1, help="time of one run")] = 600,
+    max_seconds: Annotated[float, typer.Option(min=1, help="time of one run")] = 1800,
     stuck_after: Annotated[float, typer.Option(min=1, help="seconds without progress until /healthz says stuck")] = 300,
     upload_mb: Annotated[int, typer.Option(min=100, help="space for uploads on disk; the oldest are deleted")] = 1024,
     metrics: Annotated[bool, typer.Option(help="answer /metrics, for Prometheus")] = True,

@@ -272,14 +272,15 @@ class PictureHandlers:
         asked = data.get("ask") if isinstance(data.get("ask"), str) else None
         if isinstance(number, int) and 0 <= number < len(shown.questions):
             asked = shown.questions[number]
-            return [path, more, asked, *self.measured(path, more, asked, known)]
+            return [path, more, asked, self.measured(path, more, asked, known), gr.skip()]
         number = data.get("example")
         if isinstance(number, int) and 0 <= number < len(self._shelf):
             return self._show(self._offer(self._shelf[number]), self._shelf[number].path, asked)
         if data.get("scene") and self._scene is not None:
             return self._draw(self._scene, data.get("seed"), asked)
         if asked is not None:
-            return [path, more, asked[: controls.MAX_QUESTION], *self.measured(path, more, asked, known)]
+            asked = asked[: controls.MAX_QUESTION]
+            return [path, more, asked, self.measured(path, more, asked, known), gr.skip()]
         return [path, more, gr.skip(), gr.skip(), gr.skip()]
 
     def _show(self, shown: Shown, path: Path, asked: str | None) -> list[Any]:
@@ -312,9 +313,10 @@ class PictureHandlers:
         shown = dataclasses.replace(Shown.of(known), id=secrets.token_urlsafe(6))
         return shown.values(self._prompt([path, *(more or [])], question))
 
-    def measured(self, path: Any, more: Any, question: Any, known: Any) -> list[Any]:
+    def measured(self, path: Any, more: Any, question: Any, known: Any) -> dict[str, Any]:
         """Measure the prompt anew, after the question changed."""
-        return Shown.of(known).values(self._prompt([path, *(more or [])], question))
+        # what is known stays as it is: this may be heard after the picture went, and would bring it back
+        return message(measured={"id": Shown.of(known).id, **self._prompt([path, *(more or [])], question)})
 
 
 # what the scripts of the page call: plain functions, because Gradio marks each with an attribute, which a method does not take

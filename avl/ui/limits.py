@@ -34,7 +34,7 @@ class Limits:
     waiting_per_visitor: int = 2
     picture_bytes: int = 512 * MB
     tokens: int = 1 << 17
-    run_seconds: float = 600
+    run_seconds: float = 1800
     stuck_seconds: float = 300
     unread_seconds: float = 30
     file_bytes: int = 8 * MB

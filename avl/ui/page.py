@@ -263,7 +263,7 @@ def _connect(parts: _Parts, on_run: RunHandlers, on_picture: PictureHandlers, tr
     parts.image.clear(on_picture.cleared, [parts.more, parts.question], offered, **AT_ONCE)
     for event in (parts.more.upload, parts.more.clear, parts.more.delete):
         event(on_picture.more_pictures, [*asked, parts.known], offered, **AT_ONCE)
-    parts.question.blur(on_picture.measured, [*asked, parts.known], offered, **AT_ONCE)
+    parts.question.blur(on_picture.measured, [*asked, parts.known], parts.strip, **AT_ONCE)
 
 
 def _read_between_runs(header: gr.HTML, idle: Callable[[], dict[str, Any]], transport: ThreadTransport) -> None:

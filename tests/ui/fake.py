@@ -50,7 +50,7 @@ def grids(n_side: int, size: tuple[int, int], kind: str) -> tuple[tuple[trace.Gr
         side = min(size)
         left, top = (width - side) / 2, (height - side) / 2
         return (trace.Grid(0, 0, n_side, n_side, False, (left, top, left + side, top + side)),), n_side * n_side
-    if kind in ("none", "nowhere"):
+    if kind == "nowhere":
         return (), n_side * n_side
     return (whole,), n_side * n_side
 

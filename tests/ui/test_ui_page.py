@@ -23,7 +23,7 @@ from avl import trace
 from avl.cli.record import is_typical
 from avl.engine.request import GenerationRequest
 from avl.ui import components as player
-from avl.ui import gallery, page, report
+from avl.ui import gallery, page, report, shutdown
 from avl.ui import settings as controls
 from avl.ui.serve import serve
 
@@ -301,14 +301,17 @@ def test_the_page_names_a_folder_without_its_path(tmp_path: Path, monkeypatch: p
     folder = tmp_path / "some where" / "my-llava"
     shutil.copytree(player.ASSETS / "tiny", folder)
     served: list[page.Page] = []
-    monkeypatch.setattr(page.Page, "launch", lambda built, **_: served.append(built))
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "uploads"))
+    monkeypatch.setattr(page.Page, "launch", lambda built, *_, **__: served.append(built))
+    monkeypatch.setattr(shutdown.Signals, "wait", lambda *_: None)
+    monkeypatch.setattr(shutdown, "shut_down", lambda _: True)
     serve(str(folder), device="cpu")
     (built,) = served
     try:
         health = asyncio.run(health_of(built))
         assert health["model"] == "my-llava"
         config = json.dumps(built.blocks.get_config_file(), default=str)
-        assert str(tmp_path) not in config
+        assert "some where" not in config
         assert "site-packages" not in config
         facts = next(block for block in built.blocks.blocks.values() if getattr(block, "elem_id", "") == "avl-player").props["about"]
         assert (facts["name"], facts["context"], facts["preset"]) == ("my-llava", 2048, "llava-1.5-7b")
@@ -319,7 +322,7 @@ def test_the_page_names_a_folder_without_its_path(tmp_path: Path, monkeypatch: p
 
 
 async def health_of(built: page.Page) -> Any:
-    route = next(route for route in built.options["app_kwargs"]["routes"] if route.path == "/healthz")
+    route = next(route for route in built.application.options()["routes"] if route.path == "/healthz")
     return json.loads((await route.endpoint(None)).body)
 
 
@@ -330,3 +333,20 @@ def test_the_last_run_is_given_back_by_its_id(make: Any, picture: Path) -> None:
     assert trace.Trace.from_json(board.last({"run": key})).start.question == "What?"
     for hostile in (None, "x", {}, {"run": "nope"}, {"run": [key]}):
         assert board.last(hostile) is None
+
+
+def test_measuring_a_question_brings_no_picture_back() -> None:
+    """A question loses the focus where "remove picture" is clicked, and may be measured after the picture went."""
+    built = page.build(Fake(), about())
+    try:
+        blur = next(one for one in built.blocks.fns.values() if one.name == "measured")
+        assert [type(component).__name__ for component in blur.outputs] == ["HTML"], "what is known of the picture is not written"
+        handlers = page.PictureHandlers(about(), gallery.examples(True), None)
+        told, known = handlers.opening()
+        path = gallery.examples(True)[0].path
+        measured = handlers.measured(str(path), None, "How many?", known)
+        assert measured["measured"]["id"] == told["id"] == known["id"]
+        assert "questions" not in measured
+    finally:
+        assert built.transport is not None
+        built.transport.close()

@@ -160,7 +160,7 @@ def test_a_model_that_loads_but_has_no_room_to_run(begin: Any, monkeypatch: pyte
 
     monkeypatch.undo()
     with pytest.raises(OSError, match="cannot run here: no memory"):
-        serve._about(lambda *_: iter([trace.Error("no memory")]), "tiny")
+        serve._about(None, None, lambda *_: iter([trace.Error("no memory")]), "tiny")
 
 
 def _write(name: str, text: str) -> Callable[[Path], None]:

@@ -37,22 +37,6 @@ def test_grids_of_any_shape_and_any_number_of_layers(serve: Any, tab: Any, kind:
     assert one.errors == []
 
 
-def test_tokens_without_a_place_in_the_picture(serve: Any, tab: Any) -> None:
-    """The picture stands without patches, and a sentence says why; everything else works."""
-    server = serve("--pace", "0.005", "--kind", "none", "--side", "12")
-    one = tab(server.url).open()
-    page = one.page
-    one.set("#avl-tokens", 5)
-    page.click("#avl-run")
-    one.wait("done")
-    one.until("document.querySelector('[data-id=patch]').textContent.startsWith('Where this model')")
-    page.locator("[data-id=overlay]").click(position={"x": 30, "y": 30})
-    for view in ("drift", "consensus", "scores", "plain", "sets"):
-        page.select_option("[data-id=view]", view)
-        one.until("(view) => window.avlPlayer.view.mode === view", arg=view)
-    assert one.errors == []
-
-
 def test_playhead_keyboard_and_zoom(serve: Any, tab: Any) -> None:
     server = serve("--pace", "0.02")
     one = tab(server.url).open()
@@ -237,6 +221,8 @@ def test_tokens_without_a_place_are_said_to_have_none(serve: Any, tab: Any) -> N
     for view in ("drift", "consensus", "sets"):
         one.page.select_option("[data-id=view]", view)
         one.until("document.querySelector('[data-id=legend]').textContent.includes('no place')")
+    one.page.locator("[data-id=overlay]").click(position={"x": 30, "y": 30})
+    assert one.text("patch") == ""
     assert one.page.locator(".avl-thumb canvas:visible").count() == 0
     assert one.page.locator(".avl-thumb").count() == 8
     assert one.errors == []
