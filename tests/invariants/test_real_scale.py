@@ -78,8 +78,8 @@ def test_counts_and_bytes_follow_the_cost_model(policy):
     token_bytes = 2 * KV_HEADS * SIZE * 4
     assert cache.allocated_bytes == 2 * allocated_tokens(policy, shape) * token_bytes
     full = 2 * step_cost(avl.Full(), shape, 0).stored * token_bytes
-    # evicting layer by layer, prefill holds one layer whole beside what the others keep
-    assert cache.peak_bytes <= cache.allocated_bytes + 2 * shape.length * token_bytes
+    # evicting layer by layer, prefill holds one layer whole beside what the others keep; where rows run in pieces, one layer's slots twice
+    assert cache.peak_bytes <= cache.allocated_bytes + 2 * (shape.length + LIMIT) * token_bytes
     assert policy == avl.Full() or cache.stored_bytes < 0.97 * full
     for t in range(STEPS):
         if t:

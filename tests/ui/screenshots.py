@@ -26,8 +26,15 @@ SETTLE = 900  # milliseconds for pictures to load and charts to draw
 def shoot(tab: Tab, name: str, full: bool = True) -> None:
     tab.page.wait_for_timeout(SETTLE)
     tab.page.mouse.move(0, 0)
+    if full:
+        # a viewport as high as the page: the settings stick to it, and a shorter one would cut them
+        size = tab.page.viewport_size
+        tab.page.set_viewport_size({"width": size["width"], "height": tab.page.evaluate("document.documentElement.scrollHeight")})
+        tab.page.wait_for_timeout(SETTLE)
     path = OUT / f"{name}.png"
     tab.page.screenshot(path=path, full_page=full)
+    if full:
+        tab.page.set_viewport_size(size)
     shrink(path)
     print(path.name, path.stat().st_size // 1024, "KiB")
 
