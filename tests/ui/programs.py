@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import http.client
 import io
 import json
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -106,3 +108,20 @@ def resident_mb(process: int) -> float:
     """Memory of a process in MB."""
     status = Path(f"/proc/{process}/status").read_text()
     return int(status.split("VmRSS:")[1].split()[0]) / 1024
+
+
+@contextlib.contextmanager
+def serving(fake: Any, **options: Any) -> Iterator[Program]:
+    """A page over a made-up engine in this process, and a program that uses it; ``options`` as of ``page.build``."""
+    from conftest import free_port
+    from fake import about
+
+    from avl.ui import page
+
+    built = page.build(fake, about(), **options)
+    port = free_port()
+    built.launch(server_port=port, prevent_thread_lock=True, quiet=True)
+    yield Program(f"http://127.0.0.1:{port}/")
+    assert built.transport is not None
+    built.transport.close()
+    built.blocks.close(verbose=False)

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from fake import Fake
-from programs import Program, data_uri
+from programs import Program, data_uri, serving
 
 from avl.policies import POLICIES
 
@@ -48,7 +48,8 @@ ODD: list[Any] = [
 NAMES = ("image", "question", "arms", "max_new_tokens", "mode", "batch", "temperature", "top_p", "seed", "repeats", "scores", "more_images")
 
 LEAKS = re.compile(
-    r"Traceback|File \"|site-packages|/work/|/root/|/home/|/usr/lib|/tmp/(?!x)|\bself\.|NoneType|'list' object|'dict' object|object is not"
+    rf"Traceback|File \"|site-packages|{Path(__file__).parents[2]}|/root/|/home/|/usr/lib|/tmp/(?!x)"
+    r"|\bself\.|NoneType|'list' object|'dict' object|object is not"
 )
 
 
@@ -204,18 +205,9 @@ PATHS = [
 
 
 @pytest.fixture(scope="module")
-def program() -> Any:
-    from conftest import free_port
-    from fake import about
-
-    from avl.ui import page
-
-    built = page.build(Fake(pace=0.0, prefill=0), about())
-    port = free_port()
-    built.launch(server_port=port, prevent_thread_lock=True, quiet=True)
-    yield Program(f"http://127.0.0.1:{port}/")
-    built.transport.close()
-    built.blocks.close(verbose=False)
+def program() -> Iterator[Program]:
+    with serving(Fake(pace=0.0, prefill=0)) as one:
+        yield one
 
 
 def check(name: str, error: str | None) -> None:

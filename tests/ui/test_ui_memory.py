@@ -8,12 +8,13 @@ import json
 import os
 import socket
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fake import Fake
-from programs import Program, data_uri, resident_mb
+from programs import Program, data_uri, resident_mb, serving
 
 from avl import trace
 from avl.ui import report, uploads
@@ -99,21 +100,12 @@ ROUTES = [
 
 
 @pytest.fixture(scope="module")
-def small() -> Any:
+def small() -> Iterator[Program]:
     """A page that takes bodies of 64 kB and uploads of 256 kB."""
-    from conftest import free_port
-    from fake import about
-
-    from avl.ui import page
-
     kb = 1024
     limits = Limits(body_bytes=64 * kb, upload_bytes=256 * kb, visitor_bytes=600 * kb, file_bytes=128 * kb)
-    built = page.build(Fake(**QUICK), about(), limits=limits)
-    port = free_port()
-    built.launch(server_port=port, prevent_thread_lock=True, quiet=True)
-    yield Program(f"http://127.0.0.1:{port}/")
-    built.transport.close()
-    built.blocks.close(verbose=False)
+    with serving(Fake(**QUICK), limits=limits) as one:
+        yield one
 
 
 @pytest.mark.parametrize("path", ROUTES)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fake import Fake
-from programs import Program, data_uri
+from programs import Program, data_uri, serving
 from test_ui_page import PAYLOADS
 
 from avl.ui import address, security
@@ -19,18 +20,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
-def program() -> Any:
-    from conftest import free_port
-    from fake import about
-
-    from avl.ui import page
-
-    built = page.build(Fake(pace=0.001, prefill=0), about())
-    port = free_port()
-    built.launch(server_port=port, prevent_thread_lock=True, quiet=True)
-    yield Program(f"http://127.0.0.1:{port}/")
-    built.transport.close()
-    built.blocks.close(verbose=False)
+def program() -> Iterator[Program]:
+    with serving(Fake(pace=0.001, prefill=0)) as one:
+        yield one
 
 
 @pytest.mark.parametrize("path", ["/", "/config", "/healthz", "/metrics", "/gradio_api/info", "/nothing", "/theme.css"])
