@@ -45,10 +45,18 @@ def share(percent: float, n: int) -> int:
     return -(-exact.numerator // exact.denominator)
 
 
-def best(score: Tensor, among: Sequence[int], count: int) -> list[int]:
-    """The ``count`` positions of ``among`` with the largest score, of equal scores the lower position; sorted by position."""
+def best(score: Tensor, among: Sequence[int], count: int, first: Sequence[int] = ()) -> list[int]:
+    """The ``count`` positions of ``among`` with the largest score, of equal scores the lower position, ``first`` ones first; sorted."""
     values = score.tolist()
-    return sorted(sorted(among, key=lambda j: (-values[j], j))[:count])
+    chosen = [j for j in first if j in among][:count]
+    others = sorted(set(among) - set(chosen), key=lambda j: (-values[j], j))
+    return sorted(chosen + others[: count - len(chosen)])
+
+
+def lattice(n: int, percent: float, layer: int) -> list[int]:
+    """``percent`` of ``n`` tokens: those whose multiple of the golden ratio, moved by the layer, has the smallest fractional part."""
+    place = {j: (2_654_435_769 * j + 2_654_435_769 + 3_242_174_889 * layer) & 0xFFFFFFFF for j in range(n)}
+    return sorted(place, key=place.__getitem__)[: share(percent, n)]
 
 
 def members(mask: Tensor) -> list[int]:
@@ -92,10 +100,10 @@ class Row:
         gone = set(self.image) - set(retained)
         return [j for j in positions if j not in gone]
 
-    def stay(self, score: Tensor, count: int) -> list[int]:
+    def stay(self, score: Tensor, count: int, first: Sequence[int] = ()) -> list[int]:
         """``count`` image tokens that stay in the hidden states; the last position, which asks, is one where it is an image token."""
         asking = [j for j in self.image if j == self.length - 1]
-        return sorted(best(score, [j for j in self.image if j not in asking], count - len(asking)) + asking)
+        return sorted(best(score, [j for j in self.image if j not in asking], count - len(asking), first) + asking)
 
 
 def rows(model: Any, inputs: Any) -> list[Row]:
@@ -177,19 +185,23 @@ class Full:
 
 
 class AVL(Full):
-    def __init__(self, S: float, C: float | None = None, K: int = 3, P: float | None = None, T: float | None = None, update: str = "every"):
-        self.S, self.C, self.K, self.P, self.T, self.update = S, C, K, P, T, update
+    def __init__(self, S, C=None, K=3, P=None, T=None, update="every", spread=None):
+        self.S, self.C, self.K, self.P, self.T, self.update, self.spread = S, C, K, P, T, update, spread
         self.prunes_before = None if P is None else 2
 
     def prune(self, layer: int, scores: list[Tensor], alive: list[int], row: Row) -> list[int]:
         if layer != self.prunes_before:
             return alive
-        return row.less(alive, row.stay(scores[1], share(self.P, row.n_image)))
+        return row.less(alive, row.stay(scores[1], share(self.P, row.n_image), self._lattice(row, 1)))
+
+    def _lattice(self, row: Row, layer: int, part: int = 1) -> list[int]:
+        """Positions of the spread tokens of a layer, or of the first half of them (``part`` 2)."""
+        return [] if self.spread is None else [row.image[j] for j in lattice(row.n_image, self.spread / part, layer)]
 
     def keep(self, layer: Layer, score: Tensor, alive: list[int], row: Row, limit: int) -> None:
         held = [j for j in row.image if j in alive]
         layer.stored[:, held] = False
-        layer.stored[:, best(score, held, share(self.S, row.n_image))] = True
+        layer.stored[:, best(score, held, share(self.S, row.n_image), self._lattice(row, layer.depth[0]))] = True
         self._choose_core(layer, score, row)
         self._evict_text(layer, row, limit)
 
@@ -207,7 +219,7 @@ class AVL(Full):
         secondary = members(layer.stored[0, : row.length] & row.is_image)
         count = len(secondary) if self.C is None else share(self.C, row.n_image)
         layer.core[:] = False
-        layer.core[best(score, secondary, count)] = True
+        layer.core[best(score, secondary, count, self._lattice(row, layer.depth[0], 2))] = True
 
     def _evict_text(self, layer: Layer, row: Row, limit: int) -> None:
         if self.T is None:

@@ -66,7 +66,7 @@ function panel(arm, index) {
     const draw = () => {
       const value = arm[parameter.key];
       if (value !== null) range.value = value;
-      else if (!range.dataset.kept) range.value = parameter.default;
+      else if (!range.dataset.kept) range.value = parameter.start;
       row.classList.toggle("avl-off", value === null);
       put(output, value === null ? "off" : `${value} ${value === 1 ? parameter.unit.replace(/s$/, "") : parameter.unit}`);
       if (parameter.off) toggle.firstChild.checked = value !== null;

@@ -105,7 +105,7 @@ def before_layer(layer: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str
     keep = [cache.policy.prune(number, bucket.shape) for bucket in cache.buckets]
     if prefill.scores is not None and any(count is not None for count in keep):
         counts = [bucket.row.n_image if count is None else count for bucket, count in zip(cache.buckets, keep, strict=True)]
-        survivors = prefill.prune(counts)
+        survivors = prefill.prune(counts, [bucket.cover for bucket in cache.buckets], number - 1)
         if survivors is not None:
             survivors = survivors.to(hidden.device)
             hidden = hidden.gather(1, survivors[..., None].expand(-1, -1, hidden.shape[2]))

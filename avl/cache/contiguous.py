@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from avl.cache.ranking import among_best
+from avl.cache.ranking import among_best, lift
 from avl.cache.slots import LayerKV, RowBucket, SlotTable
 
 
@@ -32,13 +32,16 @@ class ContiguousSlotTable(SlotTable):
 
     def adopt(self, kvs: list[LayerKV]) -> None:
         # not the LayerKV objects: they refer to this table, and a reference cycle would keep the memory until the garbage collector runs
-        self._held = [(_by_slot(kv.keys[0]), _by_slot(kv.values[0]), kv.image_idx[0].numpy()) for kv in kvs]
+        self._held = [[_by_slot(kv.keys[0]), _by_slot(kv.values[0]), kv.image_idx[0].numpy()] for kv in kvs]
+        if self.weights is not None:
+            for held, weights in zip(self._held, self.weights, strict=True):
+                held.append(weights[0].numpy())
 
     def choose_core(self) -> None:
         """Re-select the core as :meth:`SlotTable.choose_core` does; slots are unordered here, so ties are broken by token index."""
         assert self.image_scores is not None
         assert self.core is not None
-        self._gather_up(among_best(self.image_scores, self.core, self.image_idx))
+        self._gather_up(among_best(lift(self.image_scores, self.weights), self.core, self.image_idx))
 
     def _gather_up(self, chosen: np.ndarray) -> None:
         """Swap the tokens of slots ``chosen [n, 1, image]`` (bool) with those in the last image slots."""

@@ -22,7 +22,7 @@ from torch.nn.functional import pad
 from transformers.cache_utils import CacheLayerMixin
 
 from avl.cache.prefill_state import PromptColumns
-from avl.cache.ranking import best, heavy_and_recent, max_pool
+from avl.cache.ranking import best, heavy_and_recent, lift, max_pool
 from avl.cache.slots import LayerKV, RowBucket, WindowPlan
 from avl.kernels.window.reference import FREE
 
@@ -157,7 +157,8 @@ class AdaptiveLayer(CacheLayerMixin):
             shape = (bucket.b, source.shape[1], *self.flat[0].shape[1:])
             stop = start + shape[0] * shape[1]
             keys, values = (flat[start:stop].view(shape) for flat in self.flat)
-            self.kvs.append(LayerKV(keys, values, image_idx, token_idx, sums, index, bucket.windows[self.number]))
+            weights = None if index is None else bucket.cover.of(self.number, image_idx, core=True)
+            self.kvs.append(LayerKV(keys, values, image_idx, token_idx, sums, index, bucket.windows[self.number], weights))
             start = stop
         self.is_initialized = True
         owner.note_prompt(self)
@@ -170,6 +171,7 @@ class AdaptiveLayer(CacheLayerMixin):
         self.flat = (torch.cat([keys for keys, _ in flats]), torch.cat([values for _, values in flats]))
         sums = [kv.sums for kv in kvs if kv.sums is not None]
         index = [kv.index for kv in kvs if kv.index is not None]
+        weights = [kv.weights for kv in kvs if kv.weights is not None]
         self.kvs = [
             LayerKV(
                 keys=self.flat[0].view(shape),
@@ -179,6 +181,7 @@ class AdaptiveLayer(CacheLayerMixin):
                 sums=torch.cat(sums) if sums else None,
                 index=torch.cat(index) if index else None,
                 window=kvs[0].window,
+                weights=torch.cat(weights) if weights else None,
             )
         ]
         self.is_initialized = True
@@ -206,13 +209,14 @@ class AdaptiveLayer(CacheLayerMixin):
         stored = policy.store(self.number, bucket.shape).image
         if stored < image.shape[1]:
             assert scores is not None, "a policy that drops image tokens ranks them"
-            chosen = best(scores, stored)
+            chosen = best(lift(scores, bucket.cover.of(self.number, image_idx, core=False)), stored)
             image, image_idx, scores = image.gather(1, chosen), image_idx.gather(1, chosen), scores.gather(1, chosen)
         core = policy.select(self.number, bucket.shape)
         if core is None:
             return image, image_idx, None
         assert scores is not None, "a policy that reads some image tokens ranks them"
         window = stored + torch.arange(bucket.windows[self.number].capacity, device=image.device).expand(bucket.b, -1)
+        scores = lift(scores, bucket.cover.of(self.number, image_idx, core=True))
         return image, image_idx, torch.cat([best(scores, core), window], dim=1)
 
     def _gather(self, states: torch.Tensor, sources: list[torch.Tensor]) -> torch.Tensor:

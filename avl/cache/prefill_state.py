@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from avl.cache.layout import Row
-from avl.cache.ranking import best
+from avl.cache.ranking import Cover, best, lift
 
 
 @dataclass
@@ -120,13 +120,15 @@ class PrefillState:
             return torch.arange(here.length, device=device)
         return (self.survivors[0, here.pad :] - self._first_pad).to(device)
 
-    def prune(self, keep: list[int]) -> torch.Tensor | None:
+    def prune(self, keep: list[int], covers: list[Cover] | None = None, layer: int = 0) -> torch.Tensor | None:
         """Drop image tokens, keeping those with the best scores of the last layer; this object then describes the shortened hidden states.
 
         A prompt's last position stays also where it is an image token: it ranks the others, and it gives the first token.
 
         Args:
             keep: per bucket, how many image tokens stay.
+            covers: per bucket, the image tokens that stay first, whatever they score.
+            layer: number of the layer whose scores rank.
 
         Returns:
             ``[B, L']`` columns of the current hidden states to keep, left-padded with copies of each row's last column; None if nothing is
@@ -140,8 +142,11 @@ class PrefillState:
         length = max(lengths)
         total = sum(len(columns.rows) for columns in self.columns)
         survivors = torch.empty(total, length, dtype=torch.int64, device=device)
-        for count, columns, new_length, scores in zip(keep, self.columns, lengths, self.scores, strict=True):
+        for number, (count, columns, new_length) in enumerate(zip(keep, self.columns, lengths, strict=True)):
             columns.to(device)
+            scores = self.scores[number]
+            if covers is not None:
+                scores = lift(scores, covers[number].of(layer, columns.image_idx, core=False))
             b, held = columns.image.shape
             stays = torch.ones(b, columns.length, dtype=torch.bool, device=device)
             if columns.asks:

@@ -5,6 +5,45 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from avl.policies import Policy, PromptShape
+
+
+class Cover:
+    """The image tokens that the layers hold whatever they score (``Policy.cover``), as weights that replace their scores.
+
+    Weights are above any score, which is at most 1, and fall from a coverage's first token to its last; 0 means no weight.
+    """
+
+    def __init__(self, policy: Policy, shape: PromptShape) -> None:
+        found = [policy.cover(layer, shape) for layer in range(shape.n_layers)]
+        self._weights: torch.Tensor | None = None  # [layers, 2, N]: to store, and to keep in the core
+        if any(cover is not None for cover in found):
+            self._weights = torch.zeros(shape.n_layers, 2, shape.n_image)
+            for layer, cover in zip(self._weights, found, strict=True):
+                if cover is not None:
+                    places = torch.tensor(cover.stored, dtype=torch.int64)
+                    layer[:, places] = torch.linspace(3, 2, max(2, len(places)))[: len(places)]
+                    layer[1, places[cover.core :]] = 0
+
+    def of(self, layer: int, image_idx: torch.Tensor, core: bool) -> torch.Tensor | None:
+        """Return the weights, shaped as ``image_idx``, of those image tokens in ``layer``; None where none has one.
+
+        Args:
+            layer: number of the layer.
+            image_idx: image tokens, of any shape.
+            core: weights for the core, else those for what is stored.
+        """
+        if self._weights is None:
+            return None
+        if self._weights.device != image_idx.device:
+            self._weights = self._weights.to(image_idx.device)  # all layers at once: one wait, not one a layer
+        return self._weights[layer, int(core)][image_idx]
+
+
+def lift(scores: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor:
+    """Return ``scores`` with those replaced that have a weight (see :class:`Cover`); both of one shape."""
+    return scores if weights is None else torch.where(weights > 0, weights.to(scores.dtype), scores)
+
 
 def ranking(scores: torch.Tensor) -> torch.Tensor:
     """Return the indices ``[..., n]`` from the best score to the worst along the last dimension; ties go to the lower index.

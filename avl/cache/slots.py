@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 
 from avl.cache.layout import Row
-from avl.cache.ranking import best
+from avl.cache.ranking import Cover, best, lift
 from avl.kernels import window_ops
 from avl.kernels.window.eviction import weakest
 from avl.kernels.window.types import FREE, Window
@@ -75,18 +75,21 @@ class RowBucket:
         row: their layout.
         shape: their sizes.
         windows: the window of each layer.
+        cover: the image tokens that each layer holds whatever they score.
     """
 
     rows: tuple[int, ...]
     row: Row
     shape: PromptShape
     windows: tuple[WindowPlan, ...]
+    cover: Cover
 
     @classmethod
     def of(cls, rows: list[int], row: Row, policy: Policy, max_new_tokens: int, n_layers: int) -> RowBucket:
         """Return the bucket of ``rows``, which all have the layout ``row``."""
         shape = PromptShape(row.n_image, row.n_text, max_new_tokens, n_layers)
-        return cls(tuple(rows), row, shape, tuple(WindowPlan.of(policy, layer, shape) for layer in range(n_layers)))
+        windows = tuple(WindowPlan.of(policy, layer, shape) for layer in range(n_layers))
+        return cls(tuple(rows), row, shape, windows, Cover(policy, shape))
 
     @property
     def b(self) -> int:
@@ -133,6 +136,7 @@ class LayerKV:
         sums: shaped like ``token_idx``, accumulated scores; None if nothing accumulates.
         index: ``[b, core + C]``, slots that a core step reads, core first; None if every step reads all.
         window: the layer's plan.
+        weights: ``[b, image]``, of the image tokens that are always in the core; None if scores alone decide.
         table: the slot table that the layer belongs to, None before the prompt is done.
         place: the layer's index in that table.
     """
@@ -144,6 +148,7 @@ class LayerKV:
     sums: torch.Tensor | None
     index: torch.Tensor | None
     window: WindowPlan
+    weights: torch.Tensor | None = None
     table: SlotTable | None = None
     place: int = 0
     _views: dict[bool, tuple[int, StepView]] = field(default_factory=dict)
@@ -205,6 +210,7 @@ class SlotTable:
         image: number of image tokens stored.
         core: number of image tokens read at core steps, None for all.
         image_scores: ``[n, b, image]`` of the last update step.
+        weights: ``[n, b, image]`` of the image tokens that are always in the core, None if scores alone decide.
         count: number of window tokens stored.
         entered: number of new tokens so far.
         read: tokens per row that the last step read.
@@ -225,6 +231,8 @@ class SlotTable:
         self.sums = torch.stack(sums) if sums else None
         cores = [kv.index for kv in kvs if kv.index is not None]
         self.index = torch.stack(cores) if cores else None
+        weights = [kv.weights for kv in kvs if kv.weights is not None]
+        self.weights = torch.stack(weights) if weights else None
         self.image_scores = None
         if core is not None:
             dtype = torch.promote_types(kvs[0].keys.dtype, torch.float32)
@@ -288,7 +296,7 @@ class SlotTable:
     def choose_core(self) -> None:
         """Make the best image tokens by the last update step's scores the core from the next step on (paper, Fig. 6)."""
         if self.core is not None and self.image_scores is not None and self.index is not None:
-            self.index[..., : self.core] = best(self.image_scores, self.core)
+            self.index[..., : self.core] = best(lift(self.image_scores, self.weights), self.core)
 
 
 class StaticSlotTable(SlotTable):

@@ -11,7 +11,7 @@ import re
 from typing import Any
 
 from avl.policies.avl import AVL
-from avl.policies.base import KVBudget, Observation, Param, Policy, PromptShape, shown
+from avl.policies.base import Coverage, KVBudget, Observation, Param, Policy, PromptShape, shown
 from avl.policies.fastv import FastV
 from avl.policies.full import Full
 from avl.policies.h2o import H2O
@@ -40,6 +40,7 @@ __all__ = [
     "POLICIES",
     "PRESETS",
     "TABLE_3",
+    "Coverage",
     "FastV",
     "Full",
     "KVBudget",

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
-from avl.policies.base import KVBudget, Observation, Policy, PromptShape, param, share
+from avl.policies.base import Coverage, KVBudget, Observation, Policy, PromptShape, param, share
+from avl.policies.lattice import lattice
 
 PRUNED_BEFORE = 2
 """P prunes "after the second decoder layer": the scores of layer index 1 decide which image tokens enter layer index 2."""
@@ -23,6 +24,8 @@ class AVL(Policy):
         K: update interval: every K steps, all secondary tokens are read and the core is re-selected.
         P: % of the image tokens that stay in the prompt's hidden states after the second decoder layer; None prunes none.
         T: size of the text window in % of prompt text + max new tokens; None keeps all text.
+        spread: % of the image tokens that a layer stores evenly over the picture whatever they score, at most S; half as many of them are
+            always in the core, and P keeps those of the layer that ranks. Counts stay as they are. None is the paper. See lattice.py.
         update: "every": step t is an update step if t % K == 0 (the paper's text); "after": after K core steps each, t % (K + 1) == 0.
 
     Raises:
@@ -42,6 +45,11 @@ class AVL(Policy):
         "every", label="update", help="when the core is chosen anew, at t % K == 0 or after every K core steps", choices=("every", "after")
     )
 
+    spread: float | None = param(
+        None, label="spread", help="the share of image tokens stored evenly over the picture whatever they score, at most S",
+        start=33, off=True, optional=True,
+    )  # fmt: skip
+
     name: ClassVar[str] = "AVL"
     title: ClassVar[str] = "A-VL"
     budget: ClassVar[str | None] = "S"
@@ -50,6 +58,9 @@ class AVL(Policy):
         super().__post_init__()
         if self.C is not None and self.C > self.S:
             raise ValueError(f"C={self.C!r} is out of range: core tokens are chosen among the stored ones, so C is at most S={self.S!r}")
+
+        if self.spread is not None and self.spread > self.S:
+            raise ValueError(f"spread={self.spread!r} is out of range: spread tokens are stored ones, so spread is at most S={self.S!r}")
 
     def prune(self, layer: int, shape: PromptShape) -> int | None:
         return share(self.P, shape.n_image) if layer == PRUNED_BEFORE and self.P is not None else None
@@ -66,6 +77,11 @@ class AVL(Policy):
             return None
         return min(share(self.C, shape.n_image), self.store(layer, shape).image)
 
+    def cover(self, layer: int, shape: PromptShape) -> Coverage | None:
+        if self.spread is None:
+            return None
+        return Coverage(lattice(shape.n_image, share(self.spread, shape.n_image), layer), share(self.spread / 2, shape.n_image))
+
     def is_update(self, t: int) -> bool:
         return t % (self.K if self.update == "every" else self.K + 1) == 0
 
@@ -73,6 +89,7 @@ class AVL(Policy):
         return Observation("shared") if self.T is not None else None
 
     def _with_budget(self, thousandths: int) -> Self:
-        full = replace(self, C=None)
+        full = replace(self, C=None, spread=None)
         smaller = Policy._with_budget(full, thousandths)
-        return replace(smaller, C=None if self.C is None else min(self.C, smaller.S))
+        C, spread = (None if part is None else min(part, smaller.S) for part in (self.C, self.spread))
+        return replace(smaller, C=C, spread=spread)

@@ -1,14 +1,16 @@
-"""Policy interface: a frozen dataclass that maps the sizes of a prompt to KV budgets, layer by layer, through four verbs.
+"""Policy interface: a frozen dataclass that maps the sizes of a prompt to KV budgets, layer by layer, through five verbs.
 
 | verb | asked | answer |
 |---|---|---|
 | ``prune`` | between two layers in prefill | image tokens that stay in the hidden states |
 | ``store`` | after a layer's prefill | tokens to store: pinned image tokens and an evictable window |
 | ``select`` | at a decode step | image tokens to read: some, or all that are stored |
+| ``cover`` | where tokens are ranked | image tokens that are held whatever they score |
 | ``observe`` | after a layer's prefill, after a step | which scores rank the window, and so which token is evicted |
 
-Verbs return counts, not indices. Counts depend on nothing but sizes, so memory, CUDA graphs and the cost model (cost.py) know them before a
-run. Turning scores into indices (avl/cache/ranking.py) and moving keys and values (avl/cache/layer.py) is the same for all policies.
+Verbs return counts, not indices; ``cover`` names tokens, but knows no scores either. All depend on nothing but sizes, so memory, CUDA
+graphs and the cost model (cost.py) know them before a run. Turning scores into indices (avl/cache/ranking.py) and moving keys and values
+(avl/cache/layer.py) is the same for all policies.
 """
 
 from __future__ import annotations
@@ -81,6 +83,19 @@ class Observation:
 
 
 @dataclass(frozen=True)
+class Coverage:
+    """Image tokens (0 to N - 1) that a layer holds whatever they score.
+
+    Attributes:
+        stored: tokens that are stored, and that stay where this layer's scores prune; where not all fit, the first ones.
+        core: how many of them, counted from the first, are always in the core.
+    """
+
+    stored: tuple[int, ...]
+    core: int
+
+
+@dataclass(frozen=True)
 class Param:
     """Description of a policy's parameter, for sliders, command lines, API documentation and error messages.
 
@@ -95,6 +110,7 @@ class Param:
         high: upper end of a slider.
         optional: whether None is valid and switches it off.
         start: initial value of a slider.
+        off: whether it starts switched off, its slider at ``start``.
         odd: whether only odd numbers are valid.
         choices: the valid words of a parameter that is not a number.
     """
@@ -109,6 +125,7 @@ class Param:
     high: int
     optional: bool
     start: int | None
+    off: bool
     odd: bool
     choices: tuple[str, ...]
 
@@ -151,6 +168,7 @@ def param(
     high: int = 100,
     optional: bool = False,
     start: int | None = None,
+    off: bool = False,
     odd: bool = False,
     choices: tuple[str, ...] = (),
 ) -> Any:
@@ -158,7 +176,7 @@ def param(
     if start is None and isinstance(default, int):
         start = default
     about = {
-        "label": label, "help": help, "unit": unit, "low": low, "high": high, "optional": optional, "start": start, "odd": odd,
+        "label": label, "help": help, "unit": unit, "low": low, "high": high, "optional": optional, "start": start, "off": off, "odd": odd,
         "choices": choices,
     }  # fmt: skip
     return field(default=default, metadata={"param": about})
@@ -199,6 +217,10 @@ class Policy:
 
     def select(self, layer: int, shape: PromptShape) -> int | None:
         """Return how many image tokens ``layer`` reads at a core step; None to read every stored token at every step."""
+        return None
+
+    def cover(self, layer: int, shape: PromptShape) -> Coverage | None:
+        """Return the image tokens that ``layer`` holds whatever they score; None where scores alone decide."""
         return None
 
     def is_update(self, t: int) -> bool:

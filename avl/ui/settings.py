@@ -35,7 +35,7 @@ MAX_SCORES = 5_000_000
 
 def start_value(one: Param) -> Any:
     """Return the value that a parameter starts with on the page and in the API."""
-    return one.default if one.choices else one.start
+    return one.default if one.choices else None if one.off else one.start
 
 
 def catalog(layers: int | None = None) -> dict[str, Any]:
@@ -67,6 +67,7 @@ def _slider(one: Param, layers: int | None) -> dict[str, Any]:
         "high": high,
         "step": 2 if one.odd else 1,
         "default": start_value(one),
+        "start": one.start,
         "off": one.optional,
         "choices": one.choices,
     }

@@ -18,7 +18,7 @@ def make(dtype: torch.dtype) -> tuple[ContiguousSlotTable, list[LayerKV], list[l
     """A table, its layers, and the image tokens that each layer's core held before. Every entry is its token's number, everywhere."""
     draw = torch.Generator().manual_seed(1)
     window = WindowPlan(WINDOW - 1, WINDOW - 1, None, 0, 0, WINDOW, None)
-    bucket = RowBucket((0,), None, None, (window,) * LAYERS)  # type: ignore[arg-type]
+    bucket = RowBucket((0,), None, None, (window,) * LAYERS, None)  # type: ignore[arg-type]
     kvs, cores = [], []
     for layer in range(LAYERS):
         image_idx = torch.randperm(40, generator=draw)[:IMAGE].sort().values[None]

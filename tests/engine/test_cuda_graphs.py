@@ -22,6 +22,7 @@ POLICIES = (
     avl.AVL(S=45, C=30, K=2, P=70, T=50),
     avl.AVL(S=60, C=30, K=1, T=100),
     avl.AVL(S=50, T=10),
+    avl.AVL(S=45, C=30, K=2, P=70, T=50, spread=40),
 )
 
 

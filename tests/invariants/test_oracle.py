@@ -32,6 +32,13 @@ AVL_CASES = {
     "T-only": {"S": 100, "C": None, "P": None, "T": 40},
     "T-evicts-the-prompt": {"S": 45, "C": 30, "K": 3, "P": 90, "T": 25},
     "T-window-of-one": {"S": 45, "C": 30, "K": 3, "P": 90, "T": 2},
+    "spread": {"S": 45, "C": 30, "K": 3, "P": 90, "T": 60, "spread": 33},
+    "spread-after": {"S": 60, "C": 20, "K": 2, "P": None, "T": None, "update": "after", "spread": 25},
+    "spread-is-S": {"S": 40, "C": 25, "K": 1, "P": 80, "T": 50, "spread": 40},
+    "spread-over-core": {"S": 70, "C": 10, "K": 2, "P": 90, "T": None, "spread": 60},
+    "spread-over-P": {"S": 70, "C": 30, "K": 3, "P": 30, "T": 60, "spread": 50.5},
+    "spread-no-core": {"S": 45, "C": None, "P": 90, "T": 60, "spread": 20},
+    "spread-of-one": {"S": 30, "C": 10, "K": 2, "P": None, "T": 60, "spread": 0.5},
     "one-image-token": {"S": 1, "C": 1, "K": 3, "P": None, "T": 60},
     "fractions": {"S": 33.3, "C": 12.5, "K": 2, "P": 66.6, "T": 57.1},
 }

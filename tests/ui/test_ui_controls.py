@@ -226,16 +226,22 @@ def test_the_catalog_has_every_registered_policy() -> None:
         values = {"policy": name, **{one["key"]: one["default"] for one in entry["parameters"]}}
         controls.policy(values)
         for one in entry["parameters"]:
-            coupled = {"S": {"C": 1}, "C": {"S": 100}}.get(one["key"], {})
+            coupled = {"S": {"C": 1}, "C": {"S": 100}, "spread": {"S": 100}}.get(one["key"], {})
             for value in one["choices"] or range(one["low"], one["high"] + 1, one["step"]):
                 controls.policy({**values, **coupled, one["key"]: value})
+    spread = next(one for one in found["AVL"]["parameters"] if one["key"] == "spread")
+    assert (spread["default"], spread["start"], spread["off"]) == (None, 33, True), "ours, not the paper's: off until it is asked for"
     sliders = {one["key"]: one for one in found["PyramidKV"]["parameters"]}
     assert sliders["pool"]["step"] == 2
     assert next(one for one in found["FastV"]["parameters"] if one["key"] == "layer")["high"] == 7
     assert next(one for one in controls.catalog()["FastV"]["parameters"] if one["key"] == "layer")["high"] == 80
 
 
-@pytest.mark.parametrize("policy", [*policy_cases.POLICIES, avl.AVL(S=45, C=30, K=3, update="after")], ids=lambda policy: policy.label)
+@pytest.mark.parametrize(
+    "policy",
+    [*policy_cases.POLICIES, avl.AVL(S=45, C=30, K=3, update="after"), avl.AVL(S=45, C=30, spread=33)],
+    ids=lambda policy: policy.label,
+)
 def test_predictions_come_from_the_cost_model(policy: avl.Policy) -> None:
     facts = about()
     shape = avl.PromptShape(facts.n_image, facts.n_text, 20, facts.layers)
