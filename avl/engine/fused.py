@@ -52,7 +52,7 @@ class FusedLayers:
         weight = text.embed_tokens.weight
         self._ops = layer_ops(weight.device, impl, dtype=weight.dtype, head_size=size)
         # RoPE of every possible position, computed once: cosines, and sines whose first half carries the minus sign of the rotation
-        positions = torch.arange(max(row.length for row in cache.rows) + cache.max_new_tokens, device=weight.device)
+        positions = torch.arange(cache.longest, device=weight.device)
         cos, sin = text.rotary_emb(weight[:1], position_ids=positions[None])
         sin = torch.cat([-sin[..., : size // 2], sin[..., size // 2 :]], dim=-1)
         self._cos_sin = torch.stack([cos[0], sin[0]], dim=1)  # [positions, 2, D]

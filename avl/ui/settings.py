@@ -344,8 +344,6 @@ def prepare(paths: Sequence[Any], question: Any, chosen: Any, about: About) -> G
     """
     if not isinstance(question, str) or not question.strip():
         raise ValueError("The question is empty: type one, or pick one of the suggestions.")
-    if any("\ud800" <= character <= "\udfff" for character in question):
-        raise ValueError("The question holds half a character (a lone surrogate): send it as valid UTF-8.")
     if len(question) > MAX_QUESTION:
         raise ValueError(f"The question is too long: {len(question)} characters, {MAX_QUESTION} at most.")
     checked = check(chosen, about)
