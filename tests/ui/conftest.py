@@ -227,6 +227,13 @@ class Tab:
     def wait(self, state: str, timeout: float = 120_000) -> None:
         self.page.wait_for_selector(f"#avl-player .avl-player[data-state={state}]", timeout=timeout)
 
+    def run(self, state: str = "done") -> None:
+        """Press Run and wait until that run, not an earlier one, is in ``state``: a fast run is over before anybody sees it running."""
+        self.page.evaluate("window.runBefore = window.avlPlayer.view.run")
+        self.page.click("#avl-run")
+        self.until("window.avlPlayer.view.run !== window.runBefore")
+        self.wait(state)
+
     def until(self, condition: str, arg: Any = None) -> None:
         """Wait for a condition, asked a few times a second: once per animation frame would eat the processor that the page needs."""
         self.page.wait_for_function(condition, arg=arg, polling=150)

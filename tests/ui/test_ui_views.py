@@ -331,9 +331,7 @@ def test_labels_of_the_analysis_follow_the_run(serve: Any, tab: Any) -> None:
     page = one.page
 
     def run() -> None:
-        page.click("#avl-run")
-        one.until("window.avlPlayer.view.state === 'running'")
-        one.wait("done")
+        one.run()
         one.until("document.querySelector('[data-id=layersNote]').textContent.includes('random sets')")
 
     run()
