@@ -165,7 +165,7 @@ TEXTS: dict[str, tuple[str, Fault, tuple[str, ...]]] = {
     "no type": ("one", change("config.json", lambda c: c.pop("model_type")), ("LlavaForConditionalGeneration", "model_type")),
     "an unknown type": ("one", change("config.json", lambda c: c.update(model_type="llava9")), ("llava9", "LlavaForConditionalGeneration")),
     "another model": ("one", change("config.json", lambda c: c.update(model_type="vipllava")), ("LlavaForConditionalGeneration",)),
-    "another decoder": ("one", change("config.json", lambda c: c["text_config"].update(model_type="qwen2")), ("qwen2", "mistral")),
+    "another decoder": ("one", change("config.json", lambda c: c["text_config"].update(model_type="gemma")), ("gemma", "mistral")),
     "a wrong type of value": (
         "one",
         change("config.json", lambda c: c["text_config"].update(num_hidden_layers="four")),

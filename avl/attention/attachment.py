@@ -8,11 +8,12 @@ from avl._compat import attention_name, set_attention_name
 from avl.attention import hooks
 from avl.attention.interface import PREFIX, register
 from avl.models.families import describe, language_model
+from avl.models.families.refusals import attention_misfit
 from avl.models.merging import separate
 
 
 def attach(model: Any) -> Any:
-    """Prepare an unmodified LLaVA for caches made by ``avl.make_cache``, and return it; idempotent.
+    """Prepare an unmodified model for caches made by ``avl.make_cache``, and return it; idempotent.
 
     Renames the text model's attention implementation and adds forward hooks to the model, its text model and its layers; replaces no class
     or function. Without one of our caches the model computes exactly what it did before.
@@ -55,16 +56,9 @@ def _refuse_unusual(text: Any) -> None:
     Raises:
         TypeError: names the layer and what it does.
     """
-    config = text.config
-    kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention"}
-    if kinds:
-        raise TypeError(
-            f"layers of this text model are of the kind {sorted(kinds)[0]}; adaptive attention needs full_attention in all of them"
-        )
-    for name in ("attn_logit_softcapping", "attention_chunk_size", "use_bidirectional_attention"):
-        value = getattr(config, name, None)
-        if value:
-            raise TypeError(f"this text model's config has {name}={value!r}, which adaptive attention does not compute")
+    reason = attention_misfit(text.config)
+    if reason is not None:
+        raise TypeError(reason)
     for number, layer in enumerate(text.layers):
         attention = layer.self_attn
         if getattr(attention, "sinks", None) is not None:

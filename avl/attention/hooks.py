@@ -15,6 +15,7 @@ from avl._compat import attention_name, hooks_of, remove_hooks
 from avl.attention.interface import PREFIX, register
 from avl.cache.cache import USED, AdaptiveCache
 from avl.cache.layer import NOT_ATTACHED
+from avl.cache.layout import check_mask
 from avl.models.families import language_model
 
 
@@ -55,12 +56,18 @@ def check_prompt(model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str
     if not cache.tables:
         if ids is not None:
             cache.check_prompt(ids)
+        mask = kwargs.get("attention_mask")
+        if cache.facts.two_way and (mask is None or (isinstance(mask, torch.Tensor) and mask.dim() == 2)):
+            check_mask(cache.rows, mask, None)  # the text model gets what the model makes of it
     elif kwargs.get("pixel_values") is not None or (ids is not None and ids.shape[1] != 1):
         raise ValueError(USED)
 
 
-def begin_pass(text_model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def begin_pass(text_model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
     """Begin the cache's pass; the text model's pre-hook. Does nothing without one of our caches.
+
+    Features of a picture that the text model adds after several layers (deepstack) are taken out of its loop, which adds them to the
+    columns of the whole prompt; :func:`before_layer` adds them to those that are left.
 
     Raises:
         RuntimeError: the model's attention was changed after it was attached.
@@ -71,16 +78,23 @@ def begin_pass(text_model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[
         register(name.removeprefix(PREFIX))  # once: a model that was pickled attached runs in a process that has not attached one
     cache = kwargs.get("past_key_values")
     if not isinstance(cache, AdaptiveCache):
-        return
+        return None
     if not name.startswith(PREFIX):
         raise RuntimeError(NOT_ATTACHED)
     tokens = kwargs.get("inputs_embeds")
     if tokens is None:
         tokens = args[0] if args else kwargs["input_ids"]
     mask = kwargs.get("attention_mask")
-    if mask is not None and not (isinstance(mask, torch.Tensor) and mask.dim() == 2):
+    own = mask is not None and not (isinstance(mask, torch.Tensor) and mask.dim() == 2)
+    if own and not cache.facts.two_way:
         raise ValueError("adaptive attention takes an attention_mask [batch, length] that hides padding, none that says who sees whom")
-    cache.begin_pass(text_model, tokens.shape[0], tokens.shape[1], mask)
+    # the model's own masks, one for every kind of layer, are looked at where a layer attends
+    cache.begin_pass(text_model, tokens.shape[0], tokens.shape[1], None if own else mask, checked=own)
+    features = kwargs.get("deepstack_visual_embeds")
+    if features is None or cache.tables:
+        return None
+    cache.prefill.added = spread_out(features, kwargs["visual_pos_masks"])
+    return args, {**kwargs, "deepstack_visual_embeds": None, "visual_pos_masks": None}
 
 
 def end_pass(text_model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
@@ -102,6 +116,9 @@ def before_layer(layer: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str
         return args, kwargs
     hidden = args[0] if args else kwargs["hidden_states"]
     prefill = cache.prefill
+    if 0 < number <= len(prefill.added):
+        more = prefill.added[number - 1].to(hidden.device, hidden.dtype)
+        hidden = hidden + (more if prefill.survivors is None else _pick(more, prefill.survivors))
     keep = [cache.policy.prune(number, bucket.shape) for bucket in cache.buckets]
     if prefill.scores is not None and any(count is not None for count in keep):
         counts = [bucket.row.n_image if count is None else count for bucket, count in zip(cache.buckets, keep, strict=True)]
@@ -110,15 +127,28 @@ def before_layer(layer: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str
             survivors = survivors.to(hidden.device)
             hidden = hidden.gather(1, survivors[..., None].expand(-1, -1, hidden.shape[2]))
     if prefill.survivors is None:
-        return args, kwargs
+        return _with_hidden(hidden, args, kwargs)
     # the survivors keep their original RoPE positions
-    kwargs["position_embeddings"] = tuple(_pick(states, prefill.survivors) for states in kwargs["position_embeddings"])
+    if kwargs.get("position_embeddings") is not None:
+        kwargs["position_embeddings"] = tuple(_pick(states, prefill.survivors) for states in kwargs["position_embeddings"])
     if kwargs.get("position_ids") is not None:
         kwargs["position_ids"] = _pick(kwargs["position_ids"], prefill.survivors)
     kwargs["attention_mask"] = None  # our attention makes its own from the cache's rows
-    if args:
-        return (hidden, *args[1:]), kwargs
-    return args, {**kwargs, "hidden_states": hidden}
+    return _with_hidden(hidden, args, kwargs)
+
+
+def _with_hidden(hidden: torch.Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    return ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": hidden})
+
+
+def spread_out(features: list[torch.Tensor], where: torch.Tensor) -> list[torch.Tensor]:
+    """Return features ``[image tokens of all rows, hidden]`` of every layer as ``[B, L, hidden]``, zero where ``where [B, L]`` is False."""
+    found = []
+    for rows in features:
+        whole = rows.new_zeros(*where.shape, rows.shape[-1])
+        whole[where.to(rows.device)] = rows
+        found.append(whole)
+    return found
 
 
 def _pick(states: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:

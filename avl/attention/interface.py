@@ -64,8 +64,8 @@ def _attend(
     cache = layer.owner
     if cache.tables:
         return attend_step(layer, query, scale)
-    if isinstance(mask, torch.Tensor) and cache.prefill.checked is not mask:
-        cache.prefill.check(mask)
+    if isinstance(mask, torch.Tensor):
+        cache.prefill.check(mask, cache.facts.two_way)
     return attend_prompt(layer, query, key, value, scale)
 
 

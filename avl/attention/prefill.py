@@ -54,7 +54,9 @@ def attend_prompt(layer: AdaptiveLayer, query: torch.Tensor, key: torch.Tensor, 
             window_scores.append(found[:, None])
             continue
         if observation.queries not in whole:
-            whole[observation.queries] = accumulated_scores(query, key, scale, valid, observation.queries)
+            whole[observation.queries] = accumulated_scores(
+                query, key, scale, valid, observation.queries, mask if prefill.two_way else None
+            )
         here = cache.rows_of(whole[observation.queries], bucket)
         if observation.heads == "shared":
             here = here.mean(dim=1, keepdim=True)

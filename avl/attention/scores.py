@@ -39,9 +39,14 @@ def last_query_scores(query: torch.Tensor, key: torch.Tensor, scale: float, vali
 
 @torch.no_grad()
 def accumulated_scores(
-    query: torch.Tensor, key: torch.Tensor, scale: float, valid: torch.Tensor | None = None, queries: int | None = None
+    query: torch.Tensor,
+    key: torch.Tensor,
+    scale: float,
+    valid: torch.Tensor | None = None,
+    queries: int | None = None,
+    mask: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Return ``A[g, j] = sum over queries i >= j of score_i(j)`` for every prompt position j, averaged over the query heads of a KV head.
+    """Return ``A[g, j]``, the sum of ``score_i(j)`` over the queries i that see j, for every prompt position j; head by head.
 
     Args:
         query: ``[B, H, L, D]`` after RoPE.
@@ -49,6 +54,7 @@ def accumulated_scores(
         scale: factor of the logits.
         valid: bool ``[B, L]``, False for padding, which neither gives nor gets scores.
         queries: number of last queries to sum over (SnapKV), None for all (H2O).
+        mask: bool ``[B or 1, 1, L, L]``, True where a query sees a key, padding included; None where every query sees what precedes it.
 
     Returns:
         ``[B, G, L]``. Queries are processed in chunks, so memory grows with L, not L squared.
@@ -62,15 +68,18 @@ def accumulated_scores(
     positions = torch.arange(length, device=query.device)
     for start in range(0 if queries is None else max(0, length - queries), length, chunk):
         stop = min(start + chunk, length)
-        visible = positions[:stop] <= positions[start:stop, None]
-        if valid is not None:
+        seen = stop if mask is None else length
+        visible = positions[:seen] <= positions[start:stop, None]
+        if mask is not None:
+            visible = mask[:, :, None, start:stop]
+        elif valid is not None:
             # a padded query sees itself, so that its weights stay finite; the sum below leaves it out
-            own = positions[:stop] == positions[start:stop, None]
-            visible = (visible & valid[:, None, :stop] | own)[:, None, None]
-        weights = _weights(query[:, :, start:stop], key[:, :, :stop], scale, visible).mean(dim=2)
+            own = positions[:seen] == positions[start:stop, None]
+            visible = (visible & valid[:, None, :seen] | own)[:, None, None]
+        weights = _weights(query[:, :, start:stop], key[:, :, :seen], scale, visible).mean(dim=2)
         if valid is not None:
             weights = weights * valid[:, None, start:stop, None]
-        total[:, :, :stop] += weights.sum(dim=2)
+        total[:, :, :seen] += weights.sum(dim=2)
     return total
 
 

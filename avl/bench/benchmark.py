@@ -26,6 +26,7 @@ from avl.models.inputs import prepare, repeat
 from avl.models.loading import DTYPES, model_name
 from avl.policies import PRESETS, PromptShape, parse_policy
 from avl.policies.cost import mean_cost
+from avl.policies.presets import NEUTRAL
 from avl.telemetry import machine_card
 
 SCHEMA = "avl.bench/1"
@@ -94,7 +95,7 @@ def parse_arms(specs: Sequence[str], subject: Subject) -> Arms:
     Raises:
         ValueError: an unknown policy or parameter, or a value out of range.
     """
-    paper = PRESETS.get(subject.name, PRESETS[family_of(subject.model.config).preset])
+    paper = PRESETS.get(subject.name, PRESETS[family_of(subject.model.config).preset or NEUTRAL])
     core = replace(paper, P=None)
     variants: Arms = {"avl": core, "evict": replace(core, C=None), "prune": replace(core, P=paper.P)}
     return {spec: variants[spec] if spec in VARIANTS else parse_policy(spec) for spec in specs}

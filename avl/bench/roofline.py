@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from avl.engine.decoder import rows_at_once
-from avl.models.families import Facts
+from avl.models.families import Facts, family_of
 from avl.policies import Policy, PromptShape
 from avl.policies.cost import Cost, allocated_tokens
 
@@ -35,7 +35,7 @@ class Sizes:
     @classmethod
     def of(cls, config: Any, itemsize: int) -> Sizes:
         """Return the sizes that a model's config gives."""
-        facts = Facts.of("", config)
+        facts = Facts.of(family_of(config), config)
         return cls(facts.layers, facts.heads, facts.kv_heads, facts.head_dim, facts.hidden, facts.ffn, facts.vocab, itemsize)
 
     @property

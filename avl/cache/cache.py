@@ -117,7 +117,7 @@ class AdaptiveCache(Cache):
         """Return the rows of ``states [B, ...]`` that belong to ``bucket``; without a copy if those are all rows."""
         return states if len(self.buckets) == 1 else states[list(bucket.rows)]
 
-    def begin_pass(self, text_model: Any, batch: int, length: int, mask: torch.Tensor | None) -> None:
+    def begin_pass(self, text_model: Any, batch: int, length: int, mask: torch.Tensor | None, checked: bool = False) -> None:
         """Begin a forward pass driven by transformers: the prompt, or a step.
 
         Args:
@@ -125,6 +125,7 @@ class AdaptiveCache(Cache):
             batch: number of rows.
             length: tokens per row in this pass.
             mask: ``[B, tokens of this pass and all before]``, 0 for padding; None if the caller has none.
+            checked: whether the caller has seen to it that only padding is hidden.
 
         Raises:
             ValueError: the model, the batch, the prompt or its mask is not the one this cache was made for, the cache was used before, or
@@ -144,7 +145,8 @@ class AdaptiveCache(Cache):
         if self.tables:
             if length != 1 or (mask is not None and mask.shape[1] != self.seen + 1):
                 raise ValueError(USED)
-            check_mask(self.rows, mask, 1 + self.seen)
+            if not checked:
+                check_mask(self.rows, mask, 1 + self.seen)
             self.begin_step()
             self.enter()
             return
@@ -154,7 +156,8 @@ class AdaptiveCache(Cache):
                 f"this cache was made for a prompt of {expected} tokens, the model got {length}: make one from these inputs, and feed them "
                 "whole (prefill_chunk_size and assisted decoding are not supported)"
             )
-        check_mask(self.rows, mask, None)
+        if not checked:
+            check_mask(self.rows, mask, None)
         self._begin()
 
     def check_prompt(self, input_ids: torch.Tensor) -> None:
@@ -332,7 +335,7 @@ def make_cache(model: Any, inputs: Any, policy: Policy, max_new_tokens: int = 64
     """Return the KV cache for one ``model.generate`` call under ``policy``.
 
     Args:
-        model: an attached LLaVA (see ``avl.attach``).
+        model: an attached model (see ``avl.attach``).
         inputs: the processor's output (``input_ids``, ``attention_mask``).
         policy: what to store and read.
         max_new_tokens: most tokens to generate; determines the size of the text window (T) and of the memory.
@@ -340,7 +343,7 @@ def make_cache(model: Any, inputs: Any, policy: Policy, max_new_tokens: int = 64
     Raises:
         TypeError: the model's class is not supported.
         ValueError: the policy does not fit the model, a row has no image or is padded on the right, prompt and answer exceed the model's
-            context, or max_new_tokens is not a positive number.
+            context or the window of its layers, or max_new_tokens is not a positive number.
     """
     check_policy(policy)
     max_new_tokens = whole("max_new_tokens", max_new_tokens, 1)
@@ -352,5 +355,10 @@ def make_cache(model: Any, inputs: Any, policy: Policy, max_new_tokens: int = 64
         raise ValueError(
             f"prompt and answer need {longest} tokens, the model's context has {facts.context}: "
             f"shorten the question, use fewer or smaller images, or lower max_new_tokens={max_new_tokens}"
+        )
+    if facts.window is not None and longest > facts.window:
+        raise ValueError(
+            f"prompt and answer need {longest} tokens, and some layers of this model see a window of {facts.window}, within which adaptive "
+            f"attention chooses nothing: shorten the question, use fewer or smaller images, or lower max_new_tokens={max_new_tokens}"
         )
     return AdaptiveCache(model, rows, policy, max_new_tokens, facts)

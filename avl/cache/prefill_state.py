@@ -57,7 +57,9 @@ class PrefillState:
         self._first_pad = rows[0].pad
         self.survivors: torch.Tensor | None = None  # [B, L] columns of the first layer that remain, None for all
         self.scores: list[torch.Tensor] | None = None  # per bucket [b, M]: the last layer's scores of the image tokens
-        self.checked: torch.Tensor | None = None  # the mask that check() found right
+        self.added: list[torch.Tensor] = []  # [B, columns of the first layer, hidden] to add after layers 0, 1, ... (deepstack)
+        self._checked: tuple[torch.Tensor, ...] = ()  # masks that check() found right
+        self._given: torch.Tensor | None = None  # bool [B or 1, 1, L, L] over the first layer's columns: who sees whom beyond causality
         self._mask: torch.Tensor | None = None
         self._valid: torch.Tensor | None = None
 
@@ -77,37 +79,61 @@ class PrefillState:
         return self._valid
 
     def mask(self, device: torch.device) -> torch.Tensor | None:
-        """Return a bool mask ``[B, 1, L, L]`` for SDPA, True where a query sees a key; None where plain causal attention suffices."""
+        """Return a bool mask ``[B or 1, 1, L, L]`` for SDPA, True where a query sees a key; None where plain causal attention suffices."""
         valid = self.valid(device)
-        if valid is None:
+        if valid is None and self._given is None:
             return None
         if self._mask is None or self._mask.device != device:
             positions = torch.arange(self.length, device=device)
-            causal = positions <= positions[:, None]
+            seen = (positions <= positions[:, None])[None, None] if self._given is None else self._left(self._given.to(device))
+            if valid is not None:
+                seen = seen & valid[:, None, None, :]
             # a padded query sees itself: a row of -inf would turn into NaN and spread through the values
-            self._mask = (causal & valid[:, None, :] | (positions == positions[:, None]))[:, None]
+            self._mask = seen | (positions == positions[:, None])
         return self._mask
 
-    def check(self, given: torch.Tensor) -> None:
+    def _left(self, given: torch.Tensor) -> torch.Tensor:
+        """Return the rows and columns of a mask ``[B or 1, 1, L, L]`` over the first layer's columns that remain."""
+        if self.survivors is None:
+            return given
+        columns = self.survivors.to(given.device)
+        given = given.expand(len(columns), *given.shape[1:])
+        given = given.gather(2, columns[:, None, :, None].expand(-1, 1, -1, given.shape[3]))
+        return given.gather(3, columns[:, None, None, :].expand(-1, 1, given.shape[2], -1))
+
+    def check(self, given: torch.Tensor, two_way: bool = False) -> None:
         """Compare the mask that transformers made with ours: its layers would ignore a difference.
 
         Args:
             given: ``[B or 1, 1, L, L]``, bool (True where a query sees a key), or numbers to add to the logits.
+            two_way: whether tokens may see later ones too; then the mask of the first layer is taken, and the others must agree with it.
 
         Raises:
             ValueError: a real token would see other tokens.
         """
-        visible = given if given.dtype == torch.bool else given == 0
+        if any(given is one for one in self._checked):
+            return
+        visible = (given if given.dtype == torch.bool else given == 0)[..., : self.length]
         positions, valid = torch.arange(self.length, device=given.device), self.valid(given.device)
         wanted = (positions <= positions[:, None])[None, None]
+        if two_way and not self._checked:
+            self._given = wanted | visible
+        if self._given is not None:
+            wanted = self._given.to(given.device)
         if valid is not None:
             wanted = wanted & valid[:, None, None, :]
-        differs = visible[..., : self.length] != wanted
+        differs = visible != wanted
         if valid is not None:
             differs &= valid[:, None, :, None]
         if differs.any():
-            raise ValueError("the model's attention mask is not causal over the real tokens, which adaptive attention does not compute")
-        self.checked = given
+            what = "is not causal over" if not two_way else "hides some of"
+            raise ValueError(f"the model's attention mask {what} the real tokens, which adaptive attention does not compute")
+        self._checked = (*self._checked, given)
+
+    @property
+    def two_way(self) -> bool:
+        """Whether some token sees a later one."""
+        return self._given is not None
 
     def real_tokens(self) -> int:
         """Return the number of tokens in the hidden states now, summed over rows, without padding."""

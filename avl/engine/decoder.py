@@ -10,7 +10,7 @@ import torch
 from avl.attention.exact import lse_backend
 from avl.cache.cache import AdaptiveCache
 from avl.engine.fused import FusedLayers, UnfusableError
-from avl.models.families import describe, language_model
+from avl.models.families import causal_model, describe, family_of, language_model
 
 PROMPT_TOKENS = 1 << 15
 """Prompt tokens that pass through the layers together. This many keep a large GPU busy; more would only cost memory for activations (the
@@ -65,6 +65,8 @@ class Decoder:
         facts = describe(model)
         lse_backend(model.device, model.dtype, facts.head_dim, facts.heads // facts.kv_heads)  # tried now, outside of the prompt's time
         self._text = language_model(model)
+        self._causal = causal_model(model)
+        self._family = family_of(model.config)
         self._cache = cache
         self._positions: torch.Tensor | None = None
 
@@ -78,9 +80,9 @@ class Decoder:
         rows = cache.batch_size
         some = rows_at_once(cache.rows[0].pad + cache.rows[0].length, self._model.device.type)
         if some >= rows or len(cache.buckets) > 1:
-            logits = self._run_prompt(inputs, cache)
+            logits, ahead = self._run_prompt(inputs, cache)
         else:
-            found, chunks = [], []
+            found, further, chunks = [], [], []
             for first in range(0, rows, some):
                 if stop is not None and stop.is_set():
                     raise Stopped
@@ -88,20 +90,26 @@ class Decoder:
                 # every row has the same number of images, and pixel values are ordered by image
                 part = {k: v[first * len(v) // rows : last * len(v) // rows] for k, v in inputs.items()}
                 chunks.append(cache.chunk(first, last))
-                found.append(self._run_prompt(part, chunks[-1]))
+                logits, ahead = self._run_prompt(part, chunks[-1])
+                found.append(logits)
+                further.append(ahead)
             cache.merge(chunks)
-            logits = torch.cat(found)
+            logits, ahead = torch.cat(found), torch.cat(further)
         cache.looped = True
         lengths = [row.length for row in cache.rows]
-        self._positions = torch.tensor(lengths, device=logits.device)[:, None]
+        self._positions = torch.tensor(lengths, device=logits.device)[:, None] + ahead.to(logits.device)
         return logits
 
-    def _run_prompt(self, inputs: dict[str, Any], cache: AdaptiveCache) -> torch.Tensor:
+    def _run_prompt(self, inputs: dict[str, Any], cache: AdaptiveCache) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the last token's logits ``[B, V]``, and by how much the next one's position exceeds the prompt's length ``[B, 1]``."""
         mask = inputs.get("attention_mask")
         if mask is not None and any(row.pad for row in cache.rows):
             # transformers' forward gives positions to padding; its generate, like this engine, does not
-            inputs = {**inputs, "position_ids": (mask.cumsum(dim=-1) - 1).clamp(min=0)}
-        return self._model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
+            inputs = {**inputs, **self._family.positions(mask)}
+        logits = self._model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
+        # a model that counts positions itself knows them for its last prompt only
+        ahead = torch.as_tensor(self._family.ahead(self._model), device=logits.device)
+        return logits, ahead.expand(cache.batch_size, 1)
 
     def step(self, tokens: torch.Tensor) -> torch.Tensor:
         """Feed one token per row ``[B]`` and return logits ``[B, V]`` of the next."""
@@ -121,7 +129,7 @@ class Decoder:
 
     def _through_layers(self, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         if self._layers is not None:
-            return self._model.lm_head(self._layers(tokens, positions))
+            return self._causal.lm_head(self._layers(tokens, positions))
         # the whole model, so that everything hooked into it takes part
         inputs = {"input_ids": tokens[:, None], "position_ids": positions.to(tokens.device)}
-        return self._model(**inputs, past_key_values=self._cache, use_cache=True, logits_to_keep=1).logits[:, -1]
+        return self._causal(**inputs, past_key_values=self._cache, use_cache=True, logits_to_keep=1).logits[:, -1]

@@ -39,7 +39,9 @@ def why_not(model: Any) -> str | None:
         return "autocast is on"
     if any_global_hook():
         return "a hook is registered for all modules"
-    family, text_family = family_of(model.config), TEXT_FAMILIES[text.config.model_type]
+    family, text_family = family_of(model.config), TEXT_FAMILIES.get(text.config.model_type)
+    if text_family is None:
+        return f"its text model, {text.config.model_type}, has other layers than those that are fused"
     modeling = _modeling(text_family.model_type)
     for name in _CALLED:
         if not _written_in(getattr(modeling, name, None), modeling):

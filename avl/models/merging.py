@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from avl.models.families import language_model
+from avl.models.families import TEXT_FAMILIES, language_model
 
 
 def mergeable(layer: Any) -> tuple[tuple[torch.nn.Linear, ...], ...]:
@@ -52,7 +52,10 @@ def _adjacent(weights: list[torch.Tensor]) -> bool:
 
 def separate(model: Any) -> None:
     """Undo :func:`merge`: give every parameter its own memory again, with the same values. Does nothing where nothing is merged."""
-    for layer in language_model(model).layers:
+    text = language_model(model)
+    if text.config.model_type not in TEXT_FAMILIES:
+        return  # never fused, so never merged
+    for layer in text.layers:
         for group in mergeable(layer):
             linears = [_plain(linear) for linear in group]
             if all(type(linear) is torch.nn.Linear for linear in linears) and _adjacent([linear.weight.data for linear in linears]):

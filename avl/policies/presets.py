@@ -14,3 +14,6 @@ TABLE_3: tuple[tuple[str, str, tuple[tuple[int, int | None, int | None, int | No
 
 PRESETS: dict[str, AVL] = {model: AVL(*settings[-1]) for model, _, settings in TABLE_3}  # type: ignore[arg-type]
 """The last row of each model in Table 3: the smallest cache that the paper calls near-lossless."""
+
+NEUTRAL = "llava-1.5-13b"
+"""Row to start from with models that the paper did not measure: the least aggressive of its last rows for 576 image tokens."""

@@ -20,6 +20,7 @@ from avl.models.families import family_of
 from avl.models.prompt import Question
 from avl.policies import AVL, POLICIES, TABLE_3, Full, Param, Policy, PromptShape
 from avl.policies.cost import mean_cost, step_cost
+from avl.policies.presets import NEUTRAL
 from avl.ui.errors import sentence
 from avl.ui.prompts import Measure, PromptSize
 
@@ -93,7 +94,7 @@ def table_row(name: str, config: Any) -> str:
     """Return the key of Table 3 that suits a model: by short name, by Hub id or by a folder called like either, else its family's."""
     last = Path(name).name
     short = next((key for key, hub_id in CHECKPOINTS.items() if last in (key, hub_id.split("/")[-1])), name)
-    return short if short in {key for key, _, _ in TABLE_3} else family_of(config).preset
+    return short if short in {key for key, _, _ in TABLE_3} else family_of(config).preset or NEUTRAL
 
 
 @dataclass(frozen=True)

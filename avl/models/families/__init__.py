@@ -5,18 +5,30 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from avl.models.families.base import Facts, Family, TextFamily, end
+from avl.models.families import refusals
+from avl.models.families.base import Facts, Family, end, image_token_id
+from avl.models.families.gemma3 import Gemma3
 from avl.models.families.llava import Llava
 from avl.models.families.llava_next import LlavaNext
+from avl.models.families.qwen2_5_vl import Qwen25VL
+from avl.models.families.qwen2_vl import Qwen2VL
+from avl.models.families.qwen3_vl import Qwen3VL, Qwen3VLMoe
+from avl.models.families.texts import TEXT_FAMILIES, TextFamily
 from avl.trace import Grid
 
-FAMILIES: dict[str, Family] = {family.model_type: family for family in (Llava(), LlavaNext())}
-"""Model type -> family that adaptive attention can attach to."""
-
-TEXT_FAMILIES: dict[str, TextFamily] = {
-    family.model_type: family for family in (TextFamily("llama", "Llama"), TextFamily("mistral", "Mistral", {"sliding_window": None}))
+FAMILIES: dict[str, Family] = {
+    family.model_type: family
+    for family in (
+        Llava(),
+        LlavaNext(),
+        Qwen2VL(),
+        Qwen25VL(),
+        Qwen3VL(),
+        Qwen3VLMoe(),
+        Gemma3(),
+    )
 }
-"""Model type -> text decoder that a family may have."""
+"""Model type -> family that adaptive attention can attach to."""
 
 _WRAPPED = ("get_base_model", "_orig_mod", "module")
 """Where a wrapper keeps its model: PEFT's, ``torch.compile``'s, those of data parallelism."""
@@ -27,36 +39,40 @@ __all__ = [
     "Facts",
     "Family",
     "TextFamily",
+    "causal_model",
     "describe",
     "family_of",
     "image_grids",
+    "image_token_id",
     "language_model",
     "supported",
 ]
 
 
 def supported() -> str:
-    """Return a sentence fragment that lists the supported model classes and text models."""
-    classes = " and ".join(family.model_class for family in FAMILIES.values())
-    return f"{classes} with {' or '.join(TEXT_FAMILIES)} text models"
+    """Return a sentence fragment that lists the supported model classes."""
+    *most, last = (family.model_class for family in FAMILIES.values())
+    return f"{', '.join(most)} and {last}"
 
 
 def family_of(config: Any) -> Family:
     """Return the family of a model's config.
 
     Raises:
-        TypeError: the model type or its text model is not supported, uses a sliding window, or its class cannot run it; says which.
+        TypeError: the model type or its text model is not supported, its attention is more than a softmax over stored keys and values, or
+            its class cannot run it; says which and why.
     """
-    text = getattr(config, "text_config", None)
-    kind = getattr(text, "model_type", None)
-    if config.model_type not in FAMILIES or kind not in TEXT_FAMILIES:
-        found = f"{config.model_type!r} models with text model {kind!r}"
-        raise TypeError(f"adaptive attention does not know {found}; supported are {supported()}")
-    window = getattr(text, "sliding_window", None)
-    if window is not None and window < text.max_position_embeddings:  # type: ignore[union-attr]
-        raise TypeError(f"this text model attends to a window of {window} tokens; adaptive attention needs a model with full attention")
-    family = FAMILIES[config.model_type]
-    reason = family.misfit(config)
+    reason = refusals.why_not(config)
+    family = FAMILIES.get(config.model_type)
+    if family is None:
+        raise TypeError(reason or f"adaptive attention does not know {config.model_type!r} models; supported are {supported()}")
+    kind = getattr(getattr(config, "text_config", None), "model_type", None)
+    if reason is None and kind not in family.texts:
+        reason = (
+            f"adaptive attention does not know {config.model_type!r} models with text model {kind!r}; "
+            f"{family.model_class} works with {', '.join(family.texts)}"
+        )
+    reason = reason or family.misfit(config)
     if reason is not None:
         raise TypeError(reason)
     return family
@@ -82,11 +98,16 @@ def describe(model: Any) -> Facts:
     if name not in {family.model_class for family in FAMILIES.values()}:
         inner = next((attribute for attribute in _WRAPPED if hasattr(model, attribute)), None)
         hint = "" if inner is None else f"; this is a wrapper: pass what it wraps, model.{inner}{'()' if inner.startswith('get') else ''}"
-        raise TypeError(f"adaptive attention does not know the model class {name}; supported are {supported()}{hint}")
-    family_of(model.config)
-    return Facts.of(name, model.config)
+        reason = refusals.why_not(model.config) if hasattr(getattr(model, "config", None), "model_type") and not hint else None
+        raise TypeError(reason or f"adaptive attention does not know the model class {name}; supported are {supported()}{hint}")
+    return Facts.of(family_of(model.config), model.config)
 
 
 def language_model(model: Any) -> Any:
     """Return the text decoder of a supported model: embeddings, ``layers``, final norm, rotary embedding."""
-    return model.model.language_model
+    return FAMILIES[model.config.model_type].decoder(model)
+
+
+def causal_model(model: Any) -> Any:
+    """Return the part of a supported model that turns token ids into logits, and whose generation config ``generate`` obeys."""
+    return FAMILIES[model.config.model_type].causal(model)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -28,19 +28,8 @@ def leading_features(config: Any) -> int | None:
     return left if left >= 0 else None
 
 
-@dataclass(frozen=True)
-class TextFamily:
-    """A class of text decoders.
-
-    Attributes:
-        model_type: of its config in transformers.
-        prefix: of its class names in transformers: ``{prefix}Attention``, ``{prefix}MLP``, ``{prefix}RMSNorm``, ``{prefix}Config``.
-        random_options: config options, besides sizes, for a decoder with full attention.
-    """
-
-    model_type: str
-    prefix: str
-    random_options: dict[str, Any] = field(default_factory=dict)
+LLAMAS = ("llama", "mistral", "qwen2", "qwen3")
+"""Model types of the text decoders that a family without a decoder of its own may have."""
 
 
 class Family(ABC):
@@ -49,12 +38,16 @@ class Family(ABC):
     Attributes:
         model_type: of its config in transformers.
         prefix: of its class names: ``{prefix}Config``, ``{prefix}ForConditionalGeneration``.
-        preset: row of the A-VL paper's Table 3 to use for checkpoints that are not in it.
+        texts: model types of the text decoders it may have.
+        preset: row of the A-VL paper's Table 3 to use for checkpoints that are not in it; None where the paper has none like it.
+        two_way: whether tokens of the prompt, those of a picture at least, also attend to later ones.
     """
 
     model_type: ClassVar[str]
     prefix: ClassVar[str]
-    preset: ClassVar[str]
+    texts: ClassVar[tuple[str, ...]] = LLAMAS
+    preset: ClassVar[str | None] = None
+    two_way: ClassVar[bool] = False
 
     @property
     def model_class(self) -> str:
@@ -64,6 +57,26 @@ class Family(ABC):
     def misfit(self, config: Any) -> str | None:
         """Return why the model's own code would fail with this config, None where it would not."""
         return None
+
+    def decoder(self, model: Any) -> Any:
+        """Return the text decoder: embeddings, ``layers``, final norm, rotary embedding."""
+        return model.model.language_model
+
+    def causal(self, model: Any) -> Any:
+        """Return the module that turns token ids and positions into logits, and whose generation config ``generate`` obeys."""
+        return model
+
+    def positions(self, mask: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return the position arguments of a padded prompt, as ``generate`` gives them: ``position_ids [B, L]``.
+
+        Args:
+            mask: attention mask ``[B, L]``, 0 for left padding.
+        """
+        return {"position_ids": (mask.cumsum(dim=-1) - 1).clamp(min=0)}
+
+    def ahead(self, model: Any) -> torch.Tensor | int:
+        """Return by how much the next position exceeds the length of the prompt that just ran: a number, or one per row ``[B, 1]``."""
+        return 0
 
     def plain_prompt(self, config: Any, images: str, question: str) -> str | None:
         """Return the prompt of a checkpoint without a chat template, None where none is known.
@@ -88,7 +101,6 @@ class Family(ABC):
             inputs: what the processor made of the images, which some vision towers need.
         """
 
-    @abstractmethod
     def random_config(self, parts: dict[str, Any], side: int) -> Any:
         """Return a config for random weights.
 
@@ -96,10 +108,11 @@ class Family(ABC):
             parts: keyword arguments common to LLaVA-like configs: vision and text config, image token, feature layer.
             side: side of the vision tower's input in pixels.
         """
+        raise NotImplementedError
 
-    @abstractmethod
     def random_pixels(self, config: Any, batch: int, size: tuple[int, int], generator: torch.Generator) -> dict[str, torch.Tensor]:
         """Return the image inputs of a batch: random float32 pixels of one image of ``size`` (width, height) per row."""
+        raise NotImplementedError
 
     def image_tokens(self, config: Any, size: tuple[int, int]) -> int:
         """Return the number of image tokens of one image of ``size`` (width, height).
@@ -124,41 +137,66 @@ class Facts:
 
     Attributes:
         name: name of the model's class.
+        two_way: whether tokens of the prompt also attend to later ones.
         image_token_id: token id of an image feature.
         layers: number of decoder layers.
         heads: number of query heads.
         kv_heads: number of key-value heads.
         head_dim: width of a head.
         context: most positions that the decoder supports.
+        window: tokens that its narrowest layer attends to, None where every layer attends to all.
         hidden: width of the hidden states.
         ffn: width of the MLP.
         vocab: width of the output head.
     """
 
     name: str
+    two_way: bool
     image_token_id: int
     layers: int
     heads: int
     kv_heads: int
     head_dim: int
     context: int
+    window: int | None
     hidden: int
     ffn: int
     vocab: int
 
     @classmethod
-    def of(cls, name: str, config: Any) -> Facts:
-        """Return the sizes in a model's config."""
+    def of(cls, family: Family, config: Any) -> Facts:
+        """Return the sizes in the config of a model of ``family``."""
         text = config.text_config
+        heads: int = text.num_attention_heads
         return cls(
-            name=name,
-            image_token_id=config.image_token_id,
+            name=family.model_class,
+            two_way=family.two_way,
+            image_token_id=image_token_id(config),
             layers=text.num_hidden_layers,
-            heads=text.num_attention_heads,
-            kv_heads=text.num_key_value_heads,
-            head_dim=getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads,
+            heads=heads,
+            kv_heads=getattr(text, "num_key_value_heads", None) or heads,
+            head_dim=getattr(text, "head_dim", None) or text.hidden_size // heads,
             context=text.max_position_embeddings,
+            window=window(text),
             hidden=text.hidden_size,
-            ffn=text.intermediate_size,
+            ffn=getattr(text, "intermediate_size", None) or text.ffn_dim,
             vocab=text.vocab_size,
         )
+
+
+def image_token_id(config: Any) -> int:
+    """Return the token id of an image feature."""
+    found = getattr(config, "image_token_id", None)
+    return int(config.image_token_index if found is None else found)
+
+
+def window(text: Any) -> int | None:
+    """Return how many tokens the narrowest layer of a text decoder attends to, None where every layer attends to all.
+
+    Args:
+        text: the decoder's config.
+    """
+    width = getattr(text, "sliding_window", None)
+    kinds = getattr(text, "layer_types", None)
+    slides = width is not None and (kinds is None or "sliding_attention" in kinds)
+    return width if slides and width < text.max_position_embeddings else None

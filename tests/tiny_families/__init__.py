@@ -1,0 +1,16 @@
+"""A tiny random model of every family, one module each, named as the family's model type. A family without one fails the tests."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+
+from tiny_families.base import Tiny
+
+MODELS: dict[str, Tiny] = {
+    name: tiny
+    for module in pkgutil.iter_modules(__path__)
+    if module.name != "base"
+    for name, tiny in importlib.import_module(f"tiny_families.{module.name}").MODELS.items()
+}
+"""Readable id -> tiny model."""
