@@ -19,6 +19,9 @@ ROWS = {
 
 POLICIES = [policy(**parameters) for policy, _, parameters in ROWS.values()]
 
+SPREAD = avl.AVL(S=45, C=30, K=3, P=70, T=50, spread=33)
+"""A-VL as above, a third of its tokens held whatever they score."""
+
 
 def name_of(policy: avl.Policy) -> str:
     """A readable id for a test."""

@@ -78,12 +78,14 @@ function panel(arm, index) {
   }));
   box.append(rows);
   let preset = null;
+  const rowsOf = presets.flatMap((group) => group.rows);
   if (presets.length) {
-    preset = h("select", { class: "avl-select avl-preset", "aria-label": "Presets: rows of the paper’s Table 3" },
-      h("option", { value: "" }, about.bundled ? "Paper’s settings for real LLaVA (Table 3)" : "Paper’s settings (Table 3)"), presets.map((row, at) => h("option", { value: String(at) }, row.label)));
+    const option = (row) => h("option", { value: String(rowsOf.indexOf(row)) }, row.label);
+    preset = h("select", { class: "avl-select avl-preset", "aria-label": "Presets" },
+      h("option", { value: "" }, about.bundled ? "Presets for real LLaVA" : "Presets"), presets.map((group) => h("optgroup", { label: group.title }, group.rows.map(option))));
     preset.addEventListener("change", () => {
       if (preset.value === "") return;
-      Object.assign(arm, presets[Number(preset.value)].params);
+      Object.assign(arm, rowsOf[Number(preset.value)].params);
       publish();
       redraw();
     });
@@ -105,8 +107,8 @@ function panel(arm, index) {
     if (preset) {
       // several models share a row: name the one that is loaded, and none where none of them is
       const matches = (row) => Object.entries(row.params).every(([key, value]) => arm[key] === value);
-      const own = presets.findIndex((row) => row.model === about.preset && matches(row));
-      preset.value = own >= 0 ? String(own) : preset.value !== "" && matches(presets[Number(preset.value)]) ? preset.value : "";
+      const own = rowsOf.findIndex((row) => row.model === about.preset && matches(row));
+      preset.value = own >= 0 ? String(own) : preset.value !== "" && matches(rowsOf[Number(preset.value)]) ? preset.value : "";
     }
   }
   box.predict = (found) => {
@@ -123,10 +125,10 @@ function panel(arm, index) {
 function set(index, key, value) {
   const arm = settings.arms[index];
   arm[key] = value;
-  // core is a part of secondary: the slider that moves takes the other along
-  if (arm.policy === "AVL" && arm.C !== null) {
-    if (key === "S" && arm.C > arm.S) arm.C = arm.S;
-    if (key === "C" && arm.C > arm.S) arm.S = arm.C;
+  // core and spread are parts of secondary: the slider that moves takes the other along
+  for (const part of arm.policy === "AVL" ? ["C", "spread"] : []) {
+    if (arm[part] === null || arm[part] <= arm.S) continue;
+    if (key === part) arm.S = arm[part]; else arm[part] = arm.S;
   }
   publish();
   $.arms.children[index].redraw();

@@ -1,6 +1,6 @@
 // The picture with its tokens: a patch per token, colored and patterned by its set, for grids of any shape.
 
-const SET_COLOURS = { core: "#f0e442", secondary: "#009e73", veil: "rgba(8,12,18,0.74)", gained: "#f0e442", lost: "#cc79a7" };
+const SET_COLOURS = { core: "#f0e442", secondary: "#009e73", spread: "#56b4e9", veil: "rgba(8,12,18,0.74)", gained: "#f0e442", lost: "#cc79a7" };
 
 class Overlay {
   constructor(canvas) {
@@ -44,23 +44,23 @@ class Overlay {
       context.drawImage(this.picture, left * k, top * k, width * k, height * k, 0, 0, w, h_);
     }
     this.pixels = w / width;
-    this.hatch = null;
+    this.hatches = {};
   }
 
   get shown() { return this.region || [0, 0, this.width, this.height]; }
 
-  pattern() {
-    if (this.hatch) return this.hatch;
+  // lines that rise (secondary) or fall (spread), so that both are seen where they cross
+  pattern(kind) {
+    if (this.hatches[kind]) return this.hatches[kind];
     const tile = document.createElement("canvas");
     tile.width = tile.height = 8;
-    const context = tile.getContext("2d");
-    context.strokeStyle = SET_COLOURS.secondary;
+    const context = tile.getContext("2d"), rises = kind === "secondary";
+    context.strokeStyle = SET_COLOURS[kind];
     context.lineWidth = 2.4;
     context.beginPath();
-    for (const offset of [-8, 0, 8]) { context.moveTo(offset, 8); context.lineTo(offset + 8, 0); }
+    for (const offset of [-8, 0, 8]) { context.moveTo(offset, rises ? 8 : 0); context.lineTo(offset + 8, rises ? 0 : 8); }
     context.stroke();
-    this.hatch = this.context.createPattern(tile, "repeat");
-    return this.hatch;
+    return this.hatches[kind] = this.context.createPattern(tile, "repeat");
   }
 
   rectangle(token) {
@@ -84,13 +84,13 @@ class Overlay {
     return this.grid.first + row * (this.grid.cols + (this.grid.newline ? 1 : 0)) + col;
   }
 
-  // paint(token) -> one of the styles below; tokens of one style become one path
-  draw(paint) {
+  // paint(token) -> one of the styles below; tokens of one style become one path. Those that marked(token) names get a hatch on top.
+  draw(paint, marked) {
     const began = performance.now();
     const context = this.context;
     context.drawImage(this.base, 0, 0);
     if (this.grid && paint) {
-      const paths = new Map();
+      const paths = new Map(), top = new Path2D();
       const { first, rows, cols, newline } = this.grid;
       for (let r = 0; r < rows; r++) {
         for (let c = 0; c < cols; c++) {
@@ -99,10 +99,16 @@ class Overlay {
           if (!style) continue;
           let path = paths.get(style);
           if (!path) paths.set(style, path = new Path2D());
-          path.rect(...this.rectangle(token));
+          const box = this.rectangle(token);
+          path.rect(...box);
+          if (marked && marked(token)) top.rect(...box);
         }
       }
       for (const [style, path] of paths) this.fill(style, path);
+      if (marked) {
+        context.fillStyle = this.pattern("spread");
+        context.fill(top);
+      }
     }
     if (this.selected >= 0 && this.grid) {
       const box = this.rectangle(this.selected);
@@ -127,7 +133,7 @@ class Overlay {
     } else if (style === "secondary") {
       context.fillStyle = "rgba(0,158,115,0.16)";
       context.fill(path);
-      context.fillStyle = this.pattern();
+      context.fillStyle = this.pattern("secondary");
       context.fill(path);
     } else if (style === "core") {
       context.fillStyle = "rgba(240,228,66,0.20)";
@@ -144,7 +150,7 @@ class Overlay {
     } else if (style === "lost") {
       context.fillStyle = "rgba(204,121,167,0.75)";
       context.fill(path);
-      context.fillStyle = this.pattern();
+      context.fillStyle = this.pattern("secondary");
       context.fill(path);
     } else if (style === "dim") {
       context.fillStyle = "rgba(8,12,18,0.45)";

@@ -107,7 +107,7 @@ function restOf(tokens, counts) {
 function drawOverlay() {
   const run = view.run, arm = view.focus, t = view.ts[arm] || 0, layer = view.layer;
   const tokens = tokensOf(overlay.grid);
-  let painter = null, legend = [];
+  let painter = null, marked = null, legend = [];
   if (!run.arms[arm].prefill) {
     legend = [["plain", "Nothing is stored yet."]];
   } else if (view.mode === "sets") {
@@ -119,7 +119,13 @@ function drawOverlay() {
     const allRead = !all[SECONDARY];
     legend = whole ? [["plain", `All ${run.start.n_image} image tokens are stored and read.`], ...restOf(tokens, null)] :
       [["core", `${allRead ? "kept and read" : "core, read"} ${counts[CORE]}`], ["secondary", `secondary, kept ${counts[SECONDARY]}`], ["minor", `minor, evicted ${counts[MINOR]}`], ["pruned", `dropped in prefill ${counts[PRUNED]}`]]
-        .filter((_, index) => counts[[CORE, SECONDARY, MINOR, PRUNED][index]] > 0).concat(restOf(tokens, all));
+        .filter((_, index) => counts[[CORE, SECONDARY, MINOR, PRUNED][index]] > 0);
+    const spread = run.spread(arm, layer), held = (token) => spread[token] && (classes[token] === CORE || classes[token] === SECONDARY);
+    if (spread && !whole) {
+      marked = held;
+      legend.push(["spread", `held by spread ${tokens.filter(held).length}`]);
+    }
+    if (!whole) legend.push(...restOf(tokens, all));
     if (!whole && run.arms[arm].update[t]) legend.push(["update", "Update step: all kept tokens are read, a new core is chosen"]);
   } else if (view.mode === "drift") {
     const change = run.drift(arm, t, layer), classes = run.classes(arm, t, layer);
@@ -142,7 +148,7 @@ function drawOverlay() {
     } else legend = [["plain", "No scores: tick “record attention” before a run."]];
   }
   overlay.selected = view.patch;
-  overlay.draw(painter);
+  overlay.draw(painter, marked);
   measures.overlayMs.push(overlay.drawMs);
   if (measures.overlayMs.length > 400) measures.overlayMs.shift();
   const words = legend.map((item) => item.join()).join("|");
@@ -173,6 +179,8 @@ function drawPatch(arm, t) {
   const names = [[], [], [], []];
   for (let layer = 0; layer < view.run.start.layers; layer++) names[view.run.classes(arm, t, layer)[view.patch]].push(layer);
   const words = SET_WORDS.filter(([kind]) => names[kind].length).map(([kind, word]) => `${word} in ${ranges(names[kind])}`);
+  const spread = names[CORE].concat(names[SECONDARY]).filter((layer) => (view.run.spread(arm, layer) || [])[view.patch]).sort((a, b) => a - b);
+  if (spread.length) words.push(`held by spread in ${ranges(spread)}`);
   put($.patch, `Patch row ${Math.floor(at / stride) + 1}, column ${at % stride + 1} (token ${view.patch}), layers: ${words.join("; ")}`);
 }
 

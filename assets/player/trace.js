@@ -213,6 +213,14 @@ class Run {
     return found;
   }
 
+  // image tokens that a layer holds whatever they score, null where scores alone choose
+  spread(armIndex, layer) {
+    const arm = this.arms[armIndex], packed = (arm.spec.spread || [])[layer];
+    if (!packed) return null;
+    if (!arm._spread) arm._spread = [];
+    return arm._spread[layer] || (arm._spread[layer] = unpackBits(packed, this.start.n_image));
+  }
+
   hasSets(armIndex) { return this.arms[armIndex].sets.length > 0; }
 
   // what changed in the core with the update before step t: 1 gained, -1 lost, 0 no change

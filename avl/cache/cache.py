@@ -46,6 +46,7 @@ class AdaptiveCache(Cache):
         buckets: groups of rows with the same layout.
         tables: the slot tables of all layers; empty until the prompt is done.
         pruned: row -> image tokens removed from the hidden states in prefill.
+        part: whether it holds some rows of another cache, which takes them back after the prompt (:meth:`chunk`).
         static: whether a step changes nothing but tensors at fixed addresses (see ``StaticSlotTable``); set before the prompt.
         peak_bytes: most bytes of keys and values held at any time, including the one layer whose full KV prefill holds.
     """
@@ -59,7 +60,7 @@ class AdaptiveCache(Cache):
         self.facts = facts
         self.rows, self.policy, self.max_new_tokens = rows, policy, max_new_tokens
         self.t = self.seen = self.peak_bytes = 0
-        self.update_step = self.in_pass = self.looped = self.static = False
+        self.update_step = self.in_pass = self.looped = self.static = self.part = False
         self.pruned: dict[int, list[int]] = {}
         self.recorder: Recorder | None = None  # of row 0, set by record()
         alike: dict[Row, list[int]] = {}
@@ -251,7 +252,7 @@ class AdaptiveCache(Cache):
             for (device, _, core, _), kvs in alike.items():
                 if self.static:
                     self.tables.append(StaticSlotTable(bucket, kvs, core))
-                elif core is not None and bucket.b == 1 and device.type == "cpu":
+                elif core is not None and bucket.b == 1 and device.type == "cpu" and not self.part:
                     self.tables.append(ContiguousSlotTable(bucket, kvs, core))
                 else:
                     self.tables.append(SlotTable(bucket, kvs, core))
@@ -259,6 +260,7 @@ class AdaptiveCache(Cache):
     def chunk(self, first: int, last: int) -> AdaptiveCache:
         """Return a cache for rows ``first`` to ``last - 1``, so that their prompt can run separately; :meth:`merge` takes it back."""
         chunk = AdaptiveCache(self.model(), self.rows[first:last], self.policy, self.max_new_tokens, self.facts)
+        chunk.part = True
         if first == 0:
             chunk.recorder = self.recorder
         return chunk

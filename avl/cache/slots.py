@@ -242,6 +242,7 @@ class SlotTable:
             kv.token_idx = self.token_idx[place]
             kv.sums = None if self.sums is None else self.sums[place]
             kv.index = None if self.index is None else self.index[place]
+            kv.weights = None if self.weights is None else self.weights[place]
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what a deep copy copies; :meth:`adopt` makes the rest."""

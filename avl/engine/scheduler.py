@@ -30,7 +30,7 @@ from avl.policies import Policy, PromptShape
 from avl.policies.base import shown
 from avl.policies.cost import pruned_from, step_cost
 from avl.telemetry import Meter, machine_card
-from avl.trace import Arm, Error, Event, Start, Warning
+from avl.trace import Arm, Error, Event, Start, Warning, pack_bits
 
 
 def stream(
@@ -180,7 +180,10 @@ def _arm(policy: Policy, implementation: str, shape: PromptShape) -> Arm:
     """Return what a trace says of a policy before it runs."""
     costs = [step_cost(policy, shape, t) for t in range(1, shape.max_new_tokens)]
     predicted = tuple((int(cost.stored), int(cost.read)) for cost in costs)
-    return Arm(policy.label, policy.to_dict(), implementation, policy.title, pruned_from(policy, shape), predicted)
+    covers = [policy.cover(layer, shape) for layer in range(shape.n_layers)]
+    held = [pack_bits(cover.stored if cover else (), shape.n_image) for cover in covers]
+    spread = tuple(held) if any(covers) else ()
+    return Arm(policy.label, policy.to_dict(), implementation, policy.title, pruned_from(policy, shape), predicted, spread)
 
 
 @torch.inference_mode()

@@ -15,7 +15,7 @@ from avl.policies.base import Coverage, KVBudget, Observation, Param, Policy, Pr
 from avl.policies.fastv import FastV
 from avl.policies.full import Full
 from avl.policies.h2o import H2O
-from avl.policies.presets import PRESETS, TABLE_3
+from avl.policies.presets import PRESETS, SPREAD_PRESETS, TABLE_3
 from avl.policies.pyramidkv import PyramidKV
 from avl.policies.snapkv import SnapKV
 from avl.policies.streaming_llm import StreamingLLM
@@ -39,6 +39,7 @@ __all__ = [
     "H2O",
     "POLICIES",
     "PRESETS",
+    "SPREAD_PRESETS",
     "TABLE_3",
     "Coverage",
     "FastV",

@@ -159,6 +159,9 @@ def _check_start(start: Start) -> None:
         for arm in start.arms:
             _need(arm.pruned_from is None or 0 <= arm.pruned_from <= start.layers, f"pruned_from is {arm.pruned_from}")
             _need(all(min(pair) >= 0 for pair in arm.predicted), "a predicted count is negative")
+            _need(len(arm.spread) in (0, start.layers), f"spread has {len(arm.spread)} values for {start.layers} layers")
+            for packed in arm.spread:
+                unpack_bits(packed, start.n_image)
     except ValueError as error:
         raise ValueError(f"bad start event: {error}") from None
 

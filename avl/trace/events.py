@@ -37,7 +37,8 @@ class Arm:
 
     ``title``: the method's name alone, "" in old recordings. ``pruned_from``: first layer whose prompt lacks image tokens, None where every
     layer sees all of them. ``predicted``: (stored after, read by) decode step 1, 2, … ``limit`` - 1, in tokens of row 0 in all layers, by
-    the cost model before the run; empty in old recordings.
+    the cost model before the run; empty in old recordings. ``spread``: per layer, the image tokens that are held whatever they score, as
+    :func:`pack_bits` over ``n_image``; empty where scores alone choose.
     """
 
     label: str
@@ -46,6 +47,7 @@ class Arm:
     title: str = ""
     pruned_from: int | None = None
     predicted: tuple[tuple[int, int], ...] = ()
+    spread: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from avl.engine.request import MODES, GenerationRequest
 from avl.models.checkpoints import CHECKPOINTS
 from avl.models.families import family_of
 from avl.models.prompt import Question
-from avl.policies import AVL, POLICIES, TABLE_3, Full, Param, Policy, PromptShape
+from avl.policies import AVL, POLICIES, SPREAD_PRESETS, TABLE_3, Full, Param, Policy, PromptShape
 from avl.policies.cost import mean_cost, step_cost
 from avl.policies.presets import NEUTRAL
 from avl.ui.errors import sentence
@@ -80,14 +80,20 @@ def examples() -> list[str]:
 
 
 def presets() -> list[dict[str, Any]]:
-    """Return the rows of Table 3 for the page's preset menu. Without a core there is nothing to update, so such a row leaves K as it is."""
-    rows = []
+    """Return the groups of the page's preset menu: the rows of Table 3, then each model's last row with spread.
+
+    Without a core there is nothing to update, so such a row leaves K as it is.
+    """
+    paper, spread = [], []
     for key, name, settings in TABLE_3:
-        for S, C, K, P, T in settings:
+        for row, (S, C, K, P, T) in enumerate(settings):
             words = " ".join(f"{letter}{'–' if value is None else value}" for letter, value in zip("SCKPT", (S, C, K, P, T), strict=True))
-            params = {"S": S, "C": C, **({} if K is None else {"K": K}), "P": P, "T": T}
-            rows.append({"model": key, "label": f"{name}: {words}", "params": params})
-    return rows
+            params = {"S": S, "C": C, **({} if K is None else {"K": K}), "P": P, "T": T, "spread": None}
+            paper.append({"model": key, "label": f"{name}: {words}", "params": params})
+            if row == len(settings) - 1:
+                more = SPREAD_PRESETS[key].spread
+                spread.append({"model": key, "label": f"{name}: {words} spread {more:g}", "params": params | {"spread": more}})
+    return [{"title": "Paper, Table 3", "rows": paper}, {"title": "With spread (ours, not the paper’s)", "rows": spread}]
 
 
 def table_row(name: str, config: Any) -> str:
@@ -140,7 +146,7 @@ class About:
 def settings(about: About) -> dict[str, Any]:
     """Return the settings that the page opens with: full attention against A-VL, with the model's last row of Table 3 where it has one."""
     avl = {"policy": AVL.name, **{one.name: start_value(one) for one in AVL.params()}}
-    rows = [row for row in presets() if row["model"] == about.preset]
+    rows = [row for row in presets()[0]["rows"] if row["model"] == about.preset]
     if rows:
         avl |= rows[-1]["params"]
     return {

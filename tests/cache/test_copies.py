@@ -52,7 +52,7 @@ def test_a_copy_goes_on_by_itself(architecture, policy, rows, steps):
 @torch.inference_mode()
 def test_a_copy_shares_no_memory(kind):
     model, inputs = avl.attach(build_model("llava-llama")), dict(encode(shared_processor("llava-llama"), ROWS["alike"]))
-    cache = avl.make_cache(model, inputs, avl.AVL(S=45, C=30, K=3, T=60), NEW)
+    cache = avl.make_cache(model, inputs, avl.AVL(S=45, C=30, K=3, T=60, spread=20), NEW)
     decoder = kind(model, cache)
     decoder.step(decoder.prefill(inputs).argmax(dim=-1))
     twin = copy.deepcopy(cache)

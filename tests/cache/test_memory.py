@@ -40,6 +40,7 @@ POLICIES = {
     "avl": avl.AVL(S=45, C=30, K=3, P=90, T=60),
     "avl-T-off": avl.AVL(S=45, C=30, K=3, P=50, T=None),
     "avl-tight": avl.AVL(S=10, C=5, K=3, P=50, T=20),
+    "avl-spread": policy_cases.SPREAD,
     **{policy.name: policy for policy in policy_cases.POLICIES},
 }
 BATCHES = {"single": (request(7),), "ragged": RAGGED}

@@ -12,7 +12,7 @@ from avl.engine import decoder as decode
 from avl.engine.cuda_graphs import GraphDecoder
 from avl.engine.decoder import Decoder, rows_at_once
 
-POLICIES = tuple(policy_cases.POLICIES)
+POLICIES = (*policy_cases.POLICIES, policy_cases.SPREAD)
 
 
 def answer(model, inputs, policy, kind=Decoder, steps=5):
@@ -23,6 +23,7 @@ def answer(model, inputs, policy, kind=Decoder, steps=5):
     peak = cache.peak_bytes
     for _ in range(steps):
         logits.append(decoder.step(logits[-1].argmax(dim=-1)).clone())
+    state = (*state, [cache.image_sets(row) for row in range(5)])  # chosen anew since: the last piece was one row
     return torch.stack(logits), state, peak, cache
 
 

@@ -51,7 +51,9 @@ def test_order_of_events(architecture, model, processor):
     assert list(end.tokens) == [trace.of(Prefill)[0].token, *(step.token for step in trace.of(Step))]
 
 
-@pytest.mark.parametrize("policy", [*policy_cases.POLICIES, avl.AVL(S=60, C=10, K=2, update="after")], ids=lambda policy: policy.label)
+@pytest.mark.parametrize(
+    "policy", [*policy_cases.POLICIES, policy_cases.SPREAD, avl.AVL(S=60, C=10, K=2, update="after")], ids=lambda policy: policy.label
+)
 def test_a_run_carries_its_prediction(policy, small):
     trace = run(*small, policy)
     arm = trace.start.arms[0]

@@ -61,8 +61,8 @@ def test_counts_are_closed_forms(architecture, K, update, batch, model, processo
     inputs = encode(processor, BATCHES[batch])
     sizes = sizes_of(inputs, model.config.image_token_id)
     entry = 2 * kv_heads(architecture) * HEAD_DIM * 4
-    for S, C, P, T in ((45, 30, 90, 60), (70, 50, 40, 25), (100, 10, None, None)):
-        policy = avl.AVL(S=S, C=C, K=K, P=P, T=T, update=update)
+    for S, C, P, T, spread in ((45, 30, 90, 60, None), (70, 50, 40, 25, 33), (100, 10, None, None, 100)):
+        policy = avl.AVL(S=S, C=C, K=K, P=P, T=T, update=update, spread=spread)
         feed = words(3, len(sizes), LIMIT)
         check(generate(model, inputs, policy, LIMIT, feed=feed, sets=False).states, policy, sizes, LIMIT, entry)
 

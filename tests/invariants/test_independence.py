@@ -18,6 +18,7 @@ LIMIT = 12
 POLICIES = {
     "avl": avl.AVL(S=45, C=30, K=3, P=90, T=60),
     "avl-tight": avl.AVL(S=30, C=10, K=2, P=50, T=30, update="after"),
+    "avl-spread": policy_cases.SPREAD,
     **{policy.name: policy for policy in policy_cases.POLICIES},
 }
 

@@ -6,12 +6,13 @@ Examples are derived from the test's name (``derandomize``), so a run repeats.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from observed import generate, words
-from oracle import share
+from oracle import lattice, share
 from random_models import LAYERS, VOCAB, build_model, encode, request, shared_processor
 
 import avl
@@ -28,8 +29,9 @@ SIZES = ((40, 30), (28, 28), (60, 20), (20, 60))
 def policies(draw: st.DrawFn) -> avl.AVL:
     S = draw(percent)
     C = draw(st.one_of(st.none(), percent.filter(lambda c: c <= S))) if S > 1 else None
+    spread = draw(st.one_of(st.none(), percent.filter(lambda part: part <= S))) if S > 1 else None
     update = draw(st.sampled_from(["every", "after"]))
-    return avl.AVL(S=S, C=C, K=draw(st.integers(1, 4)), P=draw(maybe_percent), T=draw(maybe_percent), update=update)
+    return avl.AVL(S=S, C=C, K=draw(st.integers(1, 4)), P=draw(maybe_percent), T=draw(maybe_percent), update=update, spread=spread)
 
 
 @st.composite
@@ -60,6 +62,25 @@ def run(tiny, policy, rows, seed):
     n_image = is_image.sum(1).tolist()
     n_text = (real.sum(1) - is_image.sum(1)).tolist()
     return generate(model, inputs, policy, LIMIT, feed=words(seed, len(rows), LIMIT)).states, n_image, n_text
+
+
+@QUICK
+@given(policy=policies(), spread=percent, rows=prompts(), seed=st.integers(0, 1000))
+def test_what_spread_holds_is_stored_and_its_half_is_read(tiny, policy, spread, rows, seed):
+    """At every step, as far as P left it in the prompt and there is room; the counts are those without spread."""
+    spread = min(spread, policy.S)
+    states, n_image, n_text = run(tiny, replace(policy, spread=spread), rows, seed)
+    without, _, _ = run(tiny, replace(policy, spread=None), rows, seed)
+    for state, other in zip(states, without, strict=True):
+        assert (state.stored, state.read) == (other.stored, other.read)
+        for row, layers in enumerate(state.sets):
+            shape = avl.policies.PromptShape(n_image[row], n_text[row], LIMIT, len(layers))
+            for layer, sets in enumerate(layers):
+                whole, half = (lattice(shape.n_image, part, layer) for part in (spread, spread / 2))
+                held = set(whole) & set(sets.stored)
+                assert len(held) == len(sets.stored) or held == set(whole) or policy.present(layer, shape) < shape.n_image
+                if policy.C is not None:
+                    assert set(half) & set(sets.stored) <= set(sets.core) or len(set(half) & set(sets.core)) == len(sets.core)
 
 
 @QUICK

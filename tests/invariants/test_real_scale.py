@@ -18,6 +18,7 @@ from avl.engine.decoder import Decoder
 from avl.models import random_weights
 from avl.policies import PromptShape
 from avl.policies.cost import allocated_tokens, layer_cost, step_cost
+from avl.policies.lattice import lattice
 
 LAYERS, HEADS, KV_HEADS, SIZE, SIDE = 40, 2, 1, 128, 336
 STEPS, LIMIT = 40, 256
@@ -25,6 +26,7 @@ STEPS, LIMIT = 40, 256
 POLICIES = [
     avl.Full(),
     avl.PRESETS["llava-1.6-13b"],
+    avl.SPREAD_PRESETS["llava-1.6-13b"],
     avl.AVL(S=45, C=30, K=3, P=90, T=60, update="after"),
     avl.H2O(),
     avl.SnapKV(),
@@ -89,6 +91,29 @@ def test_counts_and_bytes_follow_the_cost_model(policy):
         for layer in range(LAYERS):
             cost = layer_cost(policy, shape, layer, t)
             assert (cache.stored_tokens[layer], cache.read_tokens[layer]) == (2 * cost.stored, 2 * cost.read), (layer, t)
+
+
+@pytest.mark.slow
+@torch.inference_mode()
+def test_spread_holds_an_even_share_of_the_picture():
+    """967 of 2928 tokens in every layer that P leaves whole, 484 of them always in the core, at the counts of A-VL without it."""
+    policy, prompt = avl.SPREAD_PRESETS["llava-1.6-13b"], inputs(2)
+    cache = avl.make_cache(model(), prompt, policy, max_new_tokens=LIMIT)
+    decoder = Decoder(model(), cache)
+    tokens = decoder.prefill(prompt).argmax(-1)
+    allocated = cache.allocated_bytes
+    for t in range(8):
+        if t:
+            tokens = decoder.step(tokens).argmax(-1)
+        for row in range(2):
+            for layer, (stored, core) in enumerate(cache.image_sets(row)):
+                held = lattice(2928, 967, layer)
+                present = set(range(2928)) - (set(cache.pruned[row]) if layer >= 2 else set())
+                assert set(held) & present <= set(stored), (t, row, layer)
+                assert set(held[:484]) & present <= set(core), (t, row, layer)
+        assert cache.pruned[0]
+        assert not set(lattice(2928, 967, 1)) & set(cache.pruned[0]), "P keeps what the layer that ranks holds"
+    assert cache.allocated_bytes == allocated
 
 
 @pytest.mark.slow

@@ -20,6 +20,7 @@ AVL = avl.AVL(S=45, C=30, K=2, P=80, T=50)
 CASES = [  # the interpreter is slow: each policy and architecture once
     ("llava-llama", AVL, Decoder, True),
     ("next-mistral", AVL, GraphDecoder, True),
+    ("llava-llama", avl.AVL(S=45, C=30, K=2, P=80, T=50, spread=33), GraphDecoder, True),
     ("next-mistral", avl.Full(), GraphDecoder, False),
     ("llava-llama", avl.H2O(keep=50), GraphDecoder, False),
     ("next-llama", avl.StreamingLLM(keep=40), Decoder, False),

@@ -43,10 +43,10 @@ def test_recorded_traces_open_and_are_whole(file):
 def test_recordings_from_before_predictions_open():
     document = json.loads((FOLDER / "scene.json").read_text("utf-8"))
     for arm in document["events"][0]["arms"]:
-        for field in ("title", "pruned_from", "predicted"):
+        for field in ("title", "pruned_from", "predicted", "spread"):
             del arm[field]
     recorded = trace.Trace.from_json(json.dumps(document))
-    assert [(arm.title, arm.pruned_from, arm.predicted) for arm in recorded.start.arms] == [("", None, ())] * 2
+    assert [(arm.title, arm.pruned_from, arm.predicted, arm.spread) for arm in recorded.start.arms] == [("", None, (), ())] * 2
 
 
 def test_an_unknown_field_of_an_arm_is_one_sentence():

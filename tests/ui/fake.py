@@ -136,7 +136,9 @@ class Fake:
     def _arm(policy: Policy, shape: PromptShape) -> trace.Arm:
         costs = [step_cost(policy, shape, t) for t in range(1, shape.max_new_tokens)]
         predicted = tuple((int(cost.stored), int(cost.read)) for cost in costs)
-        return trace.Arm(policy.label, policy.to_dict(), "reference (torch)", policy.title, pruned_from(policy, shape), predicted)
+        covers = [policy.cover(layer, shape) for layer in range(shape.n_layers)]
+        spread = tuple(trace.pack_bits(cover.stored, shape.n_image) for cover in covers if cover)
+        return trace.Arm(policy.label, policy.to_dict(), "reference (torch)", policy.title, pruned_from(policy, shape), predicted, spread)
 
     def _run(self, request: GenerationRequest, stop: threading.Event) -> Iterator[trace.Event]:
         start = self._start(request)
@@ -187,6 +189,15 @@ class _Arm:
 
     def _scores(self) -> np.ndarray:
         return self.bumps + self.rng.uniform(0, 0.35, self.bumps.shape)
+
+    def _covered(self, scores: np.ndarray, core: bool) -> np.ndarray:
+        """Put the tokens that are held (or always in the core) whatever they score above all others, but for those that are gone (-1)."""
+        lifted = scores.copy()
+        for layer, row in enumerate(lifted):
+            cover = self.policy.cover(layer, self.shape)
+            if cover:
+                row[list(cover.stored[: cover.core] if core else cover.stored)] += 100
+        return np.where(scores < 0, scores, lifted)
 
     def _top(self, scores: np.ndarray, count: int, among: np.ndarray | None = None) -> tuple[str, ...]:
         rows = scores if among is None else np.where(among, scores, -1)
@@ -243,7 +254,7 @@ class _Arm:
                 update,
             )
             if update and self.kept is not None and counts[-1][1] < counts[-1][0]:
-                yield trace.Sets(self.index, self.t, None, self._top(self._scores(), counts[-1][1], self.kept))
+                yield trace.Sets(self.index, self.t, None, self._top(self._covered(self._scores(), core=True), counts[-1][1], self.kept))
             elif not self.policy.pins_image and (seen := self.policy.observe(0, self.shape)) and seen.decode:
                 yield trace.Sets(self.index, self.t, self._top(self._scores(), counts[0][0]), None)
         if self.t % 4 == 0:
@@ -264,11 +275,12 @@ class _Arm:
             order = np.argsort(-scores[left - 1])[self.policy.present(left, self.shape) :]
             pruned = trace.pack_bits(order.tolist(), n)
             scores[left:, order] = -1
-        stored = tuple(self._top(scores[layer : layer + 1], image)[0] for layer, (image, _) in enumerate(counts))
+        held = self._covered(scores, core=False)
+        stored = tuple(self._top(held[layer : layer + 1], image)[0] for layer, (image, _) in enumerate(counts))
         self.kept = np.stack([trace.unpack_bits(bits, n) for bits in stored])
         core = None
         if counts[-1][1] < counts[-1][0]:
-            core = self._top(scores, counts[-1][1], self.kept)
+            core = self._top(self._covered(scores, core=True), counts[-1][1], self.kept)
         yield trace.Sets(self.index, 0, stored, core, pruned)
 
     def attention(self, t: int) -> trace.Scores:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -181,16 +182,19 @@ def test_pictures_are_upright_and_opaque(tmp_path: Path) -> None:
 
 
 def test_presets_are_rows_of_table_3_and_agree_with_the_library() -> None:
-    rows = controls.presets()
-    assert len(rows) == 14
+    rows, ours = (group["rows"] for group in controls.presets())
+    assert (len(rows), len(ours)) == (14, 4)
     for row in rows:
-        avl.AVL(**row["params"])
+        assert avl.AVL(**row["params"]).spread is None, "the paper's settings run as in the paper, also after ours"
+    for row in ours:
+        assert avl.AVL(**row["params"]) == avl.SPREAD_PRESETS[row["model"]]
+        assert replace(avl.SPREAD_PRESETS[row["model"]], spread=None) == avl.PRESETS[row["model"]]
     last = {row["model"]: row["params"] for row in rows}
     for name, policy in avl.PRESETS.items():
         key = next((key for key in last if name.startswith(key)), None)
         if key is not None:
             rows_of = [row["params"] for row in rows if row["model"] == key]
-            assert {letter: getattr(policy, letter) for letter in "SCKPT"} in rows_of
+            assert {name: getattr(policy, name) for name in (*"SCKPT", "spread")} in rows_of
 
 
 def test_the_picture_sent_to_the_player_stays_below_1500_kb(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from avl.policies.lattice import lattice
 from avl.ui import gallery, report
 
 pytestmark = pytest.mark.browser
@@ -323,6 +324,41 @@ def test_a_stopped_run_is_not_judged(serve: Any, tab: Any) -> None:
     one.wait("done")
     assert "Too few tokens to compare times" in one.text("verdict")
     assert "faster" not in one.text("verdict") + one.text("lead")
+
+
+def test_tokens_held_by_spread_have_a_hatch_of_their_own(serve: Any, tab: Any) -> None:
+    """Exactly the lattice of the layer on screen, in picture, legend and words; none where scores alone choose."""
+    one = tab(serve("--pace", "0.001").url).open("?n=8&spread=33&P=off")
+    page = one.page
+    one.run()
+    one.until("document.querySelector('[data-id=legend]').textContent.includes('held by spread 191')")  # ceil(33 % of 576)
+    drawn = page.evaluate(
+        """() => [0, 5].map((layer) => { const bits = window.avlPlayer.view.run.spread(1, layer);
+        return [...bits.keys()].filter((token) => bits[token]); })"""
+    )
+    assert drawn == [sorted(lattice(576, 191, layer)) for layer in (0, 5)]
+    assert page.evaluate("window.avlPlayer.view.run.spread(0, 0)") is None, "full attention has none"
+    layer, token = page.evaluate("window.avlPlayer.view.layer"), drawn[0][0]
+    page.evaluate("(token) => { window.avlPlayer.view.patch = token; }", token)
+    page.locator(".avl-answer").first.focus()
+    page.keyboard.press("Home")
+    one.until("document.querySelector('[data-id=patch]').textContent.includes('held by spread in 0')")
+    # the hatch is painted where the tokens are: the canvas differs there from the same picture without it
+    painted = """([layer, token]) => { const { overlay } = window.avlPlayer, [x, y, w, h] = overlay.rectangle(token);
+        const pixels = overlay.context.getImageData(x, y, w, h).data; let blue = 0;
+        for (let i = 0; i < pixels.length; i += 4) blue += pixels[i + 2] > 200 && pixels[i] < 120;
+        return blue / (w * h); }"""
+    held, free = lattice(576, 191, layer)[0], lattice(576, 576, layer)[-1]
+    assert page.evaluate(painted, [layer, held]) > 0.2 > page.evaluate(painted, [layer, free])
+    one.set("#avl-arm1-S", 20)
+    assert page.evaluate("document.querySelector('#avl-arm1-spread').value") == "20", "spread is a part of what is stored"
+    page.select_option("#avl-controls .avl-preset", label="LLaVA-1.5 7B: S45 C30 K3 P90 T50")
+    assert "spread=off" in page.evaluate("window.avlLink()"), "the paper's settings run as in the paper"
+    one.run()
+    one.until("!document.querySelector('[data-id=legend]').textContent.includes('spread')")
+    page.select_option("#avl-controls .avl-preset", label="LLaVA-1.5 7B: S45 C30 K3 P90 T50 spread 33")
+    assert "spread=33" in page.evaluate("window.avlLink()")
+    assert one.errors == []
 
 
 def test_labels_of_the_analysis_follow_the_run(serve: Any, tab: Any) -> None:
