@@ -11,6 +11,7 @@ import torch
 from avl._compat import name_or_path, set_commit_hash
 from avl.models.families import describe, family_of, supported
 from avl.models.files import check_present, check_report, check_texts, check_weights
+from avl.models.pictures_only import read_processor
 from avl.models.processing import check_processor, complete
 from avl.models.source import TINY, Source, find_source
 
@@ -103,17 +104,14 @@ def _unreachable(source: Source, error: Exception) -> OSError:
 
 
 def _processor(source: Source, config: Any) -> Any:
-    import transformers
-
     if source.local:
         check_present(source, Path(source.place))
     try:
-        processor = transformers.AutoProcessor.from_pretrained(source.place, revision=source.revision)
-    except ImportError as error:
-        named = re.search(r"requires the (\S+) library", str(error))
-        what = f"{named[1].lower()}, which is not installed" if named else f"what is not installed ({source.quoted(error)})"
-        raise OSError(f"{source.label} has a processor that needs {what}: install it in the release that fits this torch") from error
+        processor = read_processor(source.place, source.revision, source.folder, config)
     except Exception as error:
+        what = _absent_package(source, error)
+        if what is not None:
+            raise OSError(f"{source.label} has a processor that needs {what}: install it in the release that fits this torch") from error
         if source.local:
             raise source.broken(f"has a processor or tokenizer that cannot be read ({_reader(source)}{source.quoted(error)})") from error
         if source.folder is not None:
@@ -125,6 +123,14 @@ def _processor(source: Source, config: Any) -> Any:
     complete(processor, config)
     check_processor(source, processor, config)
     return processor
+
+
+def _absent_package(source: Source, error: Exception) -> str | None:
+    """Return which package transformers misses, in words; None where an error says nothing of that."""
+    named = re.search(r"requires the (\S+) library|[Pp]ackage `(\w+)` is required|[Mm]issing optional dependencies: (\w+)", str(error))
+    if named is not None:
+        return f"{next(filter(None, named.groups())).lower()}, which is not installed"
+    return f"what is not installed ({source.quoted(error)})" if isinstance(error, ImportError) else None
 
 
 def _reader(source: Source) -> str:
