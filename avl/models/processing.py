@@ -17,6 +17,8 @@ _PROBE = (64, 48)
 
 def complete(processor: Any, config: Any) -> None:
     """Fill in what old files of LLaVA-like processors lack, without which no placeholder becomes image tokens; pad on the left."""
+    if not hasattr(processor, "tokenizer"):
+        return  # check_processor says so
     processor.tokenizer.padding_side = "left"
     strategy = getattr(config, "vision_feature_select_strategy", "default")
     for name, value in (("patch_size", lambda: config.vision_config.patch_size), ("vision_feature_select_strategy", lambda: strategy)):
@@ -72,10 +74,14 @@ def _check_probe(source: Source, processor: Any, config: Any, made: dict[str, An
     lacking = next((name for name in _SHAPES if name in known and name not in made), None)
     if lacking is not None:
         raise source.broken(f"has a processor of another model ({type(processor).__name__}), which makes no {lacking} of a picture")
+    foreign = next((name for name in made if name.startswith(("pixel", "image", "qformer")) and name not in known), None)
+    if foreign is not None:
+        raise source.broken(f"has a processor of another model ({type(processor).__name__}), which makes {foreign} of a picture")
     _check_pixels(source, config.vision_config, tuple(made["pixel_values"].shape))
-    grids = family.grids(config, processor, [_PROBE], made)
-    if grids and tokens != end(grids):
-        raise source.broken(f"has a processor that makes {tokens} image tokens of a picture of which the model makes {end(grids)}")
+    # BLIP's queries have no places in the picture, but their number is known
+    expected = end(family.grids(config, processor, [_PROBE], made)) or getattr(config, "num_query_tokens", tokens)
+    if tokens != expected:
+        raise source.broken(f"has a processor that makes {tokens} image tokens of a picture of which the model makes {expected}")
 
 
 _SHAPES = ("image_grid_thw",)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -28,10 +29,17 @@ def folders(tmp_path_factory):
     def make(name: str) -> Path:
         if not (root / name).exists():
             MODELS[name].model().save_pretrained(root / name)
-            MODELS[name].processor().save_pretrained(root / name)
+            processor = MODELS[name].processor()
+            processor.save_pretrained(root / name)
+            change("processor_config.json", lambda settings: settings.update(processor_class=own_class(processor)))(root / name)
         return root / name
 
     return make
+
+
+def own_class(processor: Any) -> str:
+    """The name of a processor's class in transformers; tests have subclasses."""
+    return next(kind.__name__ for kind in type(processor).__mro__ if kind.__module__.startswith("transformers."))
 
 
 def prompt(name: str) -> Prompt:
@@ -43,7 +51,7 @@ def prompt(name: str) -> Prompt:
 def test_what_is_saved_is_what_loads(name, folders):
     tiny = MODELS[name]
     model, processor = avl.load(folders(name), device="cpu")
-    assert type(processor).__name__ == type(tiny.processor()).__name__
+    assert own_class(processor) == own_class(tiny.processor())
     assert processor.tokenizer.padding_side == "left"
     inputs, _ = prepare(model, processor, [picture(1, *SIZE)], prompt(name))
     expected, _ = prepare(tiny.model(), tiny.processor(), [picture(1, *SIZE)], prompt(name))
