@@ -58,6 +58,11 @@ def load(
         family = family_of(config)
     except TypeError as error:
         raise TypeError(f"{source.label} cannot be used: {error}") from None
+    if not family.pictures:
+        raise TypeError(
+            f"{source.label} cannot be used: {family.model_class} takes no pictures, and avl.load takes {supported()}: load it with "
+            "transformers and pass it to avl.attach"
+        )
     if getattr(config, "quantization_config", None) is not None:
         raise TypeError(f"{source.label} is a quantized checkpoint: pass one in float32, bfloat16 or float16")
     processor = _processor(source, config)
