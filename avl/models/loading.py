@@ -10,6 +10,7 @@ import torch
 
 from avl._compat import name_or_path, set_commit_hash
 from avl.models.families import describe, family_of, supported
+from avl.models.families.refusals import remote
 from avl.models.files import check_present, check_report, check_texts, check_weights
 from avl.models.processing import check_processor, complete
 from avl.models.source import TINY, Source, find_source
@@ -83,7 +84,9 @@ def _config(source: Source) -> Any:
     import transformers
 
     try:
-        return transformers.AutoConfig.from_pretrained(source.place, revision=source.revision)
+        foreign = remote(transformers.PreTrainedConfig.get_config_dict(source.place, revision=source.revision)[0])
+        if foreign is None:
+            return transformers.AutoConfig.from_pretrained(source.place, revision=source.revision, trust_remote_code=False)
     except Exception as error:
         if _unknown(error):
             raise TypeError(
@@ -93,6 +96,7 @@ def _config(source: Source) -> Any:
             check_texts(source, source.folder)
             raise source.broken(f"has a config.json that cannot be used ({source.quoted(error)})") from error
         raise _unreachable(source, error) from error
+    raise TypeError(f"{source.label} cannot be used: {foreign}")
 
 
 def _unknown(error: Exception) -> bool:
@@ -113,7 +117,7 @@ def _processor(source: Source, config: Any) -> Any:
     if source.local:
         check_present(source, Path(source.place))
     try:
-        processor = transformers.AutoProcessor.from_pretrained(source.place, revision=source.revision)
+        processor = transformers.AutoProcessor.from_pretrained(source.place, revision=source.revision, trust_remote_code=False)
     except ImportError as error:
         named = re.search(r"requires the (\S+) library", str(error))
         what = f"{named[1].lower()}, which is not installed" if named else f"what is not installed ({source.quoted(error)})"

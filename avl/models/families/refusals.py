@@ -37,9 +37,10 @@ def why_not(config: Any, bidirectional: bool = False) -> str | None:
         Nothing: an unknown config is judged by what it says of itself.
     """
     kind = getattr(config, "model_type", None)
-    foreign = remote(vars(config)) if getattr(config, "auto_map", None) else None
-    if foreign is not None:
-        return foreign
+    foreign = type(config).__module__.startswith("transformers_modules") or getattr(config, "auto_map", None)
+    reason = remote({"model_type": kind, "auto_map": foreign, "architectures": getattr(config, "architectures", None)})
+    if reason is not None:
+        return reason
     if kind in CROSS_ATTENTION:
         return f"{kind!r} models keep the picture in cross-attention layers, not as tokens of the prompt: there is nothing to rank there"
     try:
@@ -61,13 +62,13 @@ def remote(config: dict[str, Any]) -> str | None:
     """
     from transformers import CONFIG_MAPPING
 
-    kind = config.get("model_type")
-    if not config.get("auto_map") or kind in CONFIG_MAPPING:
+    kind, classes = config.get("model_type"), config.get("architectures")
+    if not config.get("auto_map") or (isinstance(kind, str) and kind in CONFIG_MAPPING):
         return None
-    names = [str(name).lower() for name in (kind, *(config.get("architectures") or ())) if name]
-    instead = next((model for known, model in REMOTE.items() if any(name.startswith(known) for name in names)), None)
+    names = [str(name) for name in (*(classes if isinstance(classes, list) else [classes]), kind) if name]
+    instead = next((model for known, model in REMOTE.items() if any(name.lower().startswith(known) for name in names)), None)
     advice = f"use {instead}, a later model that transformers has" if instead else "use a model that transformers has"
-    return f"its class, {(config.get('architectures') or [kind])[0]}, comes as code in its repository, which is not run: {advice}"
+    return f"its class{f' {names[0]}' if names else ''} comes as code in its repository, which is not run: {advice}"
 
 
 def attention_misfit(text: Any, bidirectional: bool = False) -> str | None:
@@ -79,7 +80,9 @@ def attention_misfit(text: Any, bidirectional: bool = False) -> str | None:
     """
     kinds = set(_read(text, "layer_types") or ()) - PLAIN_LAYERS
     if kinds - CHUNKED:
-        return f"layers of this text model are of the kind {min(kinds - CHUNKED)}, which keep no keys and values of single tokens"
+        return (
+            f"layers of this text model are of the kind {min(kinds - CHUNKED)}, whose state is not keys and values of single tokens alone"
+        )
     chunk = _read(text, "attention_chunk_size")
     if kinds or chunk:
         what = f"a chunk of {chunk}" if chunk else "some of the"
