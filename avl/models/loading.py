@@ -10,6 +10,7 @@ import torch
 
 from avl._compat import name_or_path, set_commit_hash
 from avl.models.families import describe, family_of, supported
+from avl.models.families.refusals import remote
 from avl.models.files import check_present, check_report, check_texts, check_weights
 from avl.models.pictures_only import read_processor
 from avl.models.processing import check_processor, complete
@@ -59,6 +60,11 @@ def load(
         family = family_of(config)
     except TypeError as error:
         raise TypeError(f"{source.label} cannot be used: {error}") from None
+    if not family.pictures:
+        raise TypeError(
+            f"{source.label} cannot be used: {family.model_class} takes no pictures, and avl.load takes {supported()}: load it with "
+            "transformers and pass it to avl.attach"
+        )
     if getattr(config, "quantization_config", None) is not None:
         raise TypeError(f"{source.label} is a quantized checkpoint: pass one in float32, bfloat16 or float16")
     processor = _processor(source, config)
@@ -79,7 +85,9 @@ def _config(source: Source) -> Any:
     import transformers
 
     try:
-        return transformers.AutoConfig.from_pretrained(source.place, revision=source.revision)
+        foreign = remote(transformers.PreTrainedConfig.get_config_dict(source.place, revision=source.revision)[0])
+        if foreign is None:
+            return transformers.AutoConfig.from_pretrained(source.place, revision=source.revision, trust_remote_code=False)
     except Exception as error:
         if _unknown(error):
             raise TypeError(
@@ -89,6 +97,7 @@ def _config(source: Source) -> Any:
             check_texts(source, source.folder)
             raise source.broken(f"has a config.json that cannot be used ({source.quoted(error)})") from error
         raise _unreachable(source, error) from error
+    raise TypeError(f"{source.label} cannot be used: {foreign}")
 
 
 def _unknown(error: Exception) -> bool:

@@ -22,7 +22,7 @@ def read_processor(place: str, revision: str | None, folder: Path | None, config
 
     Args:
         place: folder or Hub id.
-        revision: branch, tag or commit of a Hub repository.
+        revision: branch, tag or commit of a Hub repository; its code is never run.
         folder: of the files; of a Hub repository, in the cache.
         config: the model's config.
 
@@ -33,12 +33,12 @@ def read_processor(place: str, revision: str | None, folder: Path | None, config
     import transformers
 
     try:
-        return transformers.AutoProcessor.from_pretrained(place, revision=revision)
+        return transformers.AutoProcessor.from_pretrained(place, revision=revision, trust_remote_code=False)
     except Exception:  # of any file or package: what pictures need as well is missed again below
         kind = _processor_class(folder, config)
         if kind is None:
             raise
-        return kind.from_pretrained(place, revision=revision or "main")
+        return kind.from_pretrained(place, revision=revision or "main", trust_remote_code=False)
 
 
 def _processor_class(folder: Path | None, config: Any) -> Any | None:

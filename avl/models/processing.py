@@ -41,13 +41,16 @@ def check_processor(source: Source, processor: Any, config: Any) -> None:
     tokenizer, vocabulary = processor.tokenizer, config.get_text_config().vocab_size
     if len(tokenizer) > vocabulary:
         raise source.broken(f"has a tokenizer of {len(tokenizer)} tokens for a model of {vocabulary}")
+    second = getattr(processor, "qformer_tokenizer", None)  # where its folder is missing, transformers takes the first one again
+    if second is not None and len(second) > config.qformer_config.vocab_size:
+        raise source.broken(f"has a qformer_tokenizer of {len(second)} tokens for a Q-Former of {config.qformer_config.vocab_size}")
     tiles = getattr(config, "image_grid_pinpoints", None)
     ours: Any = getattr(processor.image_processor, "image_grid_pinpoints", tiles)
     if tiles is not None and sorted(map(list, ours)) != sorted(map(list, tiles)):
         raise source.broken("has other image_grid_pinpoints in the settings of its image processor than in config.json")
     try:
-        token = str(getattr(processor, "image_token", "<image>"))
-        made = dict(processor(images=[Image.new("RGB", _PROBE)], text=token, return_tensors="pt"))
+        text = str(getattr(processor, "image_token", "<image>")) if FAMILIES[config.model_type].placeholders else "a"
+        made = dict(processor(images=[Image.new("RGB", _PROBE)], text=text, return_tensors="pt"))
         _check_probe(source, processor, config, made)
     except OSError:
         raise

@@ -113,3 +113,11 @@ def test_a_fault_is_one_sentence(family, fault, folders, tmp_path):
             if (other / name).exists():
                 shutil.copy(other / name, folder / name)
     assert re.search(words[fault], refused(folder))
+
+
+def test_a_second_tokenizer_that_is_the_first(folders, tmp_path):
+    """transformers takes the text decoder's tokenizer for the Q-Former where the latter's folder is missing."""
+    folder = Path(shutil.copytree(folders("instructblip"), tmp_path / "model"))
+    shutil.rmtree(folder / "qformer_tokenizer")
+    change("config.json", lambda config: config["qformer_config"].update(vocab_size=100))(folder)
+    assert "has a qformer_tokenizer of 136 tokens for a Q-Former of 100" in refused(folder)
