@@ -5,7 +5,9 @@ Public APIs give no way to do what these do. Each function says what it stands i
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import sys
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -129,3 +131,26 @@ def logits_processors(model: Any, config: Any, ids: torch.Tensor, mask: torch.Te
     return model._get_logits_processor(
         config, input_ids_seq_length=ids.shape[1], encoder_input_ids=ids, device=ids.device, model_kwargs={"attention_mask": mask}
     )
+
+
+@contextlib.contextmanager
+def allow_missing(kind: type, packages: Iterable[str]) -> Iterator[None]:
+    """Let a class be constructed that asks for packages which are not installed (its module's global of that name is None).
+
+    Args:
+        kind: the class.
+        packages: their names.
+    """
+    module: Any = sys.modules[kind.__module__]
+    absent = [name for name in packages if getattr(module, name, module) is None]
+    for name in absent:
+        setattr(module, name, _absent)
+    try:
+        yield
+    finally:
+        for name in absent:
+            setattr(module, name, None)
+
+
+def _absent(*_: Any) -> Any:
+    raise ImportError("a package is called for that is not installed")

@@ -162,9 +162,9 @@ TEXTS: dict[str, tuple[str, Fault, tuple[str, ...]]] = {
     "a broken template": ("one", write("chat_template.jinja", "{% for %}"), ("chat_template.jinja", "no Jinja")),
     "a template cut short": ("one", write("chat_template.jinja", "{% for m in messages %}{{ m"), ("chat_template.jinja", "no Jinja")),
     "an empty folder": ("one", remove("*"), ("no config.json", "save_pretrained")),
-    "no type": ("one", change("config.json", lambda c: c.pop("model_type")), ("LlavaForConditionalGeneration", "model_type")),
-    "an unknown type": ("one", change("config.json", lambda c: c.update(model_type="llava9")), ("llava9", "LlavaForConditionalGeneration")),
-    "another model": ("one", change("config.json", lambda c: c.update(model_type="vipllava")), ("LlavaForConditionalGeneration",)),
+    "no type": ("one", change("config.json", lambda c: c.pop("model_type")), ("Llava, LlavaNext", "model_type")),
+    "an unknown type": ("one", change("config.json", lambda c: c.update(model_type="llava9")), ("llava9", "Llava, LlavaNext")),
+    "another model": ("one", change("config.json", lambda c: c.update(model_type="vipllava")), ("Llava, LlavaNext",)),
     "another decoder": ("one", change("config.json", lambda c: c["text_config"].update(model_type="gemma")), ("gemma", "mistral")),
     "a wrong type of value": (
         "one",

@@ -16,7 +16,7 @@ from oracle import Full, Layer, Row, Run, Sets, members
 from transformers import AttentionInterface, DynamicCache
 from transformers.masking_utils import AttentionMaskInterface, eager_mask
 
-from avl.models.families import describe, family_of, image_token_id, language_model
+from avl.models.families import describe, family_of, language_model
 
 NAME = "masking_oracle"
 _running: list[_Rule] = []
@@ -70,7 +70,7 @@ class _Rule:
             rule.keep(layer, scores[0, -1], self.alive, row, self.limit)
             n_read = None
         layer.core &= layer.stored.any(0)
-        union, image = layer.stored.any(0), torch.tensor(row.image)
+        union, image = layer.stored.any(0), torch.tensor(row.image, dtype=torch.int64)
         text = members(union & row.is_text(len(union)))
         n_stored = int(layer.stored.sum()) / heads
         self.snapshots.append(Sets(members(union[image]), members(layer.core[image]), text, n_stored, n_read))
@@ -105,14 +105,15 @@ def run(model: Any, inputs: dict[str, torch.Tensor], rule: Full, limit: int, fee
         model.set_experts_implementation("eager")  # the grouped product knows no float64
     family, causal = family_of(model.config), family_of(model.config).causal(model)
     language_model(model).config._attn_implementation = NAME
-    is_image = inputs["input_ids"][0] == image_token_id(model.config)
+    token = describe(model).image_token_id
+    is_image = inputs["input_ids"][0] == (-1 if token is None else token)
     row = Row(torch.empty(0), is_image)
     state, record, cache = _Rule(row, rule, limit, describe(model).layers), Run(), DynamicCache()
     given = {key: value.double() if value.is_floating_point() else value for key, value in inputs.items()}
     _running.append(state)
     try:
         logits = model(**given, past_key_values=cache, use_cache=True).logits[0, -1]
-        ahead = torch.as_tensor(family.ahead(model)).reshape(-1)[:1]
+        ahead = torch.as_tensor(family.ahead(model, bool(is_image.any()))).reshape(-1)[:1]
         while True:
             record.logits.append(logits)
             record.sets.append(state.snapshots)

@@ -108,7 +108,7 @@ def test_add_a_model_family(tmp_path):
         cache = avl.make_cache(model, inputs, policy, max_new_tokens=8)
         answers[policy.name] = model.generate(**inputs, past_key_values=cache, max_new_tokens=8, do_sample=False).tolist()
     print(json.dumps([answers["Full"] == stock, len(answers["AVL"][0]) == len(stock[0]),
-                      sum(grid.rows * grid.cols for grid in grids) == n_image, "VipLlavaForConditionalGeneration" in supported()]))
+                      sum(grid.rows * grid.cols for grid in grids) == n_image, "VipLlava" in supported()]))
     """
     assert run(tmp_path, "-c", textwrap.dedent(source)).strip() == "[true, true, true, true]"
     run(tmp_path, "-m", "ruff", "check", "avl")

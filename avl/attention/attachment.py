@@ -7,7 +7,7 @@ from typing import Any
 from avl._compat import attention_name, set_attention_name
 from avl.attention import hooks
 from avl.attention.interface import PREFIX, register
-from avl.models.families import describe, language_model
+from avl.models.families import describe, family_of, language_model
 from avl.models.families.refusals import attention_misfit
 from avl.models.merging import separate
 
@@ -24,7 +24,7 @@ def attach(model: Any) -> Any:
     """
     describe(model)
     text = language_model(model)
-    _refuse_unusual(text)
+    _refuse_unusual(text, family_of(model.config).bidirectional)
     set_attention_name(text.config, register(attention_name(text.config).removeprefix(PREFIX)))
     hooks.add(model)
     return model
@@ -50,18 +50,22 @@ def is_attached(model: Any) -> bool:
     return hooks.present(model) and attention_name(language_model(model).config).startswith(PREFIX)
 
 
-def _refuse_unusual(text: Any) -> None:
+def _refuse_unusual(text: Any, bidirectional: bool) -> None:
     """Refuse a text model whose attention is more than a causal softmax over all tokens: ours would leave the rest out.
+
+    Args:
+        text: the text decoder.
+        bidirectional: whether it may call itself not causal (see ``Family``).
 
     Raises:
         TypeError: names the layer and what it does.
     """
-    reason = attention_misfit(text.config)
+    reason = attention_misfit(text.config, bidirectional)
     if reason is not None:
         raise TypeError(reason)
     for number, layer in enumerate(text.layers):
         attention = layer.self_attn
         if getattr(attention, "sinks", None) is not None:
             raise TypeError(f"the attention of layer {number} has sinks, which adaptive attention does not compute")
-        if not getattr(attention, "is_causal", True):
+        if not (bidirectional or getattr(attention, "is_causal", True)):
             raise TypeError(f"the attention of layer {number} is not causal; adaptive attention needs a causal decoder")

@@ -14,6 +14,7 @@ from transformers.masking_utils import AttentionMaskInterface
 from avl._compat import is_registered, registered_mask
 from avl.attention.decode import attend_step
 from avl.attention.prefill import attend_prompt
+from avl.cache.cache import AdaptiveCache
 from avl.cache.layer import AdaptiveLayer
 
 PREFIX = "avl_"
@@ -48,25 +49,45 @@ def _dispatch(
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     cache = avl_layer.owner
     _refuse_unknown(kwargs, cache.longest)
+    if not cache.tables:
+        _check_mask(cache, attention_mask, getattr(module, "is_causal", True), before)
     cache.attended += 1
     kind = query.device.type
     if torch.is_autocast_enabled(kind):
         # as SDPA under autocast: its dtype for all three; what follows mixes precisions on purpose
         query, key, value = (states.to(torch.get_autocast_dtype(kind)) for states in (query, key, value))
         with torch.autocast(kind, enabled=False):
-            return _attend(avl_layer, query, key, value, attention_mask, scale), None
-    return _attend(avl_layer, query, key, value, attention_mask, scale), None
+            return _attend(avl_layer, query, key, value, scale), None
+    return _attend(avl_layer, query, key, value, scale), None
 
 
-def _attend(
-    layer: AdaptiveLayer, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, scale: float
-) -> torch.Tensor:
-    cache = layer.owner
-    if cache.tables:
-        return attend_step(layer, query, scale)
-    if isinstance(mask, torch.Tensor):
+def _attend(layer: AdaptiveLayer, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:
+    return attend_step(layer, query, scale) if layer.owner.tables else attend_prompt(layer, query, key, value, scale)
+
+
+def _check_mask(cache: AdaptiveCache, mask: Any, causal: bool, before: str) -> None:
+    """Compare the mask of a prompt with what the cache's rows say; take it over where tokens may see later ones.
+
+    Args:
+        cache: of the prompt.
+        mask: what transformers made: who sees whom, for some implementations what is padding, None where causality is all.
+        causal: whether the model's own attention is causal where it has no mask.
+        before: the model's own implementation.
+
+    Raises:
+        ValueError: it says something else, or says nothing where it must.
+    """
+    if isinstance(mask, torch.Tensor) and mask.dim() == 4:
         cache.prefill.check(mask, cache.facts.two_way)
-    return attend_prompt(layer, query, key, value, scale)
+        return
+    if cache.prefill.survivors is not None:
+        return  # of a shortened prompt, whose mask was looked at before
+    # a mask of padding [B, L] was compared where the pass began
+    if not causal or (cache.facts.two_way and any(row.image for row in cache.rows)):
+        raise ValueError(
+            f"{cache.facts.name} needs a mask that says who sees whom, which attention implementation {before!r} does not give for these "
+            "inputs: pass the processor's token_type_ids, and use model.set_attn_implementation('sdpa') or 'eager'"
+        )
 
 
 _WITHOUT_EFFECT = frozenset(

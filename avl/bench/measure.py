@@ -23,6 +23,7 @@ from avl.engine.decoder import Decoder
 from avl.engine.timing import Clock, Marks
 from avl.kernels.bench.timing import Timer, measure_bandwidth, one_line
 from avl.kernels.launch import on_device
+from avl.models.families import causal_model
 from avl.policies import Policy, PromptShape
 from avl.policies.cost import mean_cost, step_cost, update_steps
 from avl.telemetry import settle
@@ -257,13 +258,14 @@ def largest(subject: Subject, policy: Policy) -> dict[str, Any]:
 @contextlib.contextmanager
 def _stock(model: Any) -> Iterator[None]:
     """Lend the model as transformers made it, without an end of sequence; restored afterwards."""
-    eos = model.generation_config.eos_token_id
+    settings = causal_model(model).generation_config
+    eos = settings.eos_token_id
     detach(model)
-    model.generation_config.eos_token_id = None
+    settings.eos_token_id = None
     try:
         yield
     finally:
-        model.generation_config.eos_token_id = eos
+        settings.eos_token_id = eos
         attach(model)
 
 

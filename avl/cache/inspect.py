@@ -85,5 +85,5 @@ def positions_read(cache: AdaptiveCache, kv: LayerKV, update: bool) -> torch.Ten
     known = prompt[token_idx.clamp(max=kv.window.prompt - 1)]
     window = torch.where(token_idx < kv.window.prompt, known, token_idx - kv.window.prompt + row.length)
     image_idx = kv.image_idx[0] if update or kv.index is None else kv.image_idx[0, kv.index[0, : kv.core]]
-    image = torch.tensor(row.image, device=device)[image_idx].expand(window.shape[0], -1)
+    image = torch.tensor(row.image, dtype=torch.int64, device=device)[image_idx].expand(window.shape[0], -1)
     return torch.cat([image, window], dim=1).squeeze(0)

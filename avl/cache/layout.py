@@ -41,12 +41,15 @@ class Row:
 
     @property
     def spans(self) -> tuple[tuple[str, int, int], ...]:
-        """Spans of one modality as (name, start, stop): "system" before the first image, "image", "instruction" after it (Fig. 2)."""
+        """Spans of one modality as (name, start, stop): "system" before the first image, "image", "instruction" after it (Fig. 2).
+
+        A prompt without image is an instruction.
+        """
         image, start = set(self.image), 0
         spans: list[tuple[str, int, int]] = []
         for position in range(1, self.length + 1):
             if position == self.length or (position in image) != (start in image):
-                name = "image" if start in image else "instruction" if spans else "system"
+                name = "image" if start in image else "instruction" if spans or not image else "system"
                 spans.append((name, start, position))
                 start = position
         return tuple(spans)
@@ -67,16 +70,16 @@ def ids_and_mask(inputs: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
     return found[0], found[1]
 
 
-def find_rows(input_ids: torch.Tensor, attention_mask: torch.Tensor | None, image_token_id: int) -> tuple[Row, ...]:
+def find_rows(input_ids: torch.Tensor, attention_mask: torch.Tensor | None, image_token_id: int | None) -> tuple[Row, ...]:
     """Return the layout of every row of a batch.
 
     Args:
         input_ids: ``[B, L]`` token ids, with every image placeholder expanded to one id per image feature.
         attention_mask: ``[B, L]``, 0 for left padding, or None for no padding.
-        image_token_id: the id that stands for an image feature.
+        image_token_id: the id that stands for an image feature, None where the model takes no pictures.
 
     Raises:
-        ValueError: a row is padded on the right, is empty, or holds no image.
+        ValueError: a row is padded on the right or inside, or is empty.
     """
     if input_ids.dim() != 2:
         raise ValueError(f"input_ids must be [batch, length], not {list(input_ids.shape)}: pass the processor's output as it is")
@@ -89,30 +92,30 @@ def find_rows(input_ids: torch.Tensor, attention_mask: torch.Tensor | None, imag
         length = sum(1 for bit in mask if bit)
         pad = len(tokens) - length
         if length == 0 or any(mask[:pad]) or not all(mask[pad:]):
-            raise ValueError(f"row {number} of the batch is not padded on the left: set processor.tokenizer.padding_side = 'left'")
+            inside = length > 0 and bool(mask[0]) and bool(mask[-1])  # as processors do that put the picture before text that is padded
+            advice = "move the padding before the picture" if inside else "set processor.tokenizer.padding_side = 'left'"
+            raise ValueError(f"row {number} of the batch is not padded on the left: {advice}")
         image = tuple(position for position, token in enumerate(tokens[pad:]) if token == image_token_id)
-        if not image:
-            raise ValueError(f"row {number} of the batch has no image: put an image placeholder in its prompt and pass the image")
         rows.append(Row(pad=pad, length=length, image=image))
     return tuple(rows)
 
 
-def check_image_tokens(rows: Sequence[Row], input_ids: torch.Tensor, image_token_id: int) -> None:
+def check_image_tokens(rows: Sequence[Row], input_ids: torch.Tensor, image_token_id: int | None) -> None:
     """Refuse a prompt whose image tokens are elsewhere than ``rows`` say.
 
     Args:
         rows: what a cache was made for.
         input_ids: ``[B, L]``, padding included; of another shape, this function says nothing.
-        image_token_id: the id that stands for an image feature.
+        image_token_id: the id that stands for an image feature, None where there are none.
 
     Raises:
         ValueError: some image token is elsewhere.
     """
-    if tuple(input_ids.shape) != (len(rows), rows[0].pad + rows[0].length):
+    if image_token_id is None or tuple(input_ids.shape) != (len(rows), rows[0].pad + rows[0].length):
         return
     expected = torch.zeros(input_ids.shape, dtype=torch.bool)
     for flags, row in zip(expected, rows, strict=True):
-        flags[torch.tensor(row.image) + row.pad] = True
+        flags[torch.tensor(row.image, dtype=torch.int64) + row.pad] = True
     if not torch.equal(input_ids.cpu() == image_token_id, expected):
         raise ValueError("the image tokens of this prompt are not where this cache expects them: make one from these inputs")
 

@@ -51,7 +51,7 @@ class PrefillState:
             window = row.text if pins_image else range(row.length)
             tensors = [torch.tensor(list(columns), dtype=torch.int64) for columns in (row.image, range(row.n_image), window)]
             image, image_idx, window_columns = (tensor.expand(len(numbers), -1) for tensor in tensors)
-            asks = row.image[-1] == row.length - 1
+            asks = bool(row.image) and row.image[-1] == row.length - 1
             self.columns.append(PromptColumns(numbers, row.pad, row.length, image + row.pad, image_idx, window_columns + row.pad, asks))
         self.length = rows[0].pad + rows[0].length
         self._first_pad = rows[0].pad

@@ -30,7 +30,7 @@ class Recorder:
 
     def __init__(self, row: Row, n_layers: int) -> None:
         self._row = row
-        first_image = row.image[0]
+        first_image = row.image[0] if row.image else 0
         self._image = {position: number for number, position in enumerate(row.image)}
         self._kinds = [1 if position in self._image else 0 if position < first_image else 2 for position in range(row.length)]
         self._raw: list[tuple[torch.Tensor, torch.Tensor] | None] = [None] * n_layers

@@ -102,13 +102,13 @@ class Decoder:
 
     def _run_prompt(self, inputs: dict[str, Any], cache: AdaptiveCache) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the last token's logits ``[B, V]``, and by how much the next one's position exceeds the prompt's length ``[B, 1]``."""
-        mask = inputs.get("attention_mask")
+        mask, pictures = inputs.get("attention_mask"), any(row.image for row in cache.rows)
         if mask is not None and any(row.pad for row in cache.rows):
             # transformers' forward gives positions to padding; its generate, like this engine, does not
-            inputs = {**inputs, **self._family.positions(mask)}
+            inputs = {**inputs, **self._family.positions(mask, pictures)}
         logits = self._model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
         # a model that counts positions itself knows them for its last prompt only
-        ahead = torch.as_tensor(self._family.ahead(self._model), device=logits.device)
+        ahead = torch.as_tensor(self._family.ahead(self._model, pictures), device=logits.device)
         return logits, ahead.expand(cache.batch_size, 1)
 
     def step(self, tokens: torch.Tensor) -> torch.Tensor:

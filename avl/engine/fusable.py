@@ -21,7 +21,7 @@ from transformers.activations import ACT2FN
 
 from avl._compat import any_global_hook, call_override, hooks_of, records_outputs
 from avl.attention.hooks import OURS
-from avl.models.families import TEXT_FAMILIES, family_of, language_model
+from avl.models.families import TEXT_FAMILIES, causal_model, family_of, language_model
 
 _ROTARY = ("default", "linear", "llama3")
 """Rotary embeddings that depend on nothing but the position."""
@@ -47,6 +47,12 @@ def why_not(model: Any) -> str | None:
         if not _written_in(getattr(modeling, name, None), modeling):
             return f"{name} of {modeling.__name__} was replaced"
     around = _around(model, text, _modeling(family.model_type), family.model_class, f"{family.prefix}Model")
+    causal = causal_model(model)
+    if causal is not model:  # a language model of its own inside
+        around = itertools.chain(
+            _around(model, causal, _modeling(family.model_type), family.model_class),
+            _around(causal, text, modeling, f"{text_family.prefix}ForCausalLM"),
+        )
     proved: set[type] = set()
     # one after another: a layer of an unknown class need not have the parts that come after it
     for name, module, home, known in itertools.chain(around, _inside(text, modeling, text_family.prefix)):

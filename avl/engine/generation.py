@@ -15,6 +15,7 @@ from transformers import GenerationConfig, StopStringCriteria
 
 from avl._compat import logits_processors, prepared_generation_config
 from avl.engine.request import GenerationRequest
+from avl.models.families import causal_model
 from avl.policies.base import shown
 
 SAMPLED = frozenset({"epsilon_cutoff", "eta_cutoff", "min_p", "top_h", "top_k", "typical_p"})
@@ -72,7 +73,8 @@ class Settings:
     """The generation settings of one request.
 
     Attributes:
-        model: the model, whose methods make the logits processors.
+        model: the part of the model whose ``generate`` runs in the end, and whose methods make the logits processors.
+        place: where its generation config is, from the whole model on.
         config: the config that ``model.generate`` would use.
         stated: settings of the model's own config that change the answer, as ``name=value``.
         eos: token ids that end a row.
@@ -81,6 +83,7 @@ class Settings:
     """
 
     model: Any
+    place: str
     config: Any
     stated: tuple[str, ...]
     eos: frozenset[int]
@@ -94,9 +97,13 @@ class Settings:
         Raises:
             ValueError: the model's generation config asks for what the engine does not do, or holds an invalid value.
         """
+        # generate of some models calls that of a language model inside, which obeys its own config
+        causal = causal_model(model)
+        path = next(name for name, module in model.named_modules() if module is causal)
+        model, place = causal, ".".join(["model", *([path] if path else []), "generation_config"])
         own = model.generation_config
         for name in sorted(vars(GenerationConfig())):
-            _refuse(name, getattr(own, name, None))
+            _refuse(name, getattr(own, name, None), place)
         sampling = {"do_sample": True, "temperature": float(request.temperature), "top_p": float(request.top_p)}
         try:
             config = prepared_generation_config(
@@ -106,8 +113,8 @@ class Settings:
             max_time = None if own.max_time is None else float(own.max_time)
             strings = None if own.stop_strings is None else StopStringCriteria(tokenizer, own.stop_strings)
         except Exception as error:
-            raise _invalid(error) from None
-        return cls(model, config, _stated(own, request.temperature > 0), frozenset(eos), max_time, strings)
+            raise _invalid(error, place) from None
+        return cls(model, place, config, _stated(own, request.temperature > 0), frozenset(eos), max_time, strings)
 
     def processors(self, ids: torch.Tensor, mask: torch.Tensor | None) -> Any:
         """Return new logits processors for a prompt ``ids [B, L]``; they may hold state, so every run has its own.
@@ -118,18 +125,17 @@ class Settings:
         try:
             return logits_processors(self.model, copy.deepcopy(self.config), ids, mask)
         except Exception as error:
-            raise _invalid(error) from None
+            raise _invalid(error, self.place) from None
 
 
-def _refuse(name: str, value: Any) -> None:
+def _refuse(name: str, value: Any, place: str) -> None:
     if name in OBEYED or name in ARGUMENTS or name in NO_EFFECT or name.startswith("_"):
         return
     off, what = REFUSED.get(name, ((None,), "something that this version does not know"))
     # a bool is no number here: True is not the 1 of num_beams
     if not any(value is one or (type(value) is not bool and value == one) for one in off):
         raise ValueError(
-            f"model.generation_config.{name}={shown(value)} asks for {what}, which avl.stream and avl.race do not do: "
-            f"set model.generation_config.{name} = None"
+            f"{place}.{name}={shown(value)} asks for {what}, which avl.stream and avl.race do not do: set {place}.{name} = None"
         )
 
 
@@ -143,7 +149,7 @@ def _stated(own: Any, sampled: bool) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _invalid(error: Exception) -> ValueError:
+def _invalid(error: Exception, place: str) -> ValueError:
     text = str(error).strip().splitlines()
     reason = (text[0].rstrip(".:")[:200] if text else "") or type(error).__name__
-    return ValueError(f"model.generation_config holds a setting that transformers refuses ({reason}): correct it or set it to None")
+    return ValueError(f"{place} holds a setting that transformers refuses ({reason}): correct it or set it to None")

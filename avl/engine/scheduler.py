@@ -25,7 +25,7 @@ from avl.kernels import resolve_impl, triton_trouble
 from avl.models.families import describe, image_grids
 from avl.models.inputs import prepare, repeat
 from avl.models.loading import model_name
-from avl.models.prompt import Prompt, is_whole
+from avl.models.prompt import Prompt, image_token_of, is_whole
 from avl.policies import Policy, PromptShape
 from avl.policies.base import shown
 from avl.policies.cost import pruned_from, step_cost
@@ -129,6 +129,11 @@ def run(
         raise TypeError(f"request={shown(request)} is not an avl.engine.request.GenerationRequest")
     check_stop(stop)
     facts = describe(model)
+    if facts.image_token_id is None:
+        raise TypeError(
+            f"{facts.name} takes no pictures, and avl.stream and avl.race answer questions about pictures: pass an avl.make_cache of its "
+            "inputs to model.generate"
+        )
     if getattr(processor, "tokenizer", None) is None or getattr(processor, "image_token", None) is None:
         raise TypeError(f"processor={shown(processor)} is not the processor of a LLaVA: pass the one that avl.load returned")
     refuse_offloaded(model)
@@ -194,7 +199,7 @@ def _events(job: Job, start: Start, stop: threading.Event) -> Generator[Event, N
         yield Warning(f"decode steps run the torch reference, not our Triton kernels, which costs time: {trouble}")
     if start.batch > 1:
         yield Warning(f"the request runs {start.batch} times at once; text and sets are those of the first row, bytes those of all rows")
-    if not isinstance(start.question, Prompt) and is_whole(start.question, job.processor.image_token):
+    if not isinstance(start.question, Prompt) and is_whole(start.question, image_token_of(job.processor)):
         yield Warning(
             "the question has image placeholders, so it is the whole prompt and no chat template goes around it; "
             "avl.Prompt says so without this warning"

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from PIL import Image
 
+from avl.models.families import image_token_id
 from avl.models.images import open_image
 from avl.models.prompt import begins_itself, build_prompt
 
@@ -38,9 +39,11 @@ def prepare(model: Any, processor: Any, images: Sequence[Any] | Image.Image, que
     for name, value in given.items():
         if not isinstance(value, torch.Tensor):
             raise ValueError(f"the processor gives {name} as {type(value).__name__}, not as a tensor: pass the processor of this model")
+        if name == "labels" and bool((value == -100).all()):
+            continue  # targets for training, of which there are none
         if name in known:
             moved[name] = value.to(model.device, model.dtype if value.is_floating_point() else None)
-        elif not _says_nothing(name, value, given, model.config.image_token_id):
+        elif not _says_nothing(name, value, given, image_token_id(model.config)):
             raise ValueError(
                 f"the processor gives {name}, which {type(model).__name__} does not take and would ignore: pass the processor of this model"
             )

@@ -10,7 +10,9 @@ import torch
 
 from avl._compat import name_or_path, set_commit_hash
 from avl.models.families import describe, family_of, supported
+from avl.models.families.refusals import remote
 from avl.models.files import check_present, check_report, check_texts, check_weights
+from avl.models.pictures_only import read_processor
 from avl.models.processing import check_processor, complete
 from avl.models.source import TINY, Source, find_source
 
@@ -58,6 +60,11 @@ def load(
         family = family_of(config)
     except TypeError as error:
         raise TypeError(f"{source.label} cannot be used: {error}") from None
+    if not family.pictures:
+        raise TypeError(
+            f"{source.label} cannot be used: {family.model_class} takes no pictures, and avl.load takes {supported()}: load it with "
+            "transformers and pass it to avl.attach"
+        )
     if getattr(config, "quantization_config", None) is not None:
         raise TypeError(f"{source.label} is a quantized checkpoint: pass one in float32, bfloat16 or float16")
     processor = _processor(source, config)
@@ -78,7 +85,9 @@ def _config(source: Source) -> Any:
     import transformers
 
     try:
-        return transformers.AutoConfig.from_pretrained(source.place, revision=source.revision)
+        foreign = remote(transformers.PreTrainedConfig.get_config_dict(source.place, revision=source.revision)[0])
+        if foreign is None:
+            return transformers.AutoConfig.from_pretrained(source.place, revision=source.revision, trust_remote_code=False)
     except Exception as error:
         if _unknown(error):
             raise TypeError(
@@ -88,6 +97,7 @@ def _config(source: Source) -> Any:
             check_texts(source, source.folder)
             raise source.broken(f"has a config.json that cannot be used ({source.quoted(error)})") from error
         raise _unreachable(source, error) from error
+    raise TypeError(f"{source.label} cannot be used: {foreign}")
 
 
 def _unknown(error: Exception) -> bool:
@@ -103,17 +113,14 @@ def _unreachable(source: Source, error: Exception) -> OSError:
 
 
 def _processor(source: Source, config: Any) -> Any:
-    import transformers
-
     if source.local:
         check_present(source, Path(source.place))
     try:
-        processor = transformers.AutoProcessor.from_pretrained(source.place, revision=source.revision)
-    except ImportError as error:
-        named = re.search(r"requires the (\S+) library", str(error))
-        what = f"{named[1].lower()}, which is not installed" if named else f"what is not installed ({source.quoted(error)})"
-        raise OSError(f"{source.label} has a processor that needs {what}: install it in the release that fits this torch") from error
+        processor = read_processor(source.place, source.revision, source.folder, config)
     except Exception as error:
+        what = _absent_package(source, error)
+        if what is not None:
+            raise OSError(f"{source.label} has a processor that needs {what}: install it in the release that fits this torch") from error
         if source.local:
             raise source.broken(f"has a processor or tokenizer that cannot be read ({_reader(source)}{source.quoted(error)})") from error
         if source.folder is not None:
@@ -125,6 +132,14 @@ def _processor(source: Source, config: Any) -> Any:
     complete(processor, config)
     check_processor(source, processor, config)
     return processor
+
+
+def _absent_package(source: Source, error: Exception) -> str | None:
+    """Return which package transformers misses, in words; None where an error says nothing of that."""
+    named = re.search(r"requires the (\S+) library|[Pp]ackage `(\w+)` is required|[Mm]issing optional dependencies: (\w+)", str(error))
+    if named is not None:
+        return f"{next(filter(None, named.groups())).lower()}, which is not installed"
+    return f"what is not installed ({source.quoted(error)})" if isinstance(error, ImportError) else None
 
 
 def _reader(source: Source) -> str:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 from PIL import Image
 
-from avl.models.families import FAMILIES
+from avl.models.families import FAMILIES, image_token_id
 from avl.models.families.base import CLASS_TOKENS, end
 from avl.models.source import Source
 
@@ -15,14 +16,16 @@ _PROBE = (64, 48)
 
 
 def complete(processor: Any, config: Any) -> None:
-    """Fill in settings that old checkpoints lack, without which image placeholders are not expanded to image tokens; pad on the left."""
+    """Fill in what old files of LLaVA-like processors lack, without which no placeholder becomes image tokens; pad on the left."""
+    if not hasattr(processor, "tokenizer"):
+        return  # check_processor says so
     processor.tokenizer.padding_side = "left"
-    if getattr(processor, "patch_size", None) is None:
-        processor.patch_size = config.vision_config.patch_size
-    if getattr(processor, "vision_feature_select_strategy", None) is None:
-        processor.vision_feature_select_strategy = config.vision_feature_select_strategy
+    strategy = getattr(config, "vision_feature_select_strategy", "default")
+    for name, value in (("patch_size", lambda: config.vision_config.patch_size), ("vision_feature_select_strategy", lambda: strategy)):
+        if getattr(processor, name, ...) is None:
+            setattr(processor, name, value())
     tower = config.vision_config.model_type
-    if tower in CLASS_TOKENS:  # a file without the number reads as 0
+    if hasattr(processor, "num_additional_image_tokens") and tower in CLASS_TOKENS:  # a file without the number reads as 0
         processor.num_additional_image_tokens = CLASS_TOKENS[tower]
 
 
@@ -35,27 +38,66 @@ def check_processor(source: Source, processor: Any, config: Any) -> None:
     """
     if not hasattr(processor, "tokenizer") or not hasattr(processor, "image_processor"):
         raise source.broken("has no processor for text and pictures, only one of the two")
-    tokenizer, placeholder = processor.tokenizer, config.image_token_id
-    token = getattr(processor, "image_token", "<image>")
-    if tokenizer.convert_tokens_to_ids(token) != placeholder:
-        found = tokenizer.convert_tokens_to_ids(token)
-        raise source.broken(f"has a tokenizer whose {token} is token {found}, where config.json has {placeholder}")
-    if len(tokenizer) > config.text_config.vocab_size:
-        raise source.broken(f"has a tokenizer of {len(tokenizer)} tokens for a model of {config.text_config.vocab_size}")
+    tokenizer, vocabulary = processor.tokenizer, config.get_text_config().vocab_size
+    if len(tokenizer) > vocabulary:
+        raise source.broken(f"has a tokenizer of {len(tokenizer)} tokens for a model of {vocabulary}")
+    second = getattr(processor, "qformer_tokenizer", None)  # where its folder is missing, transformers takes the first one again
+    if second is not None and len(second) > config.qformer_config.vocab_size:
+        raise source.broken(f"has a qformer_tokenizer of {len(second)} tokens for a Q-Former of {config.qformer_config.vocab_size}")
     tiles = getattr(config, "image_grid_pinpoints", None)
     ours: Any = getattr(processor.image_processor, "image_grid_pinpoints", tiles)
     if tiles is not None and sorted(map(list, ours)) != sorted(map(list, tiles)):
         raise source.broken("has other image_grid_pinpoints in the settings of its image processor than in config.json")
     try:
-        made = processor(images=[Image.new("RGB", _PROBE)], text=token, return_tensors="pt")
+        text = str(getattr(processor, "image_token", "<image>")) if FAMILIES[config.model_type].placeholders else "a"
+        made = dict(processor(images=[Image.new("RGB", _PROBE)], text=text, return_tensors="pt"))
+        _check_probe(source, processor, config, made)
+    except OSError:
+        raise
     except Exception as error:
         raise source.broken(f"has a processor that fails with a picture ({source.quoted(error)})") from error
-    vision, shape = config.vision_config, made["pixel_values"].shape
-    grids = FAMILIES[config.model_type].grids(config, processor, [_PROBE], made)
-    if vision.model_type in CLASS_TOKENS and vision.model_type != "pixtral" and tuple(shape[-2:]) != (vision.image_size, vision.image_size):
+
+
+def _check_probe(source: Source, processor: Any, config: Any, made: dict[str, Any]) -> None:
+    """Check what a processor made of one blank picture.
+
+    Raises:
+        OSError: see :func:`check_processor`.
+    """
+    import transformers
+
+    family, placeholder = FAMILIES[config.model_type], image_token_id(config)
+    ids = made["input_ids"]
+    tokens = int((ids == placeholder).sum())
+    if not tokens:
+        most = int(ids.mode().values)  # nearly all of the prompt is the picture
+        name = processor.tokenizer.convert_ids_to_tokens(most)
+        raise source.broken(f"has a tokenizer whose {name} is token {most}, where config.json has {placeholder}")
+    known = inspect.signature(getattr(transformers, family.model_class).forward).parameters
+    lacking = next((name for name in _SHAPES if name in known and name not in made), None)
+    if lacking is not None:
+        raise source.broken(f"has a processor of another model ({type(processor).__name__}), which makes no {lacking} of a picture")
+    foreign = next((name for name in made if name.startswith(("pixel", "image", "qformer")) and name not in known), None)
+    if foreign is not None:
+        raise source.broken(f"has a processor of another model ({type(processor).__name__}), which makes {foreign} of a picture")
+    _check_pixels(source, config.vision_config, tuple(made["pixel_values"].shape))
+    # BLIP's queries have no places in the picture, but their number is known
+    expected = end(family.grids(config, processor, [_PROBE], made)) or getattr(config, "num_query_tokens", tokens)
+    if tokens != expected:
+        raise source.broken(f"has a processor that makes {tokens} image tokens of a picture of which the model makes {expected}")
+
+
+_SHAPES = ("image_grid_thw",)
+"""Inputs that say which shape each picture has, without which the model cannot read its pixels."""
+
+
+def _check_pixels(source: Source, vision: Any, shape: tuple[int, ...]) -> None:
+    """Check that a vision tower can read pixels of this shape: a square of its size, or one row per patch."""
+    tower = vision.model_type
+    if tower in CLASS_TOKENS and tower != "pixtral" and shape[-2:] != (vision.image_size, vision.image_size):
         raise source.broken(
             f"has a processor that makes pictures of {shape[-1]} × {shape[-2]} pixels for a vision tower of {vision.image_size}"
         )
-    tokens, expected = int((made["input_ids"] == placeholder).sum()), end(grids)
-    if grids and tokens != expected:
-        raise source.broken(f"has a processor that makes {tokens} image tokens of a picture of which the model makes {expected}")
+    values = getattr(vision, "temporal_patch_size", 0) * 3 * vision.patch_size**2 if hasattr(vision, "patch_size") else 0
+    if values and len(shape) == 2 and shape[1] != values:
+        raise source.broken(f"has a processor that makes patches of {shape[1]} values for a vision tower of {values}")

@@ -20,6 +20,11 @@ class Question(str):
     __slots__ = ()
 
 
+def image_token_of(processor: Any) -> str:
+    """Return a processor's placeholder of a picture."""
+    return str(processor.image_token)  # some keep it as an AddedToken
+
+
 def is_whole(question: str, image_token: str) -> bool:
     """Return whether text is a whole prompt: a :class:`Prompt`, or a plain str that has image placeholders."""
     return isinstance(question, Prompt) or (image_token in question and not isinstance(question, Question))
@@ -39,9 +44,14 @@ def build_prompt(config: Any, processor: Any, question: str, n_images: int) -> s
             the template is missing, fails, or leaves out an image or the question.
     """
     _check_text(question)
-    image_token = processor.image_token
+    image_token, family = image_token_of(processor), family_of(config)
+    if not family.placeholders and n_images != 1:
+        raise ValueError(f"{family.model_class} takes one picture, not {n_images}: pass one")
+    places = n_images if family.placeholders else 0
     if is_whole(question, image_token):
-        if question.count(image_token) != n_images:
+        if not family.placeholders and image_token in question:
+            raise ValueError(f"the prompt has a placeholder {image_token}, where {family.model_class} puts the picture first: leave it out")
+        if question.count(image_token) != places:
             raise ValueError(
                 f"the prompt has {question.count(image_token)} placeholders {image_token} for {n_images} images: write one for each image, "
                 "or none where the chat template is to go around it"
@@ -51,20 +61,20 @@ def build_prompt(config: Any, processor: Any, question: str, n_images: int) -> s
     _check_plain(processor, question)
     owner = next((one for one in (processor, processor.tokenizer) if getattr(one, "chat_template", None)), None)
     if owner is None:
-        prompt = family_of(config).plain_prompt(config, f"{image_token}\n" * n_images, question)
+        prompt = family.plain_prompt(config, f"{image_token}\n" * n_images, question)
         if prompt is None:
             raise ValueError("this model has no chat template: add its chat_template.jinja, or pass a whole prompt as avl.Prompt")
         return prompt
-    content = [{"type": "image"}] * n_images + [{"type": "text", "text": question}]
+    content = [{"type": "image"}] * places + [{"type": "text", "text": question}]
     advice = "put the model's own into chat_template.jinja, or pass a whole prompt as avl.Prompt"
     try:
         prompt = owner.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False)
     except Exception as error:  # a template is a program: it raises whatever it runs into
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise ValueError(f"this model's chat template fails with a picture and a question ({reason[0][:200]}): {advice}") from error
-    if prompt.count(image_token) != n_images:
+    if prompt.count(image_token) != places:
         raise ValueError(
-            f"this model's chat template writes {prompt.count(image_token)} placeholders {image_token} for {n_images} images: {advice}"
+            f"this model's chat template writes {prompt.count(image_token)} placeholders {image_token} for {places} images: {advice}"
         )
     if question not in prompt:
         raise ValueError(f"this model's chat template changes the question or leaves it out: {advice}")
@@ -92,8 +102,8 @@ def _check_plain(processor: Any, question: str) -> None:
     ids = tokenizer(question, add_special_tokens=False)["input_ids"]
     # an unknown word has the id of <unk> too
     found = [special[number] for number in ids if number in special and (number != tokenizer.unk_token_id or special[number] in question)]
-    if processor.image_token in question:
-        found.insert(0, processor.image_token)
+    if image_token_of(processor) in question:
+        found.insert(0, image_token_of(processor))
     if found:
         raise ValueError(f"the question holds {found[0]}, which this model reads as a control token and not as text: reword it")
 

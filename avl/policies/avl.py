@@ -73,7 +73,7 @@ class AVL(Policy):
         return KVBudget(image=image, window=window, recent=-(-window // 2))
 
     def select(self, layer: int, shape: PromptShape) -> int | None:
-        if self.C is None or self.C == self.S:
+        if self.C is None or self.C == self.S or shape.n_image == 0:
             return None
         return min(share(self.C, shape.n_image), self.store(layer, shape).image)
 

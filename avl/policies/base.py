@@ -252,7 +252,7 @@ class Policy:
             raise ValueError(f"fraction={shown(fraction)} is out of range: a stored share is above 0 and at most 1")
         fraction, n_layers = share_of_all, whole("n_layers", n_layers, 1)
         self.check_model(n_layers)
-        shape = PromptShape(whole("n_image", n_image, 1), whole("n_text", n_text, 0), 0, n_layers)
+        shape = PromptShape(whole("n_image", n_image, 0), whole("n_text", n_text, 0), 0, n_layers)
         full = n_layers * shape.length
         if self.budget is None:
             if fraction != 1:

@@ -76,7 +76,7 @@ def test_arguments_without_effect_pass():
     [
         (lambda text: setattr(text.config, "layer_types", ["linear_attention"]), "of the kind linear_attention"),
         (lambda text: setattr(text.config, "attn_logit_softcapping", 50.0), "attn_logit_softcapping=50.0"),
-        (lambda text: setattr(text.config, "attention_chunk_size", 64), "attention_chunk_size=64"),
+        (lambda text: setattr(text.config, "attention_chunk_size", 64), "a chunk of 64 tokens"),
         (lambda text: setattr(text.config, "use_bidirectional_attention", True), "use_bidirectional_attention=True"),
         (lambda text: setattr(text.layers[2].self_attn, "sinks", torch.zeros(4)), "layer 2 has sinks"),
         (lambda text: setattr(text.layers[2].self_attn, "is_causal", False), "layer 2 is not causal"),

@@ -130,7 +130,7 @@ def test_what_is_no_model_processor_or_request_is_named(small, thing):
     model, processor = small
     request = GenerationRequest(picture(1), QUESTION, POLICY)
     for arguments, word in (
-        ((thing, processor, request), "LlavaForCond"),
+        ((thing, processor, request), "Llava, LlavaNext"),
         ((model, thing, request), "processor"),
         ((model, processor, thing), "request"),
     ):

@@ -28,7 +28,7 @@ from random_models import (
     shared_processor,
     text_config,
 )
-from transformers import LlamaForCausalLM
+from transformers import LlamaForCausalLM, LlamaForSequenceClassification
 
 import avl
 from avl.models.families import language_model
@@ -163,8 +163,11 @@ def test_something_that_is_no_policy(works, policy):
 
 def test_no_image_in_the_prompt(works):
     model, processor = works
-    inputs = processor(text=[QUESTION], return_tensors="pt")
+    inputs = {**encode(processor, RAGGED[:1]), **processor(text=[QUESTION], return_tensors="pt")}
     with one_sentence("image"):
+        avl.make_cache(model, inputs, POLICY, max_new_tokens=4)
+    del inputs["pixel_values"]
+    with pytest.warns(UserWarning, match="the prompts hold no image"):
         avl.make_cache(model, inputs, POLICY, max_new_tokens=4)
 
 
@@ -175,11 +178,14 @@ def test_no_image_in_a_stream(works, image):
 
 
 def test_batch_rows_without_images(works):
-    """The sentence names the first such row."""
+    """They run beside the others; the warning names the first such row, once."""
     model, processor = works
     inputs = encode(processor, [RAGGED[0], Request((), "w1 w2 w3 ?"), RAGGED[1], Request((), "w4")])
-    with one_sentence("image", r"row 1\b"):
-        avl.make_cache(model, inputs, POLICY, max_new_tokens=4)
+    with pytest.warns(UserWarning, match=r"row 1 of the batch holds no image") as said:
+        cache = avl.make_cache(model, inputs, POLICY, max_new_tokens=4)
+    assert len(said) == 1
+    model.generate(**inputs, past_key_values=cache, max_new_tokens=4, do_sample=False)
+    assert [bool(cache.image_sets(row)[0][0]) for row in range(4)] == [True, False, True, False]
 
 
 def test_right_padding_is_refused(works):
@@ -375,13 +381,13 @@ def test_a_model_detached_after_its_cache_was_made(works):
 
 
 def test_an_unsupported_model_class():
-    model = LlamaForCausalLM(text_config("llava-llama")).eval()
+    model = LlamaForSequenceClassification(text_config("llava-llama")).eval()
     implementation = model.config._attn_implementation
-    with one_sentence("LlamaForCausalLM", r"LlavaForCond\w+", "LlavaNextForConditionalGeneration", kind=(ValueError, TypeError)):
+    with one_sentence("LlamaForSequenceClassification", "Llava, LlavaNext", r"Llama, .*ForCausalLM", kind=(ValueError, TypeError)):
         avl.attach(model)
     assert model.config._attn_implementation == implementation
     for thing in (None, "tiny", torch.nn.Linear(2, 2)):
-        with one_sentence("LlavaForConditionalGeneration", kind=(ValueError, TypeError)):
+        with one_sentence("Llava, LlavaNext", kind=(ValueError, TypeError)):
             avl.attach(thing)
 
 
@@ -421,7 +427,7 @@ def test_load_of_what_is_not_there(tmp_path):
 
 def test_load_of_the_wrong_class(tmp_path):
     LlamaForCausalLM(text_config("llava-llama")).save_pretrained(tmp_path)
-    with one_sentence("LlavaForConditionalGeneration", "LlavaNextForConditionalGeneration", kind=(ValueError, TypeError)):
+    with one_sentence("LlamaForCausalLM takes no pictures", "Llava, LlavaNext", kind=(ValueError, TypeError)):
         avl.load(str(tmp_path))
 
 

@@ -68,7 +68,7 @@ def assert_close(found, expected, tolerance=1e-4):
 
 
 def test_every_family_has_a_tiny_model():
-    assert {tiny.family for tiny in MODELS.values()} == set(FAMILIES)
+    assert {tiny.family for tiny in MODELS.values()} == {name for name, family in FAMILIES.items() if family.pictures}
 
 
 @pytest.mark.parametrize("rows", [RAGGED[1:2], RAGGED], ids=["alone", "ragged"])

@@ -14,6 +14,9 @@ from random_models import BOS, EOS, PAD, WORDS, picture
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
+from avl._compat import allow_missing
+from avl.models import pictures_only as library
+
 LAYERS, HEADS, KV_HEADS, HEAD_DIM, CONTEXT = 4, 4, 2, 16, 512
 SPECIAL = ("<unk>", "<pad>", "<s>", "</s>", "<image>")
 IMAGE = SPECIAL.index("<image>")
@@ -126,12 +129,8 @@ def tokenizer(names: Sequence[str] = (), **attributes: Any) -> PreTrainedTokeniz
 def pictures_only(kind: type, *parts: Any, **options: Any) -> Any:
     """Return a processor of class ``kind`` without its part for videos, which needs torchvision."""
 
-    class PicturesOnly(kind):  # type: ignore[misc]
-        def check_argument_for_proper_class(self, name: str, argument: Any) -> Any:
-            return None if argument is None else super().check_argument_for_proper_class(name, argument)
-
-    PicturesOnly.__name__ = kind.__name__
-    return PicturesOnly(*parts, **options)
+    with allow_missing(kind, ("num2words",)):
+        return library.pictures_only(kind)(*parts, video_processor=None, **options)
 
 
 def encode(tiny: Tiny, processor: Any, rows: Sequence[Sequence[tuple[int, int]]] = RAGGED[:1], seed: int = 0, **options: Any) -> Any:

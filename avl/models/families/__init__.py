@@ -6,13 +6,18 @@ from collections.abc import Sequence
 from typing import Any
 
 from avl.models.families import refusals
-from avl.models.families.base import Facts, Family, end, image_token_id
+from avl.models.families.base import Facts, Family, end, image_token_id, text_config
+from avl.models.families.blip_2 import Blip2
 from avl.models.families.gemma3 import Gemma3
+from avl.models.families.glm4v import Glm4v
+from avl.models.families.instructblip import InstructBlip
 from avl.models.families.llava import Llava
 from avl.models.families.llava_next import LlavaNext
+from avl.models.families.paligemma import PaliGemma
 from avl.models.families.qwen2_5_vl import Qwen25VL
 from avl.models.families.qwen2_vl import Qwen2VL
 from avl.models.families.qwen3_vl import Qwen3VL, Qwen3VLMoe
+from avl.models.families.text_only import TextOnly
 from avl.models.families.texts import TEXT_FAMILIES, TextFamily
 from avl.trace import Grid
 
@@ -26,6 +31,14 @@ FAMILIES: dict[str, Family] = {
         Qwen3VL(),
         Qwen3VLMoe(),
         Gemma3(),
+        Glm4v(),
+        PaliGemma(),
+        Blip2(),
+        InstructBlip(),
+        TextOnly("llama", "Llama"),
+        TextOnly("mistral", "Mistral"),
+        TextOnly("qwen2", "Qwen2"),
+        TextOnly("qwen3", "Qwen3"),
     )
 }
 """Model type -> family that adaptive attention can attach to."""
@@ -46,13 +59,19 @@ __all__ = [
     "image_token_id",
     "language_model",
     "supported",
+    "text_config",
 ]
 
 
-def supported() -> str:
-    """Return a sentence fragment that lists the supported model classes."""
-    *most, last = (family.model_class for family in FAMILIES.values())
-    return f"{', '.join(most)} and {last}"
+def supported(text_only: bool = False) -> str:
+    """Return a sentence fragment that lists the supported model classes; those that take no pictures only if asked."""
+    seeing, reading = ([family.prefix for family in FAMILIES.values() if family.pictures is kind] for kind in (True, False))
+    return f"{_listed(seeing)} (…ForConditionalGeneration)" + (f", for text alone {_listed(reading)} (…ForCausalLM)" if text_only else "")
+
+
+def _listed(names: list[str]) -> str:
+    *most, last = names
+    return f"{', '.join(most)} and {last}" if most else last
 
 
 def family_of(config: Any) -> Family:
@@ -62,11 +81,13 @@ def family_of(config: Any) -> Family:
         TypeError: the model type or its text model is not supported, its attention is more than a softmax over stored keys and values, or
             its class cannot run it; says which and why.
     """
-    reason = refusals.why_not(config)
     family = FAMILIES.get(config.model_type)
+    reason = refusals.why_not(config, family is not None and family.bidirectional)
     if family is None:
-        raise TypeError(reason or f"adaptive attention does not know {config.model_type!r} models; supported are {supported()}")
-    kind = getattr(getattr(config, "text_config", None), "model_type", None)
+        raise TypeError(
+            reason or f"adaptive attention does not know {config.model_type!r} models; supported are {supported(text_only=True)}"
+        )
+    kind = text_config(config).model_type
     if reason is None and kind not in family.texts:
         reason = (
             f"adaptive attention does not know {config.model_type!r} models with text model {kind!r}; "
@@ -99,7 +120,9 @@ def describe(model: Any) -> Facts:
         inner = next((attribute for attribute in _WRAPPED if hasattr(model, attribute)), None)
         hint = "" if inner is None else f"; this is a wrapper: pass what it wraps, model.{inner}{'()' if inner.startswith('get') else ''}"
         reason = refusals.why_not(model.config) if hasattr(getattr(model, "config", None), "model_type") and not hint else None
-        raise TypeError(reason or f"adaptive attention does not know the model class {name}; supported are {supported()}{hint}")
+        raise TypeError(
+            reason or f"adaptive attention does not know the model class {name}; supported are {supported(text_only=True)}{hint}"
+        )
     return Facts.of(family_of(model.config), model.config)
 
 

@@ -41,6 +41,9 @@ class Family(ABC):
         texts: model types of the text decoders it may have.
         preset: row of the A-VL paper's Table 3 to use for checkpoints that are not in it; None where the paper has none like it.
         two_way: whether tokens of the prompt, those of a picture at least, also attend to later ones.
+        bidirectional: whether the config of its text decoder may call it not causal, because the prompt's masks say who sees whom.
+        placeholders: whether a prompt says where its pictures stand; if not, the processor puts the one picture before the text.
+        pictures: whether its models take pictures.
     """
 
     model_type: ClassVar[str]
@@ -48,6 +51,9 @@ class Family(ABC):
     texts: ClassVar[tuple[str, ...]] = LLAMAS
     preset: ClassVar[str | None] = None
     two_way: ClassVar[bool] = False
+    bidirectional: ClassVar[bool] = False
+    placeholders: ClassVar[bool] = True
+    pictures: ClassVar[bool] = True
 
     @property
     def model_class(self) -> str:
@@ -66,16 +72,22 @@ class Family(ABC):
         """Return the module that turns token ids and positions into logits, and whose generation config ``generate`` obeys."""
         return model
 
-    def positions(self, mask: torch.Tensor) -> dict[str, torch.Tensor]:
+    def positions(self, mask: torch.Tensor, pictures: bool) -> dict[str, torch.Tensor]:
         """Return the position arguments of a padded prompt, as ``generate`` gives them: ``position_ids [B, L]``.
 
         Args:
             mask: attention mask ``[B, L]``, 0 for left padding.
+            pictures: whether some row has one.
         """
         return {"position_ids": (mask.cumsum(dim=-1) - 1).clamp(min=0)}
 
-    def ahead(self, model: Any) -> torch.Tensor | int:
-        """Return by how much the next position exceeds the length of the prompt that just ran: a number, or one per row ``[B, 1]``."""
+    def ahead(self, model: Any, pictures: bool) -> torch.Tensor | int:
+        """Return by how much the next position exceeds the length of the prompt that just ran: a number, or one per row ``[B, 1]``.
+
+        Args:
+            model: the model.
+            pictures: whether some row of that prompt has one.
+        """
         return 0
 
     def plain_prompt(self, config: Any, images: str, question: str) -> str | None:
@@ -138,7 +150,7 @@ class Facts:
     Attributes:
         name: name of the model's class.
         two_way: whether tokens of the prompt also attend to later ones.
-        image_token_id: token id of an image feature.
+        image_token_id: token id of an image feature, None where the model takes no pictures.
         layers: number of decoder layers.
         heads: number of query heads.
         kv_heads: number of key-value heads.
@@ -152,7 +164,7 @@ class Facts:
 
     name: str
     two_way: bool
-    image_token_id: int
+    image_token_id: int | None
     layers: int
     heads: int
     kv_heads: int
@@ -166,12 +178,12 @@ class Facts:
     @classmethod
     def of(cls, family: Family, config: Any) -> Facts:
         """Return the sizes in the config of a model of ``family``."""
-        text = config.text_config
+        text = text_config(config)
         heads: int = text.num_attention_heads
         return cls(
             name=family.model_class,
             two_way=family.two_way,
-            image_token_id=image_token_id(config),
+            image_token_id=image_token_id(config) if family.pictures else None,
             layers=text.num_hidden_layers,
             heads=heads,
             kv_heads=getattr(text, "num_key_value_heads", None) or heads,
@@ -182,6 +194,11 @@ class Facts:
             ffn=getattr(text, "intermediate_size", None) or text.ffn_dim,
             vocab=text.vocab_size,
         )
+
+
+def text_config(config: Any) -> Any:
+    """Return the config of a model's text decoder, which is the model's own where it takes nothing but text."""
+    return getattr(config, "text_config", None) or config
 
 
 def image_token_id(config: Any) -> int:

@@ -19,11 +19,12 @@ class Qwen2VL(Family):
     prefix: ClassVar[str] = "Qwen2VL"
     texts: ClassVar[tuple[str, ...]] = ("qwen2_vl_text",)
 
-    def positions(self, mask: torch.Tensor) -> dict[str, torch.Tensor]:
-        return {}  # the model makes its own, of image_grid_thw and mm_token_type_ids
+    def positions(self, mask: torch.Tensor, pictures: bool) -> dict[str, torch.Tensor]:
+        # of pictures the model makes its own, of image_grid_thw and mm_token_type_ids
+        return {} if pictures else super().positions(mask, pictures)
 
-    def ahead(self, model: Any) -> torch.Tensor | int:
-        return model.model.rope_deltas  # type: ignore[no-any-return]
+    def ahead(self, model: Any, pictures: bool) -> torch.Tensor | int:
+        return model.model.rope_deltas if pictures else 0  # without pictures, those of an earlier prompt
 
     def grids(
         self, config: Any, processor: Any | None, sizes: Sequence[tuple[int, int]], inputs: dict[str, Any] | None = None
