@@ -91,7 +91,16 @@ def _check_mask(cache: AdaptiveCache, mask: Any, causal: bool, before: str) -> N
 
 
 _WITHOUT_EFFECT = frozenset(
-    {"position_ids", "cache_position", "use_cache", "output_hidden_states", "output_router_logits", "return_dict", "num_items_in_batch"}
+    {
+        "position_ids",
+        "cache_position",
+        "use_cache",
+        "output_hidden_states",
+        "output_router_logits",
+        "return_dict",
+        "num_items_in_batch",
+        "logits_to_keep",
+    }
 )
 """Arguments that reach an attention function and change nothing in it."""
 

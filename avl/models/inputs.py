@@ -58,7 +58,7 @@ def encode(config: Any, processor: Any, images: Sequence[Image.Image], question:
     """
     prompt = build_prompt(config, processor, question, len(images))
     options = {"add_special_tokens": False} if begins_itself(processor.tokenizer, prompt) else {}
-    return dict(processor(images=list(images), text=prompt, return_tensors="pt", **options)), prompt
+    return dict(processor(images=[list(images)], text=[prompt], return_tensors="pt", **options)), prompt
 
 
 def _says_nothing(name: str, value: torch.Tensor, given: dict[str, Any], image_token_id: int) -> bool:

@@ -6,19 +6,25 @@ from collections.abc import Sequence
 from typing import Any
 
 from avl.models.families import refusals
+from avl.models.families.aya_vision import AyaVision
 from avl.models.families.base import Facts, Family, end, image_token_id, text_config
 from avl.models.families.blip_2 import Blip2
 from avl.models.families.gemma3 import Gemma3
 from avl.models.families.glm4v import Glm4v
+from avl.models.families.idefics3 import Idefics3, SmolVLM
 from avl.models.families.instructblip import InstructBlip
+from avl.models.families.internvl import InternVL
 from avl.models.families.llava import Llava
 from avl.models.families.llava_next import LlavaNext
+from avl.models.families.llava_onevision import LlavaOnevision
+from avl.models.families.mistral3 import Mistral3
 from avl.models.families.paligemma import PaliGemma
 from avl.models.families.qwen2_5_vl import Qwen25VL
 from avl.models.families.qwen2_vl import Qwen2VL
 from avl.models.families.qwen3_vl import Qwen3VL, Qwen3VLMoe
 from avl.models.families.text_only import TextOnly
 from avl.models.families.texts import TEXT_FAMILIES, TextFamily
+from avl.models.families.vipllava import VipLlava
 from avl.trace import Grid
 
 FAMILIES: dict[str, Family] = {
@@ -26,10 +32,17 @@ FAMILIES: dict[str, Family] = {
     for family in (
         Llava(),
         LlavaNext(),
+        LlavaOnevision(),
+        VipLlava(),
         Qwen2VL(),
         Qwen25VL(),
         Qwen3VL(),
         Qwen3VLMoe(),
+        InternVL(),
+        Idefics3(),
+        SmolVLM(),
+        Mistral3(),
+        AyaVision(),
         Gemma3(),
         Glm4v(),
         PaliGemma(),
@@ -105,8 +118,9 @@ def image_grids(config: Any, processor: Any, sizes: Sequence[tuple[int, int]], i
     Raises:
         TypeError: as :func:`family_of`.
     """
-    grids = family_of(config).grids(config, processor, sizes, inputs)
-    return grids if end(grids) == n_image else ()
+    family = family_of(config)
+    grids = family.grids(config, processor, sizes, inputs) if sizes else ()
+    return grids if grids and end(grids) + family.tail(sizes) == n_image else ()
 
 
 def describe(model: Any) -> Facts:

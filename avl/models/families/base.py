@@ -126,6 +126,10 @@ class Family(ABC):
         """Return the image inputs of a batch: random float32 pixels of one image of ``size`` (width, height) per row."""
         raise NotImplementedError
 
+    def tail(self, sizes: Sequence[tuple[int, int]]) -> int:
+        """Return how many image tokens follow the last grid's."""
+        return 0
+
     def image_tokens(self, config: Any, size: tuple[int, int]) -> int:
         """Return the number of image tokens of one image of ``size`` (width, height).
 

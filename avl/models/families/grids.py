@@ -31,7 +31,59 @@ def merged(config: Any, sizes: Sequence[tuple[int, int]], inputs: dict[str, Any]
     return one_each(((rows // merge, cols // merge) for _, rows, cols in inputs["image_grid_thw"].tolist()), sizes)
 
 
+def own_shapes(patch: int, sizes: Sequence[tuple[int, int]], inputs: dict[str, Any] | None) -> tuple[Grid, ...]:
+    """Return grids of pictures that keep their shape, a token every ``patch`` pixels (``image_sizes``: Pixtral); none without them."""
+    if inputs is None or "image_sizes" not in inputs:
+        return ()
+    return one_each(((height // patch, width // patch) for height, width in inputs["image_sizes"].tolist()), sizes)
+
+
 def square(tokens: int, sizes: Sequence[tuple[int, int]]) -> tuple[Grid, ...]:
     """Return grids of pictures that are scaled to a square of ``tokens`` tokens."""
     side = round(tokens**0.5)
     return one_each([(side, side)] * len(sizes), sizes)
+
+
+def tiles(layouts: Iterable[tuple[int, int]], side: int, sizes: Sequence[tuple[int, int]]) -> tuple[Grid, ...]:
+    """Return the grids of pictures that are cut into tiles of ``side`` x ``side`` tokens, row by row, the whole picture after them.
+
+    Args:
+        layouts: (rows, columns) of each picture's tiles; (0, 0) or (1, 1) for a picture that is not cut, which comes once.
+        side: tokens along a tile.
+        sizes: (width, height) of each picture.
+    """
+    found: list[Grid] = []
+    first = 0
+    for number, ((rows, cols), (width, height)) in enumerate(zip(layouts, sizes, strict=True)):
+        boxes = [
+            (width * col / cols, height * row / rows, width * (col + 1) / cols, height * (row + 1) / rows)
+            for row in range(rows)
+            for col in range(cols)
+        ]
+        if len(boxes) != 1:
+            boxes.append((0.0, 0.0, float(width), float(height)))
+        for box in boxes:
+            found.append(Grid(number, first, side, side, False, box))
+            first += side * side
+    return tuple(found)
+
+
+def canvas(processor: Any, sizes: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Return (rows, columns) of the tiles into which GOT-OCR2's image processor cuts pictures (InternVL, Aya Vision)."""
+    from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import get_optimal_tiled_canvas
+
+    images = processor.image_processor
+    tile = images.size["height"], images.size["width"]
+    found = [get_optimal_tiled_canvas((height, width), tile, images.min_patches, images.max_patches) for width, height in sizes]
+    return [(rows, cols) for cols, rows in found]
+
+
+def unpadded(config: Any, side: int, width: int, height: int) -> tuple[int, int]:
+    """Return rows and columns of the features of LLaVA-NeXT's tiles without padding, computed as in the modeling code."""
+    import torch
+    from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape, unpad_image
+
+    shape = get_anyres_image_grid_shape((height, width), config.image_grid_pinpoints, config.vision_config.image_size)
+    features = torch.empty(1, shape[0] * side, shape[1] * side, device="meta")
+    rows, cols = unpad_image(features, (height, width)).shape[1:]
+    return rows, cols

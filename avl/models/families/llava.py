@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 
 from avl.models.families.base import Family, leading_features
+from avl.models.families.grids import own_shapes
 from avl.trace import Grid
 
 
@@ -29,7 +30,7 @@ class Llava(Family):
         if first is None:
             return ()
         if config.vision_config.model_type == "pixtral":
-            return _own_shapes(config, sizes, inputs)
+            return own_shapes(config.vision_config.patch_size, sizes, inputs)
         side = config.vision_config.image_size // config.vision_config.patch_size
         each = first + side * side
         return tuple(
@@ -49,20 +50,6 @@ class Llava(Family):
     def random_pixels(self, config: Any, batch: int, size: tuple[int, int], generator: torch.Generator) -> dict[str, torch.Tensor]:
         side = config.vision_config.image_size
         return {"pixel_values": torch.randn(batch, 3, side, side, generator=generator, device=generator.device)}
-
-
-def _own_shapes(config: Any, sizes: Sequence[tuple[int, int]], inputs: dict[str, Any] | None) -> tuple[Grid, ...]:
-    """Return the grids of images that keep their shape; row breaks are text tokens of their own."""
-    if inputs is None or "image_sizes" not in inputs:
-        return ()
-    patch = config.vision_config.patch_size
-    found: list[Grid] = []
-    first = 0
-    for number, ((width, height), (tall, wide)) in enumerate(zip(sizes, inputs["image_sizes"].tolist(), strict=True)):
-        rows, cols = tall // patch, wide // patch
-        found.append(Grid(number, first, rows, cols, False, (0.0, 0.0, float(width), float(height))))
-        first += rows * cols
-    return tuple(found)
 
 
 def _crop(processor: Any | None, width: int, height: int) -> tuple[float, float, float, float]:

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 
 from avl.models.families.base import CLASS_TOKENS, Family, leading_features
+from avl.models.families.grids import unpadded
 from avl.trace import Grid
 
 
@@ -39,7 +40,7 @@ class LlavaNext(Family):
             whole = (0.0, 0.0, float(width), float(height))
             found.append(Grid(number, first, side, side, False, whole))
             first += side * side
-            rows, cols = _unpadded(config, side, width, height)
+            rows, cols = unpadded(config, side, width, height)
             found.append(Grid(number, first, rows, cols, True, whole))
             first += rows * (cols + 1)
         return tuple(found)
@@ -57,12 +58,3 @@ class LlavaNext(Family):
         tiles = int(image_size_to_num_patches((height, width), config.image_grid_pinpoints, side))
         pixels = torch.randn(batch, tiles, 3, side, side, generator=generator, device=generator.device)
         return {"pixel_values": pixels, "image_sizes": torch.tensor([[height, width]] * batch, device=generator.device)}
-
-
-def _unpadded(config: Any, side: int, width: int, height: int) -> tuple[int, int]:
-    """Return rows and columns of the tiles' features without padding, computed as in the modeling code."""
-    from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape, unpad_image
-
-    tiles = get_anyres_image_grid_shape((height, width), config.image_grid_pinpoints, config.vision_config.image_size)
-    features = torch.empty(1, tiles[0] * side, tiles[1] * side, device="meta")
-    return tuple(unpad_image(features, (height, width)).shape[1:])
