@@ -11,7 +11,7 @@ import typer
 
 from avl._paths import ASSETS
 from avl.cli.options import Json, Source, grouped, policy_names, read_file
-from avl.models.checkpoints import CHECKPOINTS
+from avl.models.checkpoints import RANDOM_WEIGHTS
 from avl.policies import AVL, POLICIES
 
 OTHERS = [policy for policy in POLICIES.values() if policy is not AVL]
@@ -29,7 +29,7 @@ def _size(text: str) -> tuple[int, int]:
 def bench(
     source: Source,
     random_weights: Annotated[
-        str | None, typer.Option(metavar="NAME", help=f"full-size random model instead: {', '.join(CHECKPOINTS)}")
+        str | None, typer.Option(metavar="NAME", help=f"full-size random model instead: {', '.join(RANDOM_WEIGHTS)}")
     ] = None,
     scale: Annotated[float, typer.Option(help="shrink the random model (tests)")] = 1.0,
     picture: Annotated[
@@ -92,6 +92,8 @@ def bench(
         subject = benchmark.made(
             random_weights, new_tokens, scale=scale, picture=picture, device=source.device, dtype=source.dtype, decode=decode
         )
+    if (note := benchmark.paper_note(subject)) is not None:
+        print(note, file=sys.stderr)
     result = benchmark.benchmark(
         subject,
         benchmark.parse_arms(policies or ["full", "evict", "avl"], subject),

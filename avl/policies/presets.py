@@ -17,3 +17,6 @@ PRESETS: dict[str, AVL] = {model: AVL(*settings[-1]) for model, _, settings in T
 
 NEUTRAL = "llava-1.5-13b"
 """Row to start from with models that the paper did not measure: the least aggressive of its last rows for 576 image tokens."""
+
+UNMEASURED = "The A-VL paper did not measure this model: its settings here are those of LLaVA-1.5 13B."
+"""What to say of :data:`NEUTRAL` where it is used."""
