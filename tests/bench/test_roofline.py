@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 from random_models import build_model
+from tiny_families import MODELS
 
 import avl
 from avl.bench.roofline import Rates, Sizes, batch_bytes, floor_ms, largest_batch, row_bytes, weights_ms
@@ -131,6 +132,20 @@ def test_weights_are_those_of_the_model():
     sizes = Sizes.of(model.config, 4)
     layers = sum(p.numel() for layer in model.model.language_model.layers for p in layer.parameters() if p.dim() == 2)
     assert sizes.step_weights == layers + model.lm_head.weight.numel()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_weights_are_those_of_every_family(name):
+    """Of experts, as many as one token takes; how they are chosen is not counted."""
+    model = MODELS[name].model()
+    family = family_of(model.config)
+    text = model.config.text_config
+    layers = family.decoder(model).layers
+    named = [pair for layer in layers for pair in layer.named_parameters() if not pair[0].endswith("mlp.gate.weight")]
+    matrices = sum(weights.numel() for _, weights in named if weights.dim() == 2)
+    experts = sum(weights.numel() * text.num_experts_per_tok // text.num_experts for _, weights in named if weights.dim() == 3)
+    head = family.causal(model).get_output_embeddings().weight.numel()
+    assert Sizes.of(model.config, 4).step_weights == matrices + experts + head
 
 
 def test_largest_batch():
