@@ -345,8 +345,9 @@ def make_cache(model: Any, inputs: Any, policy: Policy, max_new_tokens: int = 64
 
     Raises:
         TypeError: the model's class is not supported.
-        ValueError: the policy does not fit the model, a row is padded on the right, there are images and no image tokens, prompt and answer
-            exceed the model's context or the window of its layers, or max_new_tokens is not a positive number.
+        ValueError: the policy does not fit the model, a row is padded on the right, there are images and no image tokens, a prompt ends in
+            an image that leaves the next position in doubt, prompt and answer exceed the model's context or the window of its layers, or
+            max_new_tokens is not a positive number.
     """
     check_policy(policy)
     max_new_tokens = whole("max_new_tokens", max_new_tokens, 1)
@@ -369,11 +370,17 @@ def make_cache(model: Any, inputs: Any, policy: Policy, max_new_tokens: int = 64
 
 
 def _check_images(model: Any, inputs: Any, rows: tuple[Row, ...], policy: Policy) -> None:
-    """Refuse prompts without the image tokens that they need; warn where a policy for image tokens finds none."""
+    """Refuse prompts whose image tokens are missing or in the wrong place; warn where a policy for image tokens finds none."""
+    family = family_of(model.config)
+    last = [number for number, row in enumerate(rows) if row.image and row.image[-1] == row.length - 1]
+    if last and not family.picture_last:
+        raise ValueError(
+            f"row {last[0]} of the batch ends in an image, and transformers gives the tokens after it other positions in generate than in "
+            f"{family.model_class} itself: end the prompt with text"
+        )
     without = [number for number, row in enumerate(rows) if not row.image]
     if not without:
         return
-    family = family_of(model.config)
     if not family.placeholders or (len(without) == len(rows) and inputs.get("pixel_values") is not None):
         raise ValueError(f"row {without[0]} of the batch has no image: put an image placeholder in its prompt and pass the image")
     if policy.pins_image and policy.budget is not None:

@@ -44,6 +44,7 @@ class Family(ABC):
         bidirectional: whether the config of its text decoder may call it not causal, because the prompt's masks say who sees whom.
         placeholders: whether a prompt says where its pictures stand; if not, the processor puts the one picture before the text.
         pictures: whether its models take pictures.
+        picture_last: whether a prompt may end in one; if not, ``generate`` and the model disagree about the positions that follow.
     """
 
     model_type: ClassVar[str]
@@ -54,6 +55,7 @@ class Family(ABC):
     bidirectional: ClassVar[bool] = False
     placeholders: ClassVar[bool] = True
     pictures: ClassVar[bool] = True
+    picture_last: ClassVar[bool] = True
 
     @property
     def model_class(self) -> str:
