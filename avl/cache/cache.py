@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import warnings
 import weakref
 from collections.abc import Iterator
 from typing import Any
@@ -20,7 +19,7 @@ from transformers.cache_utils import Cache
 from avl.cache import inspect
 from avl.cache.contiguous import ContiguousSlotTable
 from avl.cache.layer import NOT_ATTACHED, AdaptiveLayer
-from avl.cache.layout import Row, check_image_tokens, check_mask, find_rows, ids_and_mask
+from avl.cache.layout import Row, check_image_tokens, check_images, check_mask, find_rows, ids_and_mask
 from avl.cache.prefill_state import PrefillState
 from avl.cache.readback import Readback
 from avl.cache.recorder import Recorder
@@ -354,7 +353,7 @@ def make_cache(model: Any, inputs: Any, policy: Policy, max_new_tokens: int = 64
     facts = describe(model)
     policy.check_model(facts.layers)
     rows = find_rows(*ids_and_mask(inputs), facts.image_token_id)
-    _check_images(model, inputs, rows, policy)
+    check_images(rows, inputs, family_of(model.config), policy)
     longest = max(row.length for row in rows) + max_new_tokens
     if longest > facts.context:
         raise ValueError(
@@ -367,22 +366,3 @@ def make_cache(model: Any, inputs: Any, policy: Policy, max_new_tokens: int = 64
             f"attention chooses nothing: shorten the question, use fewer or smaller images, or lower max_new_tokens={max_new_tokens}"
         )
     return AdaptiveCache(model, rows, policy, max_new_tokens, facts)
-
-
-def _check_images(model: Any, inputs: Any, rows: tuple[Row, ...], policy: Policy) -> None:
-    """Refuse prompts whose image tokens are missing or in the wrong place; warn where a policy for image tokens finds none."""
-    family = family_of(model.config)
-    last = [number for number, row in enumerate(rows) if row.image and row.image[-1] == row.length - 1]
-    if last and not family.picture_last:
-        raise ValueError(
-            f"row {last[0]} of the batch ends in an image, and transformers gives the tokens after it other positions in generate than in "
-            f"{family.model_class} itself: end the prompt with text"
-        )
-    without = [number for number, row in enumerate(rows) if not row.image]
-    if not without:
-        return
-    if not family.placeholders or (len(without) == len(rows) and inputs.get("pixel_values") is not None):
-        raise ValueError(f"row {without[0]} of the batch has no image: put an image placeholder in its prompt and pass the image")
-    if policy.pins_image and policy.budget is not None:
-        where = "the prompts hold no image" if len(without) == len(rows) else f"row {without[0]} of the batch holds no image"
-        warnings.warn(f"{where}: {policy.label} has only the text of it to act on", stacklevel=3)
