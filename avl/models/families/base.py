@@ -45,6 +45,7 @@ class Family(ABC):
         placeholders: whether a prompt says where its pictures stand; if not, the processor puts the one picture before the text.
         pictures: whether its models take pictures.
         token_types: name of the input ``[B, L]`` that is 1 where a token belongs to a picture, None where the model takes none.
+        picture_last: whether a prompt may end in one; if not, ``generate`` and the model disagree about the positions that follow.
     """
 
     model_type: ClassVar[str]
@@ -56,6 +57,7 @@ class Family(ABC):
     placeholders: ClassVar[bool] = True
     pictures: ClassVar[bool] = True
     token_types: ClassVar[str | None] = None
+    picture_last: ClassVar[bool] = True
 
     @property
     def model_class(self) -> str:

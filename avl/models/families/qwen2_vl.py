@@ -19,6 +19,8 @@ class Qwen2VL(Family):
     prefix: ClassVar[str] = "Qwen2VL"
     texts: ClassVar[tuple[str, ...]] = ("qwen2_vl_text",)
     token_types: ClassVar[str | None] = "mm_token_type_ids"
+    # generate counts on from the last position in each dimension, the model itself (rope_deltas) from the largest
+    picture_last: ClassVar[bool] = False
 
     def positions(self, mask: torch.Tensor, pictures: bool) -> dict[str, torch.Tensor]:
         # of pictures the model makes its own, of image_grid_thw and mm_token_type_ids
