@@ -9,6 +9,9 @@ from avl.attention.scores import accumulated_columns, accumulated_scores, last_q
 from avl.cache.cache import AdaptiveCache
 from avl.cache.layer import AdaptiveLayer
 
+MANY_PASSES = 4
+"""Passes of attention, each of as many columns as a head is wide, beyond which all columns at once take less time (without image, say)."""
+
 
 def attend_prompt(layer: AdaptiveLayer, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:
     """Attend exactly over the whole prompt by SDPA, compute the scores that the policy needs, and store the tokens that it keeps.
@@ -48,7 +51,7 @@ def attend_prompt(layer: AdaptiveLayer, query: torch.Tensor, key: torch.Tensor, 
         if observation is None:
             window_scores.append(None)
             continue
-        if few:
+        if few and (lse is not None or columns.window.shape[1] <= MANY_PASSES * key.shape[3]):
             states = (None if held is None else cache.rows_of(held, bucket) for held in (lse, mask, valid))
             found = accumulated_columns(cache.rows_of(query, bucket), cache.rows_of(key, bucket), columns.window, scale, *states)
             window_scores.append(found[:, None])

@@ -26,7 +26,7 @@ from avl.models.inputs import prepare, repeat
 from avl.models.loading import DTYPES, model_name
 from avl.policies import PRESETS, PromptShape, parse_policy
 from avl.policies.cost import mean_cost
-from avl.policies.presets import NEUTRAL
+from avl.policies.presets import NEUTRAL, UNMEASURED
 from avl.telemetry import machine_card
 
 SCHEMA = "avl.bench/1"
@@ -99,6 +99,11 @@ def parse_arms(specs: Sequence[str], subject: Subject) -> Arms:
     core = replace(paper, P=None)
     variants: Arms = {"avl": core, "evict": replace(core, C=None), "prune": replace(core, P=paper.P)}
     return {spec: variants[spec] if spec in VARIANTS else parse_policy(spec) for spec in specs}
+
+
+def paper_note(subject: Subject) -> str | None:
+    """Return what to say where the settings that ``parse_arms`` takes from the paper are another model's, None where they are its own."""
+    return UNMEASURED if subject.name not in PRESETS and family_of(subject.model.config).preset is None else None
 
 
 def card(subject: Subject, arms: Arms, batches: Sequence[int], rates: roofline.Rates) -> dict[str, Any]:

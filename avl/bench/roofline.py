@@ -2,7 +2,8 @@
 
 Everything follows from the cost model (avl/policies/cost.py), so the gain to expect at a batch is known before a run. Counted: the text
 decoder's weights and output head once per step, the keys and values that a row reads, and, where a policy ranks, the attention logits of
-every query head, written once and read once in float32. Not counted, because small: activations, indices, the new token's own K and V.
+every query head, written once and read once in float32. Not counted, because small: activations, indices, the choice of experts, the new
+token's own K and V.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from avl.engine.decoder import rows_at_once
-from avl.models.families import Facts, family_of
+from avl.models.families import Facts, family_of, text_config
 from avl.policies import Policy, PromptShape
 from avl.policies.cost import Cost, allocated_tokens
 
@@ -21,7 +22,11 @@ SCORE_BYTES = 8
 
 @dataclass(frozen=True)
 class Sizes:
-    """A text decoder's sizes. ``itemsize``: bytes of a weight, and of a value in the KV cache."""
+    """A text decoder's sizes.
+
+    ``itemsize``: bytes of a weight, and of a value in the KV cache. ``ffn``: width of the MLP; with experts, of those that one token takes
+    together, the fewest that a step reads. ``gated``: whether the MLP has a gate, hence three matrices and not two.
+    """
 
     layers: int
     heads: int
@@ -31,18 +36,22 @@ class Sizes:
     ffn: int
     vocab: int
     itemsize: int
+    gated: bool = True
 
     @classmethod
     def of(cls, config: Any, itemsize: int) -> Sizes:
         """Return the sizes that a model's config gives."""
-        facts = Facts.of(family_of(config), config)
-        return cls(facts.layers, facts.heads, facts.kv_heads, facts.head_dim, facts.hidden, facts.ffn, facts.vocab, itemsize)
+        facts, text = Facts.of(family_of(config), config), text_config(config)
+        experts = getattr(text, "num_experts_per_tok", None)
+        ffn = experts * text.moe_intermediate_size if experts else facts.ffn
+        gated = not hasattr(text, "ffn_dim")  # OPT's name for the width, and OPT has none
+        return cls(facts.layers, facts.heads, facts.kv_heads, facts.head_dim, facts.hidden, ffn, facts.vocab, itemsize, gated)
 
     @property
     def step_weights(self) -> int:
-        """Weights that a decode step multiplies with: four projections and the gated MLP of every layer, and the output head."""
+        """Weights that a decode step multiplies with: four projections and the MLP of every layer, and the output head."""
         attention = 2 * self.hidden * self.head_dim * (self.heads + self.kv_heads)
-        return self.layers * (attention + 3 * self.hidden * self.ffn) + self.vocab * self.hidden
+        return self.layers * (attention + (2 + self.gated) * self.hidden * self.ffn) + self.vocab * self.hidden
 
     @property
     def weight_bytes(self) -> int:

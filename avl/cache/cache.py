@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import warnings
 import weakref
 from collections.abc import Iterator
 from typing import Any
@@ -20,7 +19,7 @@ from transformers.cache_utils import Cache
 from avl.cache import inspect
 from avl.cache.contiguous import ContiguousSlotTable
 from avl.cache.layer import NOT_ATTACHED, AdaptiveLayer
-from avl.cache.layout import Row, check_image_tokens, check_mask, find_rows, ids_and_mask
+from avl.cache.layout import Row, check_image_tokens, check_images, check_mask, find_rows, ids_and_mask
 from avl.cache.prefill_state import PrefillState
 from avl.cache.readback import Readback
 from avl.cache.recorder import Recorder
@@ -347,15 +346,16 @@ def make_cache(model: Any, inputs: Any, policy: Policy, max_new_tokens: int = 64
 
     Raises:
         TypeError: the model's class is not supported.
-        ValueError: the policy does not fit the model, a row is padded on the right, there are images and no image tokens, prompt and answer
-            exceed the model's context or the window of its layers, or max_new_tokens is not a positive number.
+        ValueError: the policy does not fit the model, a row is padded on the right, there are images and no image tokens, a prompt ends in
+            an image that leaves the next position in doubt, prompt and answer exceed the model's context or the window of its layers, or
+            max_new_tokens is not a positive number.
     """
     check_policy(policy)
     max_new_tokens = whole("max_new_tokens", max_new_tokens, 1)
     facts = describe(model)
     policy.check_model(facts.layers)
     rows = find_rows(*ids_and_mask(inputs), facts.image_token_id)
-    _check_images(model, inputs, rows, policy)
+    check_images(rows, inputs, family_of(model.config), policy)
     longest = max(row.length for row in rows) + max_new_tokens
     if longest > facts.context:
         raise ValueError(
@@ -368,16 +368,3 @@ def make_cache(model: Any, inputs: Any, policy: Policy, max_new_tokens: int = 64
             f"attention chooses nothing: shorten the question, use fewer or smaller images, or lower max_new_tokens={max_new_tokens}"
         )
     return AdaptiveCache(model, rows, policy, max_new_tokens, facts)
-
-
-def _check_images(model: Any, inputs: Any, rows: tuple[Row, ...], policy: Policy) -> None:
-    """Refuse prompts without the image tokens that they need; warn where a policy for image tokens finds none."""
-    without = [number for number, row in enumerate(rows) if not row.image]
-    if not without:
-        return
-    family = family_of(model.config)
-    if not family.placeholders or (len(without) == len(rows) and inputs.get("pixel_values") is not None):
-        raise ValueError(f"row {without[0]} of the batch has no image: put an image placeholder in its prompt and pass the image")
-    if policy.pins_image and policy.budget is not None:
-        where = "the prompts hold no image" if len(without) == len(rows) else f"row {without[0]} of the batch holds no image"
-        warnings.warn(f"{where}: {policy.label} has only the text of it to act on", stacklevel=3)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+
+from avl.models.families import Family
+from avl.policies import Policy
 
 
 @dataclass(frozen=True)
@@ -98,6 +102,34 @@ def find_rows(input_ids: torch.Tensor, attention_mask: torch.Tensor | None, imag
         image = tuple(position for position, token in enumerate(tokens[pad:]) if token == image_token_id)
         rows.append(Row(pad=pad, length=length, image=image))
     return tuple(rows)
+
+
+def check_images(rows: Sequence[Row], inputs: Any, family: Family, policy: Policy) -> None:
+    """Refuse prompts whose image tokens are missing or in the wrong place; warn where a policy for image tokens finds none.
+
+    Args:
+        rows: layout of the prompts.
+        inputs: the processor's output.
+        family: of the model.
+        policy: what to store and read.
+
+    Raises:
+        ValueError: a row lacks its image, or ends in one that leaves the next position in doubt.
+    """
+    last = [number for number, row in enumerate(rows) if row.image and row.image[-1] == row.length - 1]
+    if last and not family.picture_last:
+        raise ValueError(
+            f"row {last[0]} of the batch ends in an image, and transformers gives the tokens after it other positions in generate than in "
+            f"{family.model_class} itself: end the prompt with text"
+        )
+    without = [number for number, row in enumerate(rows) if not row.image]
+    if not without:
+        return
+    if not family.placeholders or (len(without) == len(rows) and inputs.get("pixel_values") is not None):
+        raise ValueError(f"row {without[0]} of the batch has no image: put an image placeholder in its prompt and pass the image")
+    if policy.pins_image and policy.budget is not None:
+        where = "the prompts hold no image" if len(without) == len(rows) else f"row {without[0]} of the batch holds no image"
+        warnings.warn(f"{where}: {policy.label} has only the text of it to act on", stacklevel=3)
 
 
 def check_image_tokens(rows: Sequence[Row], input_ids: torch.Tensor, image_token_id: int | None) -> None:

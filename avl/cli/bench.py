@@ -11,31 +11,28 @@ import typer
 
 from avl._paths import ASSETS
 from avl.cli.options import Json, Source, grouped, policy_names, read_file
-from avl.models.checkpoints import CHECKPOINTS
+from avl.models.checkpoints import RANDOM_WEIGHTS
 from avl.policies import AVL, POLICIES
 
 OTHERS = [policy for policy in POLICIES.values() if policy is not AVL]
 
 
 def _size(text: str) -> tuple[int, int]:
-    width, _, height = text.partition("x")
     try:
-        return int(width), int(height)
+        width, height = map(int, text.split("x"))
     except ValueError:
-        raise typer.BadParameter(f"{text!r} is not WIDTHxHEIGHT") from None
+        raise typer.BadParameter(f"{text!r} is not WIDTHxHEIGHT, such as 1024x768", param_hint="--picture") from None
+    return width, height
 
 
 @grouped
 def bench(
     source: Source,
     random_weights: Annotated[
-        str | None, typer.Option(metavar="NAME", help=f"full-size random model instead: {', '.join(CHECKPOINTS)}")
+        str | None, typer.Option(metavar="NAME", help=f"full-size random model instead: {', '.join(RANDOM_WEIGHTS)}")
     ] = None,
     scale: Annotated[float, typer.Option(help="shrink the random model (tests)")] = 1.0,
-    picture: Annotated[
-        tuple[int, int] | None,
-        typer.Option(parser=_size, metavar="WxH", help="picture of the random model; default: most image tokens"),
-    ] = None,
+    picture: Annotated[str | None, typer.Option(metavar="WxH", help="picture of the random model; default: the family's usual one")] = None,
     image: Annotated[Path, typer.Option(help="picture of a loaded model", show_default=False)] = ASSETS / "gallery" / "scene-4.png",
     question: Annotated[str, typer.Option(help="question to a loaded model")] = "Describe the picture.",
     batch: Annotated[list[int] | None, typer.Option(metavar="ROWS...", help="default: 1 8 16 32 64 on a GPU, 1 4 on a CPU")] = None,
@@ -72,6 +69,7 @@ def bench(
         results = [_result(file) for file in files]
         readme.write_text(report.render(text, results), encoding="utf-8", errors="surrogateescape")
         return
+    size = None if picture is None else _size(picture)
     new_tokens = new_tokens or (32 if quick else 128)
     repeats = (2 if quick else 5) if repeats is None else repeats
     if new_tokens < 4 or repeats < 1 or min(batch or [1]) < 1:
@@ -90,8 +88,15 @@ def bench(
         subject = benchmark.loaded(model, processor, image, question, new_tokens, decode)
     else:
         subject = benchmark.made(
-            random_weights, new_tokens, scale=scale, picture=picture, device=source.device, dtype=source.dtype, decode=decode
+            *(random_weights, new_tokens),
+            scale=scale,
+            picture=size,
+            device=source.device,
+            dtype=source.dtype,
+            decode=decode,
         )
+    if (note := benchmark.paper_note(subject)) is not None:
+        print(note, file=sys.stderr)
     result = benchmark.benchmark(
         subject,
         benchmark.parse_arms(policies or ["full", "evict", "avl"], subject),

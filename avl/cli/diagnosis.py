@@ -68,10 +68,11 @@ def _files() -> list[tuple[str, str, str]]:
     detail = f"{size / 2**20:.1f} MiB, bundled" if complete else f"absent from {TINY}"
     rows.append(("ok" if complete else "missing", "model tiny", detail))
     hub = Path(os.environ.get("HF_HUB_CACHE") or Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface") / "hub")
-    for name, repository in CHECKPOINTS.items():
-        folder = hub / f"models--{repository.replace('/', '--')}"
-        there = any(folder.glob("snapshots/*/*.safetensors"))
-        rows.append(("ok" if there else "note", f"model {name}", "downloaded" if there else f"not downloaded ({repository})"))
+    folders = {name: hub / f"models--{repository.replace('/', '--')}" for name, repository in CHECKPOINTS.items()}
+    there = [name for name, folder in folders.items() if any(folder.glob("snapshots/*/*.safetensors"))]
+    rows += [("ok", f"model {name}", f"downloaded ({CHECKPOINTS[name]})") for name in there]
+    others = [name for name in CHECKPOINTS if name not in there]
+    rows += [("note", "other models", f"not downloaded: {', '.join(others)}")] if others else []
     free = shutil.disk_usage(hub if hub.exists() else ASSETS).free
     rows.append(("ok" if free > 30 * 2**30 else "note", "disk", f"{free / 2**30:.0f} GiB free for models; a 7B model takes 14"))
     return rows

@@ -1,5 +1,6 @@
 """Models.
 
-``families`` (supported ones), ``source``, ``files``, ``loading`` and ``processing`` (checkpoints), ``images``, ``prompt`` and ``inputs``
-(requests), ``merging`` weights, ``random_weights`` for benchmarks.
+``families`` (supported ones), ``checkpoints`` (short names), ``source``, ``files``, ``loading``, ``pictures_only`` and ``processing``
+(checkpoints), ``images``, ``prompt`` and ``inputs`` (requests), ``merging`` weights; for benchmarks ``random_weights`` and
+``random_configs``.
 """

@@ -28,9 +28,10 @@ def load(
     revision: str | None = None,
     device_map: str | dict[str, Any] | None = None,
 ) -> tuple[Any, Any]:
-    """Load a LLaVA and its processor for inference, with left padding.
+    """Load a model and its processor for inference, with left padding.
 
-    A checkpoint loads whole or not at all: nothing of it is initialized at random, and its processor fits its model.
+    A checkpoint loads whole or not at all: nothing of it is initialized at random, and its processor fits its model. Only the processor's
+    part for videos is left out where it cannot be had, which needs torchvision.
 
     Args:
         name: "tiny" (bundled), a key of :data:`CHECKPOINTS`, the Hub id of a model of a supported class, or a local folder.

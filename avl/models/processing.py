@@ -14,6 +14,9 @@ from avl.models.source import Source
 _PROBE = (64, 48)
 """Size of the blank picture that a processor has to turn into as many tokens as the model expects."""
 
+_NEEDED = ("pixel_values", "image_grid_thw")
+"""Inputs without which a model that takes them cannot read a picture."""
+
 
 def complete(processor: Any, config: Any) -> None:
     """Fill in what old files of LLaVA-like processors lack, without which no placeholder becomes image tokens; pad on the left."""
@@ -48,22 +51,18 @@ def check_processor(source: Source, processor: Any, config: Any) -> None:
     ours: Any = getattr(processor.image_processor, "image_grid_pinpoints", tiles)
     if tiles is not None and sorted(map(list, ours)) != sorted(map(list, tiles)):
         raise source.broken("has other image_grid_pinpoints in the settings of its image processor than in config.json")
+    text = str(getattr(processor, "image_token", "<image>")) if FAMILIES[config.model_type].placeholders else "a"
     try:
-        text = str(getattr(processor, "image_token", "<image>")) if FAMILIES[config.model_type].placeholders else "a"
         made = dict(processor(images=[Image.new("RGB", _PROBE)], text=text, return_tensors="pt"))
-        _check_probe(source, processor, config, made)
-    except OSError:
-        raise
+        wrong = _misfit(processor, config, made)
     except Exception as error:
         raise source.broken(f"has a processor that fails with a picture ({source.quoted(error)})") from error
+    if wrong is not None:
+        raise source.broken(wrong)
 
 
-def _check_probe(source: Source, processor: Any, config: Any, made: dict[str, Any]) -> None:
-    """Check what a processor made of one blank picture.
-
-    Raises:
-        OSError: see :func:`check_processor`.
-    """
+def _misfit(processor: Any, config: Any, made: dict[str, Any]) -> str | None:
+    """Return what is wrong with what a processor made of one blank picture, None where the model takes it."""
     import transformers
 
     family, placeholder = FAMILIES[config.model_type], image_token_id(config)
@@ -71,33 +70,30 @@ def _check_probe(source: Source, processor: Any, config: Any, made: dict[str, An
     tokens = int((ids == placeholder).sum())
     if not tokens:
         most = int(ids.mode().values)  # nearly all of the prompt is the picture
-        name = processor.tokenizer.convert_ids_to_tokens(most)
-        raise source.broken(f"has a tokenizer whose {name} is token {most}, where config.json has {placeholder}")
+        return (
+            f"has a tokenizer whose {processor.tokenizer.convert_ids_to_tokens(most)} is token {most}, where config.json has {placeholder}"
+        )
     known = inspect.signature(getattr(transformers, family.model_class).forward).parameters
-    lacking = next((name for name in _SHAPES if name in known and name not in made), None)
-    if lacking is not None:
-        raise source.broken(f"has a processor of another model ({type(processor).__name__}), which makes no {lacking} of a picture")
-    foreign = next((name for name in made if name.startswith(("pixel", "image", "qformer")) and name not in known), None)
-    if foreign is not None:
-        raise source.broken(f"has a processor of another model ({type(processor).__name__}), which makes {foreign} of a picture")
-    _check_pixels(source, config.vision_config, tuple(made["pixel_values"].shape))
+    lacking = [name for name in _NEEDED if name in known and name not in made]
+    foreign = [name for name in made if name.startswith(("pixel", "image", "qformer")) and name not in known]
+    if lacking or foreign:
+        does = f"makes no {lacking[0]}" if lacking else f"makes {foreign[0]}"
+        return f"has a processor of another model ({type(processor).__name__}), which {does} of a picture"
     # BLIP's queries have no places in the picture, but their number is known
     expected = end(family.grids(config, processor, [_PROBE], made)) or getattr(config, "num_query_tokens", tokens)
-    if tokens != expected:
-        raise source.broken(f"has a processor that makes {tokens} image tokens of a picture of which the model makes {expected}")
+    wrong = _wrong_pixels(config.vision_config, tuple(made["pixel_values"].shape))
+    if wrong is None and tokens != expected:
+        wrong = f"has a processor that makes {tokens} image tokens of a picture of which the model makes {expected}"
+    return wrong
 
 
-_SHAPES = ("image_grid_thw",)
-"""Inputs that say which shape each picture has, without which the model cannot read its pixels."""
-
-
-def _check_pixels(source: Source, vision: Any, shape: tuple[int, ...]) -> None:
-    """Check that a vision tower can read pixels of this shape: a square of its size, or one row per patch."""
+def _wrong_pixels(vision: Any, shape: tuple[int, ...]) -> str | None:
+    """Return why a vision tower cannot read pixels of this shape, None where it can: a square of its size, or one row per patch."""
     tower = vision.model_type
     if tower in CLASS_TOKENS and tower != "pixtral" and shape[-2:] != (vision.image_size, vision.image_size):
-        raise source.broken(
-            f"has a processor that makes pictures of {shape[-1]} × {shape[-2]} pixels for a vision tower of {vision.image_size}"
-        )
-    values = getattr(vision, "temporal_patch_size", 0) * 3 * vision.patch_size**2 if hasattr(vision, "patch_size") else 0
-    if values and len(shape) == 2 and shape[1] != values:
-        raise source.broken(f"has a processor that makes patches of {shape[1]} values for a vision tower of {values}")
+        return f"has a processor that makes pictures of {shape[-1]} × {shape[-2]} pixels for a vision tower of {vision.image_size}"
+    if len(shape) == 2:
+        values = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
+        if shape[1] != values:
+            return f"has a processor that makes patches of {shape[1]} values for a vision tower of {values}"
+    return None

@@ -1,52 +1,31 @@
 """Full-size models with random weights and matching inputs, for benchmarks without downloads.
 
-Sizes come from the public ``config.json`` of the checkpoints in ``CHECKPOINTS``. A step's time depends on sizes, not on the values of the
-weights, as long as they are not zeros. A random model emits no meaningful end of sequence, so runs have a fixed length.
+A step's time depends on sizes, not on the values of the weights, as long as they are not zeros. A random model emits no meaningful end of
+sequence, so runs have a fixed length.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from avl._compat import from_config
-from avl.models.families import FAMILIES, TEXT_FAMILIES, family_of
+from avl.models.families import FAMILIES, family_of, image_token_id
+from avl.models.random_configs import Architecture, Scale, Single, gemma_3_12b, qwen2_5_vl_7b, qwen3_vl_8b
 
 SYSTEM_TOKENS, QUESTION_TOKENS = 35, 30
 """Text tokens of the benchmark's prompt: a system prompt as long as Vicuna's, and a short question."""
 
-_IMAGE_TOKEN_FROM_END = 64  # 32000 of 32064 in every checkpoint
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """Sizes that differ between the checkpoints; all have a head size of 128 and a vocabulary of 32064.
-
-    ``family`` and ``text`` are the model types of the whole model and of its text decoder.
-    """
-
-    family: str
-    text: str
-    layers: int
-    hidden: int
-    ffn: int
-    kv_heads: int
-    context: int
-    rope_theta: float
-
-    @property
-    def heads(self) -> int:
-        return self.hidden // 128
-
-
-ARCHITECTURES: dict[str, Architecture] = {
+ARCHITECTURES: dict[str, Architecture | Single] = {
     "llava-1.5-7b": Architecture("llava", "llama", 32, 4096, 11008, 32, 4096, 1e4),
     "llava-1.5-13b": Architecture("llava", "llama", 40, 5120, 13824, 40, 4096, 1e4),
     "llava-1.6-7b": Architecture("llava_next", "llama", 32, 4096, 11008, 32, 4096, 1e4),
     "llava-1.6-13b": Architecture("llava_next", "llama", 40, 5120, 13824, 40, 4096, 1e4),
     "llava-1.6-mistral-7b": Architecture("llava_next", "mistral", 32, 4096, 14336, 8, 32768, 1e6),
+    "qwen2.5-vl-7b": Single("qwen2_5_vl", qwen2_5_vl_7b),
+    "qwen3-vl-8b": Single("qwen3_vl", qwen3_vl_8b),
+    "gemma-3-12b": Single("gemma3", gemma_3_12b),
 }
 
 
@@ -56,57 +35,11 @@ def config(name: str, scale: float = 1.0) -> Any:
     Raises:
         ValueError: the name is unknown, or the scale is not above 0 and at most 1.
     """
-    import transformers
-
     if name not in ARCHITECTURES:
         raise ValueError(f"there is no architecture {name!r} for random weights: use one of {', '.join(ARCHITECTURES)}")
     if not 0 < scale <= 1:
         raise ValueError(f"scale={scale!r} is out of range: above 0 and at most 1")
-    facts = ARCHITECTURES[name]
-
-    def scaled(size: int, least: int, multiple: int = 1) -> int:
-        return max(least, round(size * scale / multiple) * multiple)
-
-    group = facts.heads // facts.kv_heads
-    heads = scaled(facts.heads, group, group)
-    head_dim = scaled(128, 16, 8)
-    vocab = scaled(32064, 2 * _IMAGE_TOKEN_FROM_END)
-    vision_heads = scaled(16, 2)
-    side = scaled(24, 4) * 14
-    vision = transformers.CLIPVisionConfig(
-        hidden_size=vision_heads * scaled(64, 16, 8),
-        intermediate_size=scaled(4096, 32),
-        projection_dim=768,
-        num_hidden_layers=scaled(24, 3),  # features come from the second to last layer; all of them run
-        num_attention_heads=vision_heads,
-        image_size=side,
-        patch_size=14,
-    )
-    text_family = TEXT_FAMILIES[facts.text]
-    text_class = getattr(transformers, f"{text_family.prefix}Config")
-    text = text_class(
-        vocab_size=vocab,
-        hidden_size=heads * head_dim,
-        intermediate_size=scaled(facts.ffn, 32),
-        num_hidden_layers=scaled(facts.layers, 2),
-        num_attention_heads=heads,
-        num_key_value_heads=heads // group,
-        head_dim=head_dim,
-        max_position_embeddings=facts.context,
-        rope_parameters={"rope_type": "default", "rope_theta": facts.rope_theta},
-        rms_norm_eps=1e-5,
-        tie_word_embeddings=False,
-        **text_family.random_options,
-    )
-    parts = {
-        "vision_config": vision,
-        "text_config": text,
-        "image_token_index": vocab - _IMAGE_TOKEN_FROM_END,
-        "vision_feature_layer": -2,
-        "vision_feature_select_strategy": "default",
-        "tie_word_embeddings": False,
-    }
-    return FAMILIES[facts.family].random_config(parts, side)
+    return ARCHITECTURES[name].config(Scale(scale))
 
 
 def build(name: str, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32, scale: float = 1.0, seed: int = 0) -> Any:
@@ -138,8 +71,9 @@ def inputs(model: Any, batch: int = 1, picture: tuple[int, int] | None = None, n
     Args:
         model: whose inputs to make.
         batch: number of rows.
-        picture: (width, height) of the images, which determines the number of image tokens in LLaVA-1.6. None for the size with the most: a
-            square of 2 x 2 tiles (2928: 576 of the whole image, 2304 of the tiles and 48 row ends).
+        picture: (width, height) of the images, which determines the number of image tokens in most families. None for the family's own
+            choice: in LLaVA-1.6 the size with the most, a square of 2 x 2 tiles (2928: 576 of the whole image, 2304 of the tiles and 48 row
+            ends); in Qwen-VL 1024 x 768 (999 in Qwen2.5-VL, 768 in Qwen3-VL); in Gemma 3 it is always 256.
         n_text: text tokens of the prompt; the first :data:`SYSTEM_TOKENS` (or fewer) precede the image.
         seed: of the random values.
 
@@ -150,16 +84,17 @@ def inputs(model: Any, batch: int = 1, picture: tuple[int, int] | None = None, n
     if n_text < 2:
         raise ValueError(f"n_text={n_text!r} is out of range: one token stands before the image and one after it, so at least 2")
     sizes = model.config
-    side = sizes.vision_config.image_size
-    width, height = picture or (2 * side, 2 * side)
+    family, token = family_of(sizes), image_token_id(sizes)
+    width, height = picture or family.random_picture(sizes)
     if width < 1 or height < 1:
         raise ValueError(f"picture={picture!r} is out of range: width and height are at least 1")
     make = torch.Generator().manual_seed(seed)
-    words = torch.randint(1, sizes.image_token_id, (batch, n_text), generator=make)
+    words = torch.randint(1, min(token, getattr(sizes, "vision_start_token_id", token)), (batch, n_text), generator=make)
     before = min(SYSTEM_TOKENS, n_text - 1)
-    family = family_of(sizes)
-    image = torch.full((batch, family.image_tokens(sizes, (width, height))), sizes.image_token_id)
+    image = torch.full((batch, family.image_tokens(sizes, (width, height))), token)
     ids = torch.cat([words[:, :before], image, words[:, before:]], dim=1).to(model.device)
     pixels = family.random_pixels(sizes, batch, (width, height), torch.Generator(model.device).manual_seed(seed))
     pixels["pixel_values"] = pixels["pixel_values"].to(model.dtype)
+    if family.token_types is not None:
+        pixels[family.token_types] = (ids == token).long()
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids), **pixels}

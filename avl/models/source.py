@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from avl._paths import ASSETS
-from avl.models.checkpoints import CHECKPOINTS
+from avl.models.checkpoints import CHECKPOINTS, close_to
 
 TINY = ASSETS / "tiny"
 
@@ -75,9 +75,8 @@ def find_source(name: str | Path, revision: str | None = None) -> Source:
         ValueError: a revision is given with a folder, which has none.
         TypeError: ``name`` is neither text nor a path, or ``revision`` no text.
     """
-    names = ", ".join(["tiny", *CHECKPOINTS])
     if not isinstance(name, str | Path):
-        raise TypeError(f"name={name!r} names no model: pass one of {names}, a Hub id or a folder")
+        raise TypeError(f"name={name!r} names no model: pass tiny, a short name like llava-1.5-7b, a Hub id or a folder")
     if not isinstance(revision, str | None):
         raise TypeError(f"revision={revision!r} is no branch, tag or commit: pass its name, or None for the newest")
     if str(name) == "tiny":
@@ -92,7 +91,10 @@ def find_source(name: str | Path, revision: str | None = None) -> Source:
             raise OSError(f"{path} holds no config.json: pass the folder that save_pretrained or hf download wrote")
         return _unversioned(Source(str(path), str(path)), revision)
     if path.is_absolute() or not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", str(name)):
-        raise OSError(f"there is no model {name}: pass one of {names}, a Hub id like llava-hf/llava-1.5-7b-hf, or a folder")
+        raise OSError(
+            f"there is no model {name}: pass a short name (close to it: {close_to(str(name))}; avl doctor lists all), a Hub id like "
+            "llava-hf/llava-1.5-7b-hf, or a folder"
+        )
     return Source(str(name), str(name), revision)
 
 

@@ -25,3 +25,6 @@ NEUTRAL = "llava-1.5-13b"
 
 SPREAD_PRESETS: dict[str, AVL] = {model: replace(policy, spread=SPREAD) for model, policy in PRESETS.items()}
 """The same with spread, which is ours and not the paper's: the same bytes stored and read."""
+
+UNMEASURED = "The A-VL paper did not measure this model: its settings here are those of LLaVA-1.5 13B."
+"""What to say of :data:`NEUTRAL` where it is used."""

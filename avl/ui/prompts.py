@@ -11,7 +11,7 @@ from typing import Any
 
 from PIL import Image
 
-from avl.models.families import image_grids
+from avl.models.families import image_grids, image_token_id
 from avl.models.inputs import encode
 from avl.models.prompt import Question
 from avl.trace import Grid
@@ -46,7 +46,7 @@ def measure_with(model: Any, processor: Any) -> Measure:
 
     def count(sizes: Sequence[tuple[int, int]], question: str) -> tuple[int, int, dict[str, Any]]:
         inputs, _ = encode(config, own, [Image.new("RGB", size) for size in sizes], Question(question))
-        n_image = int((inputs["input_ids"][0] == config.image_token_id).sum())
+        n_image = int((inputs["input_ids"][0] == image_token_id(config)).sum())
         return n_image, inputs["input_ids"].shape[1] - n_image, inputs
 
     @functools.lru_cache(maxsize=256)

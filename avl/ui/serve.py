@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 from avl import trace
 from avl.engine import scheduler
 from avl.engine.request import GenerationRequest
-from avl.models.families import describe
+from avl.models.families import describe, family_of
 from avl.models.loading import load, model_name
 from avl.policies import AVL, Full
+from avl.policies.presets import UNMEASURED
 from avl.telemetry import idle
 from avl.tiny.data import scenes
 from avl.ui import address, shutdown, uploads
@@ -199,7 +200,7 @@ def _about(model: Any, processor: Any, run: Race, name: str) -> About:
         bundled=bundled,
         preset="" if bundled else table_row(name, model.config),
         default_tokens=96,
-        notes=(*([BUNDLED_NOTE] if bundled else []), BATCH_NOTE),
+        notes=(*([BUNDLED_NOTE] if bundled else []), *([UNMEASURED] if family_of(model.config).preset is None else []), BATCH_NOTE),
         context=describe(model).context,
         measure=measure_with(model, processor),
     )

@@ -191,3 +191,26 @@ def test_time_per_token_weighs_the_kinds_of_step():
 def test_bad_options_are_refused_by_name(arguments, message, capsys):
     assert cli.main(["bench", *SMALL, *arguments]) == 1
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["qwen2.5-vl-7b", "qwen3-vl-8b", "gemma-3-12b"])
+def test_models_of_other_families_are_measured(name, capsys):
+    """With their own inputs; and it is said that the paper's settings are another model's."""
+    options = ["--scale", "0.02", "--picture", "100x70", "--device", "cpu", "--repeats", "1", "--new-tokens", "8", "--no-largest"]
+    assert cli.main(["bench", "--random-weights", name, *options, "--batch", "2"]) == 0
+    said = capsys.readouterr()
+    assert "The A-VL paper did not measure this model" in said.err
+    result = json.loads(said.out.splitlines()[-1])
+    assert [row["arm"] for row in result["rows"]] == ["full", "evict", "avl"]
+    assert all(row["tpot_ms"]["median"] > 0 for row in result["rows"])
+    assert result["references"]
+
+
+def test_nothing_is_said_of_the_papers_own_models(capsys):
+    assert bench.paper_note(small()) is None
+
+
+@pytest.mark.parametrize("size", ["672", "672x", "672x672x3", "wide", ""])
+def test_a_picture_size_that_is_none(size, capsys):
+    assert cli.main(["bench", *SMALL, "--picture", size]) == 2
+    assert f"{size!r} is not WIDTHxHEIGHT, such as 1024x768" in capsys.readouterr().err

@@ -6,9 +6,12 @@ from dataclasses import replace
 
 import pytest
 from random_models import build_model
+from tiny_families import MODELS
 
 import avl
 from avl.bench.roofline import Rates, Sizes, batch_bytes, floor_ms, largest_batch, row_bytes, weights_ms
+from avl.models import random_weights
+from avl.models.families import family_of
 from avl.policies import Policy, PromptShape
 from avl.policies.cost import Cost, mean_cost, step_cost
 
@@ -21,10 +24,10 @@ ONE = replace(LONG, n_layers=1)
 PAPER = avl.AVL(S=45, C=30, K=3, T=70)
 
 
-def gain_of(sizes: Sizes, policy: Policy, batch: int) -> float:
+def gain_of(sizes: Sizes, policy: Policy, batch: int, n_image: int = LONG.n_image, rates: Rates = H200) -> float:
     """Floor of full attention over that of ``policy``, mean over the answer."""
-    shape = replace(LONG, n_layers=sizes.layers)
-    full, other = (floor_ms(sizes, mean_cost(each, shape), batch, H200) for each in (avl.Full(), policy))
+    shape = replace(LONG, n_layers=sizes.layers, n_image=n_image)
+    full, other = (floor_ms(sizes, mean_cost(each, shape), batch, rates) for each in (avl.Full(), policy))
     return full / other
 
 
@@ -89,11 +92,60 @@ def test_gain_grows_with_the_batch():
     assert gain_of(SEVEN, avl.Full(), 8) == 1
 
 
+# query heads / key-value heads, image tokens of the usual picture, KiB of a token in the cache, gain at batch 1, 8, 32
+GAINS = {
+    "llava-1.5-7b": ("32/32", 576, 512, (1.02, 1.11, 1.35)),
+    "llava-1.5-13b": ("40/40", 576, 800, (1.01, 1.09, 1.29)),
+    "llava-1.6-7b": ("32/32", 2928, 512, (1.07, 1.44, 1.98)),
+    "llava-1.6-13b": ("40/40", 2928, 800, (1.06, 1.38, 1.90)),
+    "llava-1.6-mistral-7b": ("32/8", 2928, 128, (1.02, 1.13, 1.41)),
+    "qwen2.5-vl-7b": ("28/4", 999, 56, (1.00, 1.02, 1.08)),
+    "qwen3-vl-8b": ("32/8", 768, 144, (1.00, 1.04, 1.14)),
+    "gemma-3-12b": ("16/8", 256, 384, (1.00, 1.02, 1.08)),
+}
+H100 = Rates(3.35e12, 989e12)  # data sheet: HBM3, dense bfloat16
+
+
+@pytest.mark.parametrize("name", random_weights.ARCHITECTURES)
+def test_predicted_gain_of_every_architecture(name):
+    """The table in README.md: A-VL (S 45, C 30, K 3, T 70) against full attention on an H100, 65 text tokens, 128 new ones."""
+    config = random_weights.config(name)
+    sizes, family = Sizes.of(config, 2), family_of(config)
+    heads, n_image, kib, gains = GAINS[name]
+    assert heads == f"{sizes.heads}/{sizes.kv_heads}"
+    assert family.image_tokens(config, family.random_picture(config)) == n_image
+    assert sizes.layers * sizes.entry_bytes == kib * 1024
+    assert [gain_of(sizes, PAPER, batch, n_image, H100) for batch in (1, 8, 32)] == pytest.approx(gains, abs=0.006)
+
+
+def test_grouped_queries_leave_less_to_gain():
+    """At the same prompt: a smaller cache beside weights as large. Full attention of Qwen2.5-VL-7B reads 9 times less of it per token."""
+    sizes = {name: Sizes.of(random_weights.config(name), 2) for name in GAINS}
+    for batch in (1, 8, 32):
+        gains = {name: gain_of(sizes[name], PAPER, batch, rates=H100) for name in GAINS}
+        assert gains["qwen2.5-vl-7b"] < gains["llava-1.6-mistral-7b"] < gains["llava-1.6-7b"]
+    assert sizes["llava-1.6-7b"].layers * sizes["llava-1.6-7b"].entry_bytes / (28 * sizes["qwen2.5-vl-7b"].entry_bytes) > 9
+
+
 def test_weights_are_those_of_the_model():
     model = build_model("next-mistral")
     sizes = Sizes.of(model.config, 4)
     layers = sum(p.numel() for layer in model.model.language_model.layers for p in layer.parameters() if p.dim() == 2)
     assert sizes.step_weights == layers + model.lm_head.weight.numel()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_weights_are_those_of_every_family(name):
+    """Of experts, as many as one token takes; how they are chosen is not counted."""
+    model = MODELS[name].model()
+    family = family_of(model.config)
+    text = model.config.text_config
+    layers = family.decoder(model).layers
+    named = [pair for layer in layers for pair in layer.named_parameters() if not pair[0].endswith("mlp.gate.weight")]
+    matrices = sum(weights.numel() for _, weights in named if weights.dim() == 2)
+    experts = sum(weights.numel() * text.num_experts_per_tok // text.num_experts for _, weights in named if weights.dim() == 3)
+    head = family.causal(model).get_output_embeddings().weight.numel()
+    assert Sizes.of(model.config, 4).step_weights == matrices + experts + head
 
 
 def test_largest_batch():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -16,6 +17,7 @@ import avl
 from avl import cli
 from avl.cli import options, terminal
 from avl.engine.request import MODES
+from avl.models.checkpoints import CHECKPOINTS
 from avl.trace import End, Repeat, Scores, Step, Trace
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -153,6 +155,19 @@ def test_doctor_finds_this_installation_complete(capsys):
     assert "missing: " not in shown
     for word in ("torch", "triton", "model tiny", "disk", "attention", "gpu"):
         assert word in shown
+
+
+def test_doctor_lists_every_short_name(capsys, monkeypatch, tmp_path):
+    """Those in the cache one a line, the others together."""
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    there = tmp_path / "models--Qwen--Qwen3-VL-4B-Instruct" / "snapshots" / "a"
+    there.mkdir(parents=True)
+    (there / "model.safetensors").touch()
+    assert cli.main(["doctor"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert any(re.fullmatch(r"ok +model qwen3-vl-4b +downloaded \(Qwen/Qwen3-VL-4B-Instruct\)", line) for line in lines)
+    (others,) = [line.partition("not downloaded: ")[2].split(", ") for line in lines if "other models" in line]
+    assert others == [name for name in CHECKPOINTS if name != "qwen3-vl-4b"]
 
 
 def test_doctor_fails_where_something_needed_is_missing(capsys, monkeypatch):

@@ -19,6 +19,7 @@ from tiny_families import MODELS
 from tiny_families.base import HEAD_DIM, KV_HEADS, LAYERS, encode, text_options, vocabulary
 
 import avl
+from avl.attention.prefill import MANY_PASSES
 from avl.models.families import FAMILIES, describe, family_of
 from avl.policies.cost import PromptShape, layer_cost, stored_after_prefill
 
@@ -129,6 +130,20 @@ def test_counts_are_the_cost_models(case):
         assert state.stored == [sum(cost.stored for cost in rows) for rows in costs], t
         assert state.stored_bytes == sum(state.stored) * 2 * KV_HEADS * HEAD_DIM * 4
         assert state.read == [sum(cost.read for cost in rows) for rows in costs], t
+
+
+@torch.inference_mode()
+def test_sums_of_many_columns():
+    """More text than passes of attention are worth: the sums of padded rows, which have no log-sum-exp, are those of the row alone."""
+    model, inputs, policy = made("llama"), prompts((90, 130, 110)), avl.AVL(S=45, T=50)
+    assert MANY_PASSES * HEAD_DIM < 90
+    feed = torch.randint(30, 100, (3, STEPS), generator=torch.Generator().manual_seed(4)).tolist()
+    together = generate(model, inputs, policy, STEPS, feed=feed)
+    for row, length in enumerate((90, 130, 110)):
+        alone = {key: value[row : row + 1, -length:] for key, value in inputs.items()}
+        wanted = family_oracle.run(model, alone, oracle.AVL(S=45, C=None, K=3, P=None, T=50), STEPS, feed[row])
+        assert [[one.text for one in state.sets[row]] for state in together.states] == [[one.text for one in step] for step in wanted.sets]
+        assert_close([logits[row].double() for logits in together.logits], wanted.logits)
 
 
 @torch.inference_mode()
@@ -279,3 +294,27 @@ class TestSaid:
         language_model_of("Llama").save_pretrained(tmp_path)
         with pytest.raises(TypeError, match=r"takes no pictures.*avl\.attach"):
             avl.load(tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["full", "avl-T", "h2o", "snapkv", "pyramidkv", "streaming"])
+@torch.inference_mode()
+def test_real_scale(case):
+    """32 layers, heads of 128, prompts of 700 to 1500 tokens in one batch: every row's counts, and its logits as they are alone."""
+    sizes = {"num_hidden_layers": 32, "hidden_size": 256, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 128}
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(**text_options(**sizes, max_position_embeddings=4096))
+    model = transformers.LlamaForCausalLM(config).requires_grad_(False).eval()
+    model.generation_config.eos_token_id, model.generation_config.pad_token_id = None, PAD
+    avl.attach(model)
+    lengths, policy = (1500, 700, 1200), CASES[case][0]
+    inputs, feed = prompts(lengths), [torch.randint(30, 100, (4,)).tolist() for _ in lengths]
+    together = generate(model, inputs, policy, 4, feed=feed, sets=False)
+    for t, state in enumerate(together.states):
+        for layer in (0, 17, 31):
+            costs = [layer_cost(policy, PromptShape(0, length, 4, 32), layer, t) for length in lengths]
+            assert state.stored[layer] == sum(cost.stored for cost in costs)
+            assert state.read[layer] == sum(cost.read for cost in costs)
+    alone = {key: value[1:2, -700:] for key, value in inputs.items()}
+    separate = generate(model, alone, policy, 4, feed=feed[1:2], sets=False)
+    assert_close([logits[1] for logits in together.logits], [logits[0] for logits in separate.logits])

@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 
 import avl
 from avl.models import source
+from avl.models.checkpoints import CHECKPOINTS
 from avl.models.loading import DTYPES
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -158,6 +159,22 @@ def test_tiles_of_another_shape_are_refused(tmp_path):
     build_processor("next-llama").save_pretrained(tmp_path)
     change("processor_config.json", lambda config: config["image_processor"].update(image_grid_pinpoints=[[28, 56]]))(tmp_path)
     assert "image_grid_pinpoints" in refused(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "close"),
+    [("qwen3vl-8b", "qwen3-vl-8b"), ("Qwen2.5-VL-7B", "qwen2.5-vl-7b"), ("internvl-8b", "internvl3-8b"), ("llava1.5", "llava-1.5-7b")],
+)
+def test_an_unknown_name_is_told_what_is_close(name, close):
+    message = refused(name)
+    assert close in message.partition("close to it: ")[2]
+    assert "avl doctor lists all" in message
+
+
+def test_short_names_are_of_the_hub_and_differ():
+    assert all(re.fullmatch(r"[a-z0-9.-]+", name) for name in CHECKPOINTS)
+    assert all(source.find_source(name).place == place and place.count("/") == 1 for name, place in CHECKPOINTS.items())
+    assert len(set(CHECKPOINTS.values())) == len(CHECKPOINTS)
 
 
 # ------------------------------------------------------------------------------------------------------------------------ arguments

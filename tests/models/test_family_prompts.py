@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 
 import pytest
@@ -105,3 +106,15 @@ def test_the_language_models_generation_config_counts():
     model.language_model.generation_config.num_beams = 4
     with pytest.raises(ValueError, match=r"set model\.language_model\.generation_config\.num_beams = None"):
         avl.stream(model, processor, picture(1), QUESTION, avl.Full(), 8)
+
+
+@pytest.mark.parametrize("name", ["blip-2", "instructblip"])
+def test_padding_between_picture_and_text(name):
+    """As the family's own processor pads: its rows are no rows padded on the left."""
+    model, processor = made(name)
+    plain = copy.copy(processor)
+    plain.__class__ = type(processor).__mro__[1]
+    inputs = plain(images=[picture(1), picture(2)], text=["what is it", "what"], return_tensors="pt", padding=True)
+    assert inputs["attention_mask"][1].tolist() == [1] * 8 + [0, 0] + [1] * 2
+    with pytest.raises(ValueError, match="row 1 of the batch is not padded on the left: move the padding before the picture"):
+        avl.make_cache(model, inputs, avl.Full())

@@ -12,8 +12,8 @@ from avl.bench.roofline import Sizes
 from avl.cache.layout import find_rows
 from avl.engine.decoder import Decoder
 from avl.models import random_weights
-from avl.models.checkpoints import CHECKPOINTS
-from avl.models.families import family_of
+from avl.models.checkpoints import CHECKPOINTS, RANDOM_WEIGHTS
+from avl.models.families import family_of, image_token_id
 
 PARAMETERS = {  # of the published checkpoints, in thousands of millions
     "llava-1.5-7b": 7.063,
@@ -21,19 +21,65 @@ PARAMETERS = {  # of the published checkpoints, in thousands of millions
     "llava-1.6-7b": 7.063,
     "llava-1.6-13b": 13.351,
     "llava-1.6-mistral-7b": 7.567,
+    "qwen2.5-vl-7b": 8.292,
+    "qwen3-vl-8b": 8.767,
+    "gemma-3-12b": 12.187,
 }
 NAMES = list(random_weights.ARCHITECTURES)
+LLAVAS = [name for name in NAMES if name.startswith("llava")]
 
 
 def meta(name):
     config = random_weights.config(name)
     with torch.device("meta"):
-        return getattr(transformers, "LlavaNextForConditionalGeneration" if config.model_type == "llava_next" else
-                       "LlavaForConditionalGeneration")(config)  # fmt: skip
+        return getattr(transformers, family_of(config).model_class)(config)
 
 
-def test_every_named_checkpoint_is_there():
-    assert set(NAMES) == set(CHECKPOINTS)
+def test_every_name_is_that_of_a_checkpoint():
+    assert tuple(NAMES) == RANDOM_WEIGHTS
+    assert set(NAMES) <= set(CHECKPOINTS)
+    assert set(PARAMETERS) == set(NAMES)
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes", "context", "tokens"),
+    [
+        ("qwen2.5-vl-7b", Sizes(28, 28, 4, 128, 3584, 18944, 152064, 2), 128000, {None: 999, (448, 448): 256, (1700, 2200): 61 * 79}),
+        ("qwen3-vl-8b", Sizes(36, 32, 8, 128, 4096, 12288, 151936, 2), 262144, {None: 768, (448, 448): 196}),
+        ("gemma-3-12b", Sizes(48, 16, 8, 256, 3840, 15360, 262208, 2), 131072, {None: 256, (1700, 2200): 256}),
+    ],
+)
+def test_full_size_models_of_other_families(name, sizes, context, tokens):
+    model = meta(name)
+    model.tie_weights()
+    assert sum(p.numel() for p in model.parameters()) / 1e9 == pytest.approx(PARAMETERS[name], abs=0.001)
+    assert Sizes.of(model.config, 2) == sizes
+    family = family_of(model.config)
+    assert model.config.text_config.max_position_embeddings == context
+    assert {size: family.image_tokens(model.config, size or family.random_picture(model.config)) for size in tokens} == tokens
+
+
+@pytest.mark.parametrize(("name", "tokens"), [("qwen2.5-vl-7b", 3 * 4), ("qwen3-vl-8b", 3 * 4), ("gemma-3-12b", 16)])
+def test_small_models_of_other_families(name, tokens):
+    """A prompt and steps of two rows; both have pictures and words of their own."""
+    model = attach(random_weights.build(name, scale=1 / 32))
+    side = {"qwen2.5-vl-7b": 28, "qwen3-vl-8b": 32}.get(name, 56)
+    inputs = random_weights.inputs(model, batch=2, picture=(4 * side + 3, 3 * side - 3), n_text=9)
+    row = find_rows(inputs["input_ids"], inputs["attention_mask"], image_token_id(model.config))[1]
+    assert (row.n_image, row.n_text) == (tokens, 9)
+    assert (inputs["input_ids"][0] != inputs["input_ids"][1]).any()
+    first, second = inputs["pixel_values"].chunk(2)
+    assert not torch.equal(first, second)
+    stock = model.generate(**inputs, max_new_tokens=4, do_sample=False)[:, -4:]
+    cache = avl.make_cache(model, inputs, avl.Full(), max_new_tokens=4)
+    assert torch.equal(model.generate(**inputs, past_key_values=cache, max_new_tokens=4, do_sample=False)[:, -4:], stock)
+    cache = avl.make_cache(model, inputs, avl.AVL(S=45, C=30, K=3, P=90, T=50), max_new_tokens=6)
+    decoder = Decoder(model, cache)
+    with torch.inference_mode():
+        logits = decoder.prefill(inputs)
+        for _ in range(5):
+            logits = decoder.step(logits.argmax(-1))
+    assert logits.isfinite().all()
 
 
 @pytest.mark.parametrize("name", ["llava-1.5-7b", "llava-1.6-13b", "llava-1.6-mistral-7b"])
@@ -55,7 +101,7 @@ def test_full_size_models_have_the_published_sizes(name):
         assert counts == {(672, 672): 2928, (640, 480): 2340, (1700, 2200): 2448}
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", LLAVAS)
 def test_small_models_run_a_prompt_and_steps(name):
     model = attach(random_weights.build(name, scale=1 / 32))
     inputs = random_weights.inputs(model, batch=2, n_text=9)

@@ -121,3 +121,19 @@ def test_a_second_tokenizer_that_is_the_first(folders, tmp_path):
     shutil.rmtree(folder / "qformer_tokenizer")
     change("config.json", lambda config: config["qformer_config"].update(vocab_size=100))(folder)
     assert "has a qformer_tokenizer of 136 tokens for a Q-Former of 100" in refused(folder)
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "words"),
+    [
+        ("qwen2_vl", {"patch_size": 7}, "patches of 294 values for a vision tower of 150"),
+        ("qwen3_vl", {"merge_size": 1}, "makes 130 image tokens of a picture of which the model makes 30"),
+        ("glm4v", {"temporal_patch_size": 1}, "patches of 75 values for a vision tower of 150"),
+        ("gemma3", {"size": {"height": 60, "width": 60}}, "pictures of 60 × 60 pixels for a vision tower of 40"),
+        ("paligemma", {"size": {"height": 56, "width": 56}}, "pictures of 56 × 56 pixels for a vision tower of 28"),
+    ],
+)
+def test_pixels_that_the_model_cannot_read(family, changes, words, folders, tmp_path):
+    folder = Path(shutil.copytree(folders(FAMILIES[family]), tmp_path / "model"))
+    change("processor_config.json", lambda settings: settings["image_processor"].update(changes))(folder)
+    assert re.search(words, refused(folder))

@@ -44,6 +44,8 @@ class Family(ABC):
         bidirectional: whether the config of its text decoder may call it not causal, because the prompt's masks say who sees whom.
         placeholders: whether a prompt says where its pictures stand; if not, the processor puts the one picture before the text.
         pictures: whether its models take pictures.
+        token_types: name of the input ``[B, L]`` that is 1 where a token belongs to a picture, None where the model takes none.
+        picture_last: whether a prompt may end in one; if not, ``generate`` and the model disagree about the positions that follow.
     """
 
     model_type: ClassVar[str]
@@ -54,6 +56,8 @@ class Family(ABC):
     bidirectional: ClassVar[bool] = False
     placeholders: ClassVar[bool] = True
     pictures: ClassVar[bool] = True
+    token_types: ClassVar[str | None] = None
+    picture_last: ClassVar[bool] = True
 
     @property
     def model_class(self) -> str:
@@ -121,6 +125,11 @@ class Family(ABC):
             side: side of the vision tower's input in pixels.
         """
         raise NotImplementedError
+
+    def random_picture(self, config: Any) -> tuple[int, int]:
+        """Return (width, height) of the picture that random inputs have if none is asked for; here, of the most image tokens."""
+        side = config.vision_config.image_size
+        return 2 * side, 2 * side
 
     def random_pixels(self, config: Any, batch: int, size: tuple[int, int], generator: torch.Generator) -> dict[str, torch.Tensor]:
         """Return the image inputs of a batch: random float32 pixels of one image of ``size`` (width, height) per row."""
