@@ -16,7 +16,7 @@ SHARES = (100.0, 80.0, 60.0, 45.0, 30.0, 20.0, 10.0, 5.0)
 SPREADS = (33.0, 67.0, 100.0)
 """Shares of S that are spread, in %."""
 TITLES = {"qa": "short answers", "read": "reading (ANLS)", "describe": "descriptions (facts right)"}
-_SPREAD_COLORS = ("#9467BD", "#0072B2", "#002F5F")
+_SPREAD_LOOKS = (("#9467BD", "o"), ("#0072B2", "P"), ("#002F5F", "*"))
 
 
 def adaptive(share: float, spread: float | None = None) -> AVL:
@@ -86,8 +86,8 @@ def plot(results: dict[str, list[Row]], path: Path) -> None:
         thin = {} if name == "AVL" else {"linestyle": (0, (4, 2)), "linewidth": 1.3, "markersize": 4.5}
         looks[name] = charts.style(place) | thin | {"label": POLICIES[name].title, "zorder": 3 if name == "AVL" else 2}
     for place, name in enumerate(spreads):
-        color = _SPREAD_COLORS[place % len(_SPREAD_COLORS)]
-        looks[name] = charts.style(place) | {"color": color, "label": name, "linewidth": 2.6, "zorder": 4}
+        color, marker = _SPREAD_LOOKS[place % len(_SPREAD_LOOKS)]
+        looks[name] = charts.style(place) | {"color": color, "marker": marker, "label": name, "linewidth": 2.6, "zorder": 4}
     with charts.figure(13.2, 5.2, len(TASKS)) as (figure, panels):
         for panel, task in zip(panels, TASKS, strict=True):
             values = [100 * row.scores[task] for rows in results.values() for row in rows if task in row.scores]
