@@ -4,29 +4,29 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from avl.cache.cache import make_cache
+from avl.evaluation.memory import Workload, at_equal_memory, batches, prompt, stored_share, workload
+from avl.evaluation.rows import Row, Rows, table, today
 from avl.evaluation.tasks import TASKS, Sample, score
-from avl.models.families import describe, family_of
-from avl.policies import AVL, Full, Policy, parse_policy
+from avl.models.families import describe
+from avl.policies import AVL, POLICIES, Full, Policy, cli_name, parse_policy
 
 MAX_NEW_TOKENS = 96  # the longest right answer needs 80
 
+ADAPTIVE = AVL(S=45, C=30, K=3, P=90, T=60)
+"""What ``avl`` without parameters means here: all five."""
 
-@dataclass(frozen=True)
-class Result:
-    """One row of the table. Scores and shares are 0 to 1; stored and read are shares of a full cache, averaged over decode steps."""
+OTHERS = tuple(cli_name(policy) for name, policy in POLICIES.items() if name not in ("Full", "AVL"))
+"""What A-VL is compared with."""
 
-    policy: str
-    scores: dict[str, float]
-    kept: dict[str, float]
-    stored: float
-    read: float
-    seconds: float
+_WITH_SPREAD = tuple(f"avl:S=45,C=30,K=3,P=90,T=60,spread={percent}" for percent in (20, 33, 45))
+_NO_SCORES = ("avl:S=45", "avl:S=45,spread=45")  # the same memory, all chosen by scores and none
+TABLE = ("full", "avl", *_WITH_SPREAD, *OTHERS, *_NO_SCORES)
+"""The rows of the whole table."""
 
 
 class _Meter:
@@ -52,23 +52,17 @@ def answer(model: Any, processor: Any, samples: Sequence[Sample], policy: Policy
     Returns:
         The answers, and the entries stored, read and of a full cache, summed over layers, rows and decode steps.
     """
-    texts = [
-        processor.apply_chat_template(
-            [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": s.question.text}]}], add_generation_prompt=True
-        )
-        for s in samples
-    ]
+    texts = [prompt(processor, sample) for sample in samples]
     inputs = processor(images=[s.image for s in samples], text=texts, return_tensors="pt", padding=True).to(model.device, model.dtype)
     cache = make_cache(model, inputs, policy, max_new_tokens=MAX_NEW_TOKENS)
-    layers = model.config.text_config.num_hidden_layers
-    meter = _Meter(cache, len(samples), int(inputs["attention_mask"].sum()), layers)
+    meter = _Meter(cache, len(samples), int(inputs["attention_mask"].sum()), describe(model).layers)
     with torch.inference_mode():
         out = model.generate(**inputs, past_key_values=cache, max_new_tokens=MAX_NEW_TOKENS, do_sample=False, stopping_criteria=[meter])
     answers = processor.batch_decode(out[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
     return [a.strip() for a in answers], (meter.stored, meter.read, meter.full)
 
 
-def evaluate(model: Any, processor: Any, samples: Sequence[Sample], policy: Policy, full: Result | None = None, batch: int = 16) -> Result:
+def evaluate(model: Any, processor: Any, samples: Sequence[Sample], policy: Policy, batch: int = 16) -> Row:
     """Score a policy on samples.
 
     Args:
@@ -76,82 +70,84 @@ def evaluate(model: Any, processor: Any, samples: Sequence[Sample], policy: Poli
         processor: its processor.
         samples: what to ask.
         policy: under which policy to answer.
-        full: the result of full attention, to say which share of its score is kept; None where this is full attention.
         batch: samples at a time.
     """
     began = time.monotonic()
-    points: dict[str, list[float]] = {task: [] for task in TASKS}
+    found = [0.0] * len(samples)
     stored = read = whole = 0
-    # Answers of one kind are about as long, so that few rows of a batch wait for the others.
-    order = sorted(samples, key=lambda s: (s.question.task, s.question.kind, len(s.question.answer)))
-    for start in range(0, len(order), batch):
-        part = order[start : start + batch]
-        answers, (a, b, c) = answer(model, processor, part, policy)
+    for indices in batches(samples, batch):
+        answers, (a, b, c) = answer(model, processor, [samples[index] for index in indices], policy)
         stored, read, whole = stored + a, read + b, whole + c
-        for sample, text in zip(part, answers, strict=True):
-            points[sample.question.task].append(score(sample.question, text))
-    scores = {task: sum(p) / len(p) for task, p in points.items() if p}
-    base = full.scores if full else scores
-    kept = {task: value / base[task] if base[task] else 0.0 for task, value in scores.items()}
-    return Result(policy.label, scores, kept, stored / max(whole, 1), read / max(whole, 1), time.monotonic() - began)
+        for index, text in zip(indices, answers, strict=True):
+            found[index] = round(score(samples[index].question, text), 4)  # as a file keeps it
+    points = {task: tuple(p for p, s in zip(found, samples, strict=True) if s.question.task == task) for task in TASKS}
+    shares = [round(count / max(whole, 1), 4) for count in (stored, read)]
+    return Row(policy.label, policy.to_dict(), points, shares[0], shares[1], round(time.monotonic() - began, 1), today())
 
 
-def at_equal_memory(share: float, text: int, images: int, layers: int, names: Sequence[str]) -> list[Policy]:
-    """Return the policies named, each set to store the same share of a full cache; those that cannot are left out."""
-    policies: list[Policy] = []
-    for name in names:
-        try:
-            policies.append(parse_policy(name).at_stored(share, images, text, layers))
-        except ValueError:
-            continue
-    return policies
-
-
-def text_tokens(processor: Any, samples: Sequence[Sample]) -> int:
-    """Mean number of text tokens of the prompts and right answers, rounded: what `at_stored` counts with."""
-    tokenizer = processor.tokenizer
-    lengths = [len(tokenizer(f"USER: \n{s.question.text} ASSISTANT: {s.question.answer}")["input_ids"]) for s in samples]
-    return round(sum(lengths) / len(lengths))
-
-
-def table(results: Sequence[Result]) -> str:
-    """Return the results as lines of text."""
-    lines = [f"{'policy':34}" + "".join(f"{t:>10}{'kept':>8}" for t in TASKS) + f"{'stored':>9}{'read':>8}"]
-    for r in results:
-        cells = "".join(f"{r.scores[t]:10.1%}{r.kept[t]:8.1%}" if t in r.scores else f"{'–':>10}{'–':>8}" for t in TASKS)
-        lines.append(f"{r.policy:34}{cells}{r.stored:9.1%}{r.read:8.1%}")
-    return "\n".join(lines)
-
-
-def evaluate_all(
-    model: Any, processor: Any, samples: Sequence[Sample], names: Sequence[str], batch: int = 16, say: Callable[[str], None] = print
-) -> list[Result]:
-    """Score full attention and the policies named: A-VL with all five parameters, the others at the memory that A-VL then uses.
+class Measured:
+    """A model and its questions: measures what its rows do not hold yet.
 
     Args:
         model: an attached model.
         processor: its processor.
         samples: what to ask.
-        names: registered names of policies; full attention is always measured.
+        rows: where rows go.
         batch: samples at a time.
+    """
+
+    def __init__(self, model: Any, processor: Any, samples: Sequence[Sample], rows: Rows, batch: int = 16) -> None:
+        self._model, self._processor, self._samples, self.rows, self._batch = model, processor, samples, rows, batch
+        self.steps: Workload = workload(model, processor, samples, batch, MAX_NEW_TOKENS)
+
+    def row(self, policy: Policy) -> Row:
+        """Return a policy's row, measured now unless it has been before."""
+        row = self.rows.find(policy)
+        if row is None:
+            row = evaluate(self._model, self._processor, self._samples, policy, self._batch)
+            self.rows.add(row)
+        return row
+
+    def equal(self, policy: Policy, to: Policy) -> Policy | None:
+        """Return a policy at the memory of another one; None, and a note beside the rows, where it cannot be."""
+        try:
+            return at_equal_memory(policy, stored_share(to, self.steps), self.steps)
+        except ValueError as error:
+            self.rows.notes.setdefault("left out", {})[f"{policy.title} at the memory of {to.label}"] = str(error)
+            self.rows.write()
+            return None
+
+
+def wanted(specs: Sequence[str]) -> list[tuple[Policy, bool]]:
+    """Return the policies that texts mean, and whether each is to be set to A-VL's memory: those named without parameters are.
+
+    Raises:
+        ValueError: a policy or a parameter is unknown or out of range.
+    """
+    found = []
+    for spec in specs:
+        policy = parse_policy(spec)
+        bare = ":" not in spec
+        if bare and isinstance(policy, AVL):
+            policy = ADAPTIVE
+        found.append((policy, bare and policy.budget is not None and not isinstance(policy, AVL)))
+    return found
+
+
+def evaluate_all(measured: Measured, policies: Sequence[tuple[Policy, bool]], say: Callable[[str], None] = print) -> None:
+    """Score full attention and policies.
+
+    Args:
+        measured: what is asked, and where rows go.
+        policies: as from :func:`wanted`; the memory is that of the first A-VL among them, else of :data:`ADAPTIVE`.
         say: takes each line of the table as soon as it is known.
     """
-    full = evaluate(model, processor, samples, Full(), batch=batch)
-    results = [full]
-    say(table(results))
-    if not set(names) - {"Full"}:
-        return results
-
-    def add(result: Result) -> None:
-        results.append(result)
-        say(table([result]).splitlines()[1])
-
-    adaptive = evaluate(model, processor, samples, AVL(S=45, C=30, K=3, P=90, T=60), full, batch)
-    if "AVL" in names:
-        add(adaptive)
-    others = [name for name in names if name not in ("Full", "AVL")]
-    text, layers = text_tokens(processor, samples), describe(model).layers
-    image = family_of(model.config).image_tokens(model.config, samples[0].image.size)
-    for policy in at_equal_memory(adaptive.stored, text, image, layers, others):
-        add(evaluate(model, processor, samples, policy, full, batch))
-    return results
+    full = measured.row(Full())
+    say(table([full], full))
+    reference = next((policy for policy, _ in policies if isinstance(policy, AVL)), ADAPTIVE)
+    for policy, equal in policies:
+        chosen = measured.equal(policy, reference) if equal else policy
+        if chosen is None:
+            say(f"{policy.title} is left out: it cannot store what {reference.label} stores")
+        elif not isinstance(chosen, Full):
+            say(table([measured.row(chosen)], full).splitlines()[1])
