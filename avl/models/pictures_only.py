@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from avl._compat import allow_missing
+from avl.models.pixtral_processor import PixtralProcessor, read_pixtral
 
 _VIDEOS = "video_processor"
 _NAMED_IN = ("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json", "tokenizer_config.json")
@@ -32,24 +33,35 @@ def read_processor(place: str, revision: str | None, folder: Path | None, config
     """
     import transformers
 
+    if folder is not None and _processor_name(folder) == PixtralProcessor.__name__ and not transformers.utils.is_torchvision_available():
+        return read_pixtral(place, revision, folder)
     try:
         return transformers.AutoProcessor.from_pretrained(place, revision=revision, trust_remote_code=False)
     except Exception:  # of any file or package: what pictures need as well is missed again below
-        kind = _processor_class(folder, config)
+        kind = _processor_class(_processor_name(folder), config)
         if kind is None:
             raise
         return kind.from_pretrained(place, revision=revision or "main", trust_remote_code=False)
 
 
-def _processor_class(folder: Path | None, config: Any) -> Any | None:
-    """Return the class of a checkpoint's processor without videos, None where it has no part for them or is unknown."""
-    import transformers
-
+def _processor_name(folder: Path | None) -> Any:
+    """Return the class name that a checkpoint's files give its processor, None without one."""
     try:
         files = [json.loads((folder / name).read_text("utf-8")) for name in _NAMED_IN if folder is not None and (folder / name).is_file()]
-        name = next((file["processor_class"] for file in files if file.get("processor_class")), None)
+        return next((file["processor_class"] for file in files if file.get("processor_class")), None)
     except (ValueError, AttributeError):  # AutoProcessor has failed of that file too
         return None
+
+
+def _processor_class(name: Any, config: Any) -> Any | None:
+    """Return the class of a checkpoint's processor without videos, None where it has no part for them or is unknown.
+
+    Args:
+        name: that the checkpoint's files give it.
+        config: the model's.
+    """
+    import transformers
+
     kinds = transformers.models.auto.processing_auto.PROCESSOR_MAPPING
     found = getattr(transformers, name, None) if isinstance(name, str) else kinds.get(type(config), None)
     if not isinstance(found, type) or not issubclass(found, transformers.ProcessorMixin) or _VIDEOS not in found.get_attributes():

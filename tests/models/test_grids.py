@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -177,20 +176,6 @@ def test_old_processors_are_completed_from_the_tower(tower, strategy, tiles, tmp
     assert torch.equal(inputs["input_ids"], expected["input_ids"])
     with torch.inference_mode():
         assert torch.equal(loaded(**inputs).logits, model(**expected).logits)
-
-
-@pytest.mark.skipif(find_spec("torchvision") is not None, reason="for a machine without torchvision")
-def test_a_processor_that_needs_another_package(tmp_path):
-    model, processor = build("pixtral", "full", False)
-    model.save_pretrained(tmp_path)
-    processor.save_pretrained(tmp_path)
-    for name in ("processor_config.json", "tokenizer_config.json"):
-        file = tmp_path / name
-        file.write_text(
-            file.read_text().replace("LlavaProcessor", "PixtralProcessor").replace("CLIPImageProcessor", "PixtralImageProcessor")
-        )
-    with pytest.raises(OSError, match=r"needs torchvision, which is not installed: install it"):
-        avl.load(tmp_path, device="cpu")
 
 
 def test_a_processor_that_gives_other_numbers_has_no_rectangles():

@@ -24,7 +24,6 @@ from avl.models.families.qwen2_vl import Qwen2VL
 from avl.models.families.qwen3_vl import Qwen3VL, Qwen3VLMoe
 from avl.models.families.text_only import TextOnly
 from avl.models.families.texts import TEXT_FAMILIES, TextFamily
-from avl.models.families.vipllava import VipLlava
 from avl.trace import Grid
 
 FAMILIES: dict[str, Family] = {
@@ -33,7 +32,6 @@ FAMILIES: dict[str, Family] = {
         Llava(),
         LlavaNext(),
         LlavaOnevision(),
-        VipLlava(),
         Qwen2VL(),
         Qwen25VL(),
         Qwen3VL(),
