@@ -11,10 +11,11 @@ import family_oracle
 import oracle
 import pytest
 import torch
+import transformers
 from observed import generate
 from test_counts import check as check_counts
 from test_oracle import check_sets
-from tiny_families import MODELS
+from tiny_families import ABSENT, MODELS
 from tiny_families.base import HEAD_DIM, RAGGED, encode
 from transformers import AttentionInterface
 
@@ -68,7 +69,8 @@ def assert_close(found, expected, tolerance=1e-4):
 
 
 def test_every_family_has_a_tiny_model():
-    assert {tiny.family for tiny in MODELS.values()} == {name for name, family in FAMILIES.items() if family.pictures}
+    assert {tiny.family for tiny in MODELS.values()} | ABSENT == {name for name, family in FAMILIES.items() if family.pictures}
+    assert not ABSENT or transformers.__version__.startswith("5.17."), "all of them but on the oldest release"
 
 
 @pytest.mark.parametrize("rows", [RAGGED[1:2], RAGGED], ids=["alone", "ragged"])

@@ -39,6 +39,7 @@ class Tiny:
         fused: whether decode steps are fused.
         places: whether image tokens have places in their picture.
         pictures: whether a prompt may hold several.
+        available: whether this release of transformers has its processor without torchvision.
         blind: names (parts) of the vision tower's parameters that mix patches: zeroed, each feature sees its own patch only.
     """
 
@@ -49,6 +50,7 @@ class Tiny:
     fused: bool = False
     places: bool = True
     pictures: bool = True
+    available: bool = True
     blind: tuple[str, ...] = field(default=("attn.proj", "self_attn.out_proj", "attention.o_proj", "attention.output", "attn.o_proj"))
 
     def model(self, dtype: torch.dtype = torch.float32, seed: int = 0) -> Any:

@@ -26,4 +26,12 @@ def processor() -> Any:
     return transformers.Idefics3Processor(images, tokenizer(NAMES), image_seq_len=16)
 
 
-MODELS = {"idefics3": Tiny("idefics3", config, processor, fused=True)}
+def available() -> bool:
+    try:
+        transformers.Idefics3ImageProcessorPil()
+    except ImportError:  # before 5.18 or so its only image processor is torchvision's
+        return False
+    return True
+
+
+MODELS = {"idefics3": Tiny("idefics3", config, processor, fused=True, available=available())}

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from typing import Any
-from unittest import mock
 
 import transformers
-from transformers.models.smolvlm import processing_smolvlm
 
 from tiny_families.base import Tiny, pictures_only, tokenizer
-from tiny_families.idefics3 import NAMES, config
+from tiny_families.idefics3 import NAMES, available, config
 
 
 def processor() -> Any:
     images = transformers.SmolVLMImageProcessorPil(size={"longest_edge": 80}, max_image_size={"longest_edge": 40})
-    with mock.patch.object(processing_smolvlm, "num2words", print):
-        return pictures_only(transformers.SmolVLMProcessor, images, tokenizer(NAMES), image_seq_len=16)
+    return pictures_only(transformers.SmolVLMProcessor, images, tokenizer(NAMES), image_seq_len=16)
 
 
-MODELS = {"smolvlm": Tiny("smolvlm", lambda: config("SmolVLMConfig"), processor, fused=True)}
+MODELS = {"smolvlm": Tiny("smolvlm", lambda: config("SmolVLMConfig"), processor, fused=True, available=available())}
