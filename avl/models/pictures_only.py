@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from transformers import ProcessorMixin
+
 from avl._compat import allow_missing
 from avl.models.pixtral_processor import PixtralProcessor, read_pixtral
 
@@ -93,6 +95,10 @@ def pictures_only(kind: Any) -> Any:
             if len(arguments) > 2 or options.get("videos") is not None:
                 raise ImportError(f"{kind.__name__} was loaded for pictures only: videos need torchvision")
             return super().__call__(*arguments, **options)
+
+        def apply_chat_template(self, *arguments: Any, **options: Any) -> Any:
+            # SmolVLM's reads settings of videos for every conversation
+            return ProcessorMixin.apply_chat_template(self, *arguments, **options)
 
     PicturesOnly.__name__ = PicturesOnly.__qualname__ = kind.__name__
     return PicturesOnly

@@ -50,14 +50,19 @@ def measure_with(model: Any, processor: Any) -> Measure:
         return n_image, inputs["input_ids"].shape[1] - n_image, inputs
 
     @functools.lru_cache(maxsize=256)
-    def images(sizes: tuple[tuple[int, int], ...]) -> tuple[int, float | None]:
-        n_image, _, inputs = count(sizes, "?")
-        return n_image, seen_share(image_grids(config, own, sizes, inputs, n_image), sizes)
+    def images(sizes: tuple[tuple[int, int], ...]) -> tuple[int, int, float | None]:
+        """Image tokens, text tokens beside those with small pictures (between tiles, after rows), and the share that is seen."""
+        n_image, n_text, inputs = count(sizes, "?")
+        between = n_text - count(small(sizes), "?")[1]
+        return n_image, between, seen_share(image_grids(config, own, sizes, inputs, n_image), sizes)
+
+    def small(sizes: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+        return [(64, 64)] * len(sizes)
 
     def measure(sizes: tuple[tuple[int, int], ...], question: str) -> PromptSize:
         with lock:
-            n_image, seen = images(sizes)
-            return PromptSize(n_image, count([(64, 64)] * len(sizes), question)[1], seen)
+            n_image, between, seen = images(sizes)
+            return PromptSize(n_image, count(small(sizes), question)[1] + between, seen)
 
     return measure
 

@@ -25,7 +25,7 @@ def config() -> Any:
 def processor() -> Any:
     images = transformers.LlavaOnevisionImageProcessorPil(size={"height": 20, "width": 20}, image_grid_pinpoints=PINPOINTS)
     options = {"num_image_tokens": 16, "vision_feature_select_strategy": "full", "vision_aspect_ratio": "anyres_max_4"}
-    return pictures_only(transformers.LlavaOnevisionProcessor, images, tokenizer(), **options)
+    return pictures_only(transformers.LlavaOnevisionProcessor, images, tokenizer(("<video>",)), **options)
 
 
 MODELS = {"llava_onevision": Tiny("llava_onevision", config, processor)}
