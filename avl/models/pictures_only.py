@@ -35,15 +35,21 @@ def read_processor(place: str, revision: str | None, folder: Path | None, config
     """
     import transformers
 
-    if folder is not None and _processor_name(folder) == PixtralProcessor.__name__ and not transformers.utils.is_torchvision_available():
-        return read_pixtral(place, revision, folder)
     try:
-        return transformers.AutoProcessor.from_pretrained(place, revision=revision, trust_remote_code=False)
+        found = transformers.AutoProcessor.from_pretrained(place, revision=revision, trust_remote_code=False)
     except Exception:  # of any file or package: what pictures need as well is missed again below
-        kind = _processor_class(_processor_name(folder), config)
-        if kind is None:
-            raise
-        return kind.from_pretrained(place, revision=revision or "main", trust_remote_code=False)
+        name = _processor_name(folder)  # its files are in the cache only now
+        if name != PixtralProcessor.__name__:
+            kind = _processor_class(name, config)
+            if kind is None:
+                raise
+            return kind.from_pretrained(place, revision=revision or "main", trust_remote_code=False)
+    else:
+        # AutoProcessor falls back to a tokenizer alone where it cannot import the class
+        if hasattr(found, "image_processor") or _processor_name(folder) != PixtralProcessor.__name__:
+            return found
+    assert folder is not None, "the name was read there"
+    return read_pixtral(place, revision, folder)
 
 
 def _processor_name(folder: Path | None) -> Any:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -84,8 +85,21 @@ def test_what_was_loaded_can_be_saved_and_loaded(folder, tmp_path):
     assert read_processor(str(again), None, again, TINY.config()).chat_template == TEMPLATE
 
 
+def test_pixtrals_files_are_looked_at_after_they_were_fetched(tmp_path, monkeypatch):
+    """The first time from the Hub, the cache holds config.json alone until AutoProcessor has fetched the rest."""
+    read = transformers.AutoProcessor.from_pretrained
+
+    def fetch(*arguments, **options):
+        MODELS["mistral3"].processor().save_pretrained(tmp_path)
+        return read(*arguments, **options)
+
+    monkeypatch.setattr(transformers.AutoProcessor, "from_pretrained", fetch)
+    found = read_processor(str(tmp_path), None, tmp_path, MODELS["mistral3"].config())
+    assert (type(found).__name__, found.patch_size, found.spatial_merge_size) == ("PixtralProcessor", 5, 2)
+
+
 def test_where_videos_work_the_whole_processor_comes_first(folder, monkeypatch):
-    whole = object()
+    whole = SimpleNamespace(image_processor=None)
     monkeypatch.setattr(transformers.AutoProcessor, "from_pretrained", lambda *_, **__: whole)
     assert read_processor(str(folder), None, folder, TINY.config()) is whole
 
