@@ -127,7 +127,7 @@ function set(index, key, value) {
   arm[key] = value;
   // core and spread are parts of secondary: the slider that moves takes the other along
   for (const part of arm.policy === "AVL" ? ["C", "spread"] : []) {
-    if (arm[part] === null || arm[part] <= arm.S) continue;
+    if (!(arm[part] > arm.S)) continue; // off, too
     if (key === part) arm.S = arm[part]; else arm[part] = arm.S;
   }
   publish();
