@@ -12,8 +12,9 @@ from dataclasses import replace
 from typing import Any
 
 from avl.evaluation.tasks import Sample
-from avl.models.families import describe, family_of
+from avl.models.families import describe, family_of, image_token_id
 from avl.policies import Policy, PromptShape
+from avl.policies.base import nearest_budget
 from avl.policies.cost import step_cost
 
 TOLERANCE = 0.003
@@ -51,7 +52,7 @@ def workload(model: Any, processor: Any, samples: Sequence[Sample], batch: int, 
         longest = min(max(answers), limit - 1)  # the end of the sequence takes the step after the last token, and prefill gave the first
         for index in indices:
             ids = tokenizer(prompt(processor, samples[index]))["input_ids"]
-            text = len(ids) - ids.count(config.image_token_id)
+            text = len(ids) - ids.count(image_token_id(config))
             shape = PromptShape(family.image_tokens(config, samples[index].image.size), text, limit, layers)
             steps.setdefault(shape, Counter()).update(range(1, longest + 1))
     return steps
@@ -77,21 +78,15 @@ def at_equal_memory(policy: Policy, share: float, steps: Workload) -> Policy:
     if knob is None:
         raise ValueError(f"{policy.title} stores everything: it has no memory to set")
 
-    def at(thousandths: int) -> Policy:
-        return replace(policy, **{knob: thousandths / 1000})
-
-    # the share grows with the budget: bisect for the first value that reaches it, then compare its predecessor
-    low, high = 1, 100_000
-    while low < high:
-        middle = (low + high) // 2
-        low, high = (low, middle) if stored_share(at(middle), steps) >= share else (middle + 1, high)
+    def stored(thousandths: int) -> float:
+        return stored_share(policy.with_budget(thousandths), steps)
 
     def distance(one: Policy) -> float:
         return abs(stored_share(one, steps) - share)
 
-    best = min((at(low), at(max(1, low - 1))), key=distance)
+    best = policy.with_budget(nearest_budget(stored, share))
     if distance(best) > TOLERANCE:
-        least, most = (stored_share(at(value), steps) for value in (1, 100_000))
+        least, most = (stored(value) for value in (1, 100_000))
         raise ValueError(f"{policy.title} cannot store {share:.1%}: with {knob} from 0.001 to 100 it stores {least:.1%} to {most:.1%}")
     enough = max(distance(best), TOLERANCE / 10)  # a round number that stores next to the same reads better
     exact = getattr(best, knob)

@@ -88,8 +88,8 @@ class AVL(Policy):
     def observe(self, layer: int, shape: PromptShape) -> Observation | None:
         return Observation("shared") if self.T is not None else None
 
-    def _with_budget(self, thousandths: int) -> Self:
+    def with_budget(self, thousandths: int) -> Self:
         full = replace(self, C=None, spread=None)
-        smaller = Policy._with_budget(full, thousandths)
+        smaller = Policy.with_budget(full, thousandths)
         C, spread = (None if part is None else min(part, smaller.S) for part in (self.C, self.spread))
         return replace(smaller, C=C, spread=spread)

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 import numbers
+from collections.abc import Callable
 from dataclasses import MISSING, Field, asdict, dataclass, field, fields, replace
 from fractions import Fraction
 from typing import Any, ClassVar, Literal, Self
@@ -260,14 +261,10 @@ class Policy:
             return self
 
         def stored(thousandths: int) -> int:
-            return stored_after_prefill(self._with_budget(thousandths), shape)
+            return stored_after_prefill(self.with_budget(thousandths), shape)
 
-        # the stored count grows with the parameter: bisect for the first value that reaches the target, then compare its predecessor
-        target, low, high = fraction * full, 1, 100_000
-        while low < high:
-            middle = (low + high) // 2
-            low, high = (low, middle) if stored(middle) >= target else (middle + 1, high)
-        nearest = min((low, max(1, low - 1)), key=lambda value: abs(stored(value) - target))
+        target = fraction * full
+        nearest = nearest_budget(stored, target)
         count = stored(nearest)
         if abs(count - target) > n_layers:
             least, most = (stored(value) / full for value in (1, 100_000))
@@ -275,9 +272,9 @@ class Policy:
                 f"{self.title} cannot store {fraction:.1%} of {shape.length} tokens: with {self.budget} from 0.001 to 100 "
                 f"it stores {least:.1%} to {most:.1%}"
             )
-        return self._with_budget(_roundest(nearest, lambda value: stored(value) == count))
+        return self.with_budget(_roundest(nearest, lambda value: stored(value) == count))
 
-    def _with_budget(self, thousandths: int) -> Self:
+    def with_budget(self, thousandths: int) -> Self:
         """Return the policy with its budget parameter set to this many thousandths of a percent."""
         assert self.budget is not None
         return replace(self, **{self.budget: _plain(thousandths)})
@@ -297,6 +294,20 @@ class Policy:
     def to_dict(self) -> dict[str, Any]:
         """Return the name and parameters as plain values, for a trace."""
         return {"name": self.name, **asdict(self)}
+
+
+def nearest_budget(stored: Callable[[int], float], target: float) -> int:
+    """Return the budget, in thousandths of a percent, whose stored amount is nearest to ``target``; of two, the larger budget.
+
+    Args:
+        stored: budget -> what a policy with it stores, which grows with the budget.
+        target: in the same unit.
+    """
+    low, high = 1, 100_000
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if stored(middle) >= target else (middle + 1, high)
+    return min((low, max(1, low - 1)), key=lambda value: abs(stored(value) - target))
 
 
 def _plain(thousandths: int) -> float:

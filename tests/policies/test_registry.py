@@ -88,7 +88,7 @@ def test_at_stored_is_the_cost_models_share(policy: Policy, fraction: float):
     """At the size of LLaVA-1.6-13B, within a token per layer; or a sentence that says what can be had."""
     prompt = dataclasses.replace(SHAPE, max_new_tokens=0)
     target = fraction * step_cost(avl.Full(), SHAPE, 0).stored
-    least, most = (stored_after_prefill(policy._with_budget(value), prompt) for value in (1, 100_000))
+    least, most = (stored_after_prefill(policy.with_budget(value), prompt) for value in (1, 100_000))
     if not least <= target <= most:
         with pytest.raises(ValueError, match=r"cannot store .* it stores .* to "):
             policy.at_stored(fraction, SHAPE.n_image, SHAPE.n_text, SHAPE.n_layers)
