@@ -68,6 +68,18 @@ def assert_close(found, expected, tolerance=1e-4):
         assert (one - other).abs().max() <= tolerance * other.abs().max(), f"step {t}"
 
 
+def check_every_step(model, inputs, policy, rule):
+    """Compare one row's sets, counts and logits, of generate and of the engine's loop, with the oracle's; return what was observed."""
+    feed = torch.randint(30, 100, (STEPS,), generator=torch.Generator().manual_seed(5)).tolist()
+    observed = generate(model, inputs, policy, STEPS, feed=[feed])
+    expected = family_oracle.run(model, inputs, rule, STEPS, feed)
+    check_sets(observed, [expected])
+    assert_close([logits[0].double() for logits in observed.logits], expected.logits)
+    found = decoded(model, inputs, torch.tensor([feed]), policy)[1]
+    assert_close([logits[0].double() for logits in found], expected.logits)
+    return observed
+
+
 def test_every_family_has_a_tiny_model():
     assert {tiny.family for tiny in MODELS.values()} | ABSENT == {name for name, family in FAMILIES.items() if family.pictures}
     assert not ABSENT or transformers.__version__.startswith("5.17."), "all of them but on the oldest release"
@@ -94,16 +106,7 @@ def test_full_is_generate(name, rows):
 @torch.inference_mode()
 def test_every_step_is_the_oracles(name, case):
     """Sets, counts and logits of transformers' own loop in float64, with masks in place of evictions. The tokens fed are random words."""
-    model, _ = made(name)
-    policy, rule = CASES[case]
-    inputs = prompts(name, RAGGED[1:2], seed=3)
-    feed = torch.randint(30, 100, (STEPS,), generator=torch.Generator().manual_seed(5)).tolist()
-    observed = generate(model, inputs, policy, STEPS, feed=[feed])
-    expected = family_oracle.run(model, inputs, rule, STEPS, feed)
-    check_sets(observed, [expected])
-    assert_close([logits[0].double() for logits in observed.logits], expected.logits)
-    found = decoded(model, inputs, torch.tensor([feed]), policy)[1]
-    assert_close([logits[0].double() for logits in found], expected.logits)
+    check_every_step(made(name)[0], prompts(name, RAGGED[1:2], seed=3), *CASES[case])
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -12,9 +12,8 @@ import torch
 import transformers
 from observed import generate
 from random_models import PAD, WORDS
-from test_families import assert_close, decoded, plain
+from test_families import assert_close, check_every_step, decoded, plain
 from test_families import made as made_family
-from test_oracle import check_sets
 from tiny_families import MODELS
 from tiny_families.base import HEAD_DIM, KV_HEADS, LAYERS, encode, text_options, vocabulary
 
@@ -105,15 +104,7 @@ def test_full_is_generate(name, lengths):
 @pytest.mark.parametrize("name", [*ALONE, "qwen2_5_vl", "gemma3"])
 @torch.inference_mode()
 def test_every_step_is_the_oracles(name, case):
-    model, inputs = made(name), prompts((23,))
-    policy, rule = CASES[case]
-    feed = torch.randint(30, 100, (STEPS,), generator=torch.Generator().manual_seed(5)).tolist()
-    observed = generate(model, inputs, policy, STEPS, feed=[feed])
-    expected = family_oracle.run(model, inputs, rule, STEPS, feed)
-    check_sets(observed, [expected])
-    assert_close([logits[0].double() for logits in observed.logits], expected.logits)
-    found = decoded(model, inputs, torch.tensor([feed]), policy)[1]
-    assert_close([logits[0].double() for logits in found], expected.logits)
+    observed = check_every_step(made(name), prompts((23,)), *CASES[case])
     assert observed.cache.image_sets() == [([], [])] * LAYERS
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import transformers
+from tiny_families import MODELS
 
 import avl
 from avl.attention.attachment import attach
@@ -41,6 +42,16 @@ def test_every_name_is_that_of_a_checkpoint():
     assert set(PARAMETERS) == set(NAMES)
 
 
+def last_logits(model, inputs):
+    """Logits after a prompt and five steps under A-VL with all its parameters."""
+    decoder = Decoder(model, avl.make_cache(model, inputs, avl.AVL(S=45, C=30, K=3, P=90, T=50), max_new_tokens=6))
+    with torch.inference_mode():
+        logits = decoder.prefill(inputs)
+        for _ in range(5):
+            logits = decoder.step(logits.argmax(-1))
+    return logits
+
+
 @pytest.mark.parametrize(
     ("name", "sizes", "context", "tokens"),
     [
@@ -73,12 +84,7 @@ def test_small_models_of_other_families(name, tokens):
     stock = model.generate(**inputs, max_new_tokens=4, do_sample=False)[:, -4:]
     cache = avl.make_cache(model, inputs, avl.Full(), max_new_tokens=4)
     assert torch.equal(model.generate(**inputs, past_key_values=cache, max_new_tokens=4, do_sample=False)[:, -4:], stock)
-    cache = avl.make_cache(model, inputs, avl.AVL(S=45, C=30, K=3, P=90, T=50), max_new_tokens=6)
-    decoder = Decoder(model, cache)
-    with torch.inference_mode():
-        logits = decoder.prefill(inputs)
-        for _ in range(5):
-            logits = decoder.step(logits.argmax(-1))
+    logits = last_logits(model, inputs)
     assert logits.isfinite().all()
 
 
@@ -111,12 +117,7 @@ def test_small_models_run_a_prompt_and_steps(name):
     assert (inputs["input_ids"][0] != inputs["input_ids"][1]).any()
     heads = model.config.text_config.num_attention_heads // model.config.text_config.num_key_value_heads
     assert heads == (4 if "mistral" in name else 1)
-    cache = avl.make_cache(model, inputs, avl.AVL(S=45, C=30, K=3, P=90, T=50), max_new_tokens=6)
-    decoder = Decoder(model, cache)
-    with torch.inference_mode():
-        logits = decoder.prefill(inputs)
-        for _ in range(5):
-            logits = decoder.step(logits.argmax(-1))
+    logits = last_logits(model, inputs)
     assert logits.shape == (2, model.config.text_config.vocab_size)
     assert logits.isfinite().all()
     assert model.lm_head.weight.std() == pytest.approx(0.02, rel=0.05)
@@ -144,3 +145,8 @@ def test_dtype_seed_and_picture():
 def test_values_out_of_range_are_refused(call, message):
     with pytest.raises(ValueError, match=message.replace("(", r"\(")):
         call()
+
+
+def test_a_family_without_random_inputs_says_so():
+    with pytest.raises(TypeError, match=r"PaliGemmaForConditionalGeneration has no random weights or inputs: pass a checkpoint"):
+        random_weights.inputs(MODELS["paligemma"].model())

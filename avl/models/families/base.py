@@ -123,8 +123,11 @@ class Family(ABC):
         Args:
             parts: keyword arguments common to LLaVA-like configs: vision and text config, image token, feature layer.
             side: side of the vision tower's input in pixels.
+
+        Raises:
+            TypeError: none is known for this family.
         """
-        raise NotImplementedError
+        raise self._no_random()
 
     def random_picture(self, config: Any) -> tuple[int, int]:
         """Return (width, height) of the picture that random inputs have if none is asked for; here, of the most image tokens."""
@@ -132,8 +135,15 @@ class Family(ABC):
         return 2 * side, 2 * side
 
     def random_pixels(self, config: Any, batch: int, size: tuple[int, int], generator: torch.Generator) -> dict[str, torch.Tensor]:
-        """Return the image inputs of a batch: random float32 pixels of one image of ``size`` (width, height) per row."""
-        raise NotImplementedError
+        """Return the image inputs of a batch: random float32 pixels of one image of ``size`` (width, height) per row.
+
+        Raises:
+            TypeError: none are known for this family.
+        """
+        raise self._no_random()
+
+    def _no_random(self) -> TypeError:
+        return TypeError(f"{self.model_class} has no random weights or inputs: pass a checkpoint and its processor's inputs")
 
     def tail(self, sizes: Sequence[tuple[int, int]]) -> int:
         """Return how many image tokens follow the last grid's."""

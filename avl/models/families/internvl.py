@@ -19,8 +19,9 @@ class InternVL(Family):
     def grids(
         self, config: Any, processor: Any | None, sizes: Sequence[tuple[int, int]], inputs: dict[str, Any] | None = None
     ) -> tuple[Grid, ...]:
-        if processor is None:
-            return ()
+        return () if processor is None else tiles(canvas(processor, sizes), self.side(config), sizes)
+
+    def side(self, config: Any) -> int:
+        """Return the tokens along a tile."""
         vision = config.vision_config
-        side = int(vision.image_size[0] // vision.patch_size[0] * config.downsample_ratio)
-        return tiles(canvas(processor, sizes), side, sizes)
+        return int(vision.image_size[0] // vision.patch_size[0] * config.downsample_ratio)
