@@ -89,6 +89,7 @@ def serve(
     with shutdown.Signals() as signals:
         try:
             built = _build(name, revision, device, dtype, zero_gpu, limits, metrics, log_json, folder)
+            signals.listening()  # before the port answers: Gradio is busy for a while after it does
             try:
                 with starting(f"listen on {host}, port {port}"):
                     _listen(built, allowed_hosts, host, port, share)

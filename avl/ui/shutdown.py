@@ -24,11 +24,11 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Signals:
-    """Wait for the first SIGINT or SIGTERM; a second one ends the process at once, and so does one before the server is up."""
+    """Wait for the first SIGINT or SIGTERM; a second one ends the process at once, and so does one before the server listens."""
 
     def __init__(self) -> None:
         self._asked = threading.Event()
-        self._waiting = False
+        self._listening = False
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Signals:
@@ -45,13 +45,16 @@ class Signals:
     def _first(self, number: int, _: FrameType | None) -> None:
         for one in SIGNALS:
             signal.signal(one, signal.SIG_DFL)
-        if not self._waiting:
+        if not self._listening:
             raise SystemExit(128 + number)  # unlike the signal itself, this deletes temporary files on its way
         self._asked.set()
 
+    def listening(self) -> None:
+        """From here on visitors may have runs: the first signal is remembered for ``wait``, so that they are told and it ends in order."""
+        self._listening = True
+
     def wait(self, over: Callable[[], bool] = lambda: False) -> None:
         """Return after the first signal, or where ``over`` says so."""
-        self._waiting = True
         while not self._asked.wait(0.2) and not over():
             pass
 

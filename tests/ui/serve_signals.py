@@ -1,6 +1,7 @@
 """``serve()`` as the command line calls it, over a made-up engine: for tests of its start and its end.
 
-``python tests/ui/serve_signals.py PORT KIND``; KIND: quick, stuck (the engine hears no stop), loading (it never loads).
+``python tests/ui/serve_signals.py PORT KIND``; KIND: quick, stuck (the engine hears no stop), loading (it never loads),
+launching (the port answers seconds before Gradio is done with its start).
 """
 
 from __future__ import annotations
@@ -34,6 +35,12 @@ def main(port: int, kind: str) -> None:
             time.sleep(0.1)
         return SimpleNamespace(device="cpu"), None
 
+    def listen(*arguments: Any) -> None:
+        launch(*arguments)
+        if kind == "launching":
+            time.sleep(3)
+
+    launch, serve._listen = serve._listen, listen
     serve.load = load
     serve.scheduler = SimpleNamespace(run=run)
     serve._about = lambda *_: about()

@@ -41,9 +41,13 @@ def left(tmp_path: Path) -> list[str]:
     return sorted(path.name for path in (tmp_path / "tmp").iterdir() if path.name.startswith(("avl-", "gradio")))
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
-def test_a_run_ends_and_is_told_why(start: Any, tmp_path: Path, number: signal.Signals) -> None:
-    process, port = start("quick")
+@pytest.mark.parametrize(
+    ("number", "kind"),
+    [(signal.SIGTERM, "quick"), (signal.SIGINT, "quick"), (signal.SIGTERM, "launching")],
+    ids=["SIGTERM", "SIGINT", "while-launching"],
+)
+def test_a_run_ends_and_is_told_why(start: Any, tmp_path: Path, number: signal.Signals, kind: str) -> None:
+    process, port = start(kind)
     server = Server(process, port)
     program = Program(server.url)
     assert [name.startswith("avl-uploads-") for name in left(tmp_path)] == [True]
