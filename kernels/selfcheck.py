@@ -10,6 +10,7 @@ from torch import Tensor
 
 from avl.kernels.core import reference as core_reference
 from avl.kernels.layer import reference as layer_reference
+from avl.kernels.layer.types import HeadNorms
 from avl.kernels.window import reference as window_reference
 from avl.kernels.window.types import FREE, Window
 
@@ -79,14 +80,16 @@ def _layer(device: torch.device, dtype: torch.dtype, size: int) -> None:
     qkv = _normal(device, ROWS, (heads + 2 * kv_heads) * size).to(dtype)
     cos, sin = _normal(device, ROWS, size).to(dtype), _normal(device, ROWS + 1, size)[:ROWS].to(dtype)
     slot = torch.tensor([[3], [5]], device=device)
-    stored = [[torch.zeros(ROWS, 9, kv_heads, size, dtype=dtype, device=device) for _ in range(2)] for _ in range(2)]
-    queries = [
-        ops.rotate_and_store(qkv, cos, sin, *storages, slot, 2)
-        for ops, storages in zip((layer_triton, layer_reference), stored, strict=True)
-    ]
-    _near("the rotation", *queries)
-    for one, two in zip(*stored, strict=True):
-        _near("what is stored", one, two)
+    weights = (1 + _normal(device, 2, size) / 4).to(dtype)
+    for name, norms in (("the rotation", None), ("the norm of heads", HeadNorms(weights[0], weights[1], 1e-3))):
+        stored = [[torch.zeros(ROWS, 9, kv_heads, size, dtype=dtype, device=device) for _ in range(2)] for _ in range(2)]
+        queries = [
+            ops.rotate_and_store(qkv, cos, sin, *storages, slot, 2, norms)
+            for ops, storages in zip((layer_triton, layer_reference), stored, strict=True)
+        ]
+        _near(name, *queries)
+        for one, two in zip(*stored, strict=True):
+            _near("what is stored", one, two)
 
 
 def _window(device: torch.device) -> None:

@@ -24,6 +24,7 @@ from transformers.cache_utils import CacheLayerMixin
 from avl.cache.prefill_state import PromptColumns
 from avl.cache.ranking import best, heavy_and_recent, lift, max_pool
 from avl.cache.slots import LayerKV, RowBucket, WindowPlan
+from avl.kernels.layer.types import HeadNorms
 from avl.kernels.window.reference import FREE
 
 if TYPE_CHECKING:
@@ -99,7 +100,9 @@ class AdaptiveLayer(CacheLayerMixin):
                     _write(stored, owner.rows_of(states.detach(), bucket)[:, :, 0].to(stored.dtype), kv)
         return key_states, value_states
 
-    def append_rope(self, ops: Any, qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    def append_rope(
+        self, ops: Any, qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, norms: HeadNorms | None = None
+    ) -> torch.Tensor:
         """Rotate a step's queries and keys and store the new token in its slot, in one launch per bucket.
 
         Args:
@@ -107,15 +110,17 @@ class AdaptiveLayer(CacheLayerMixin):
             qkv: ``[B, (H + 2 G) D]``, before RoPE.
             cos: ``[B, D]`` cosines, as ``rotate_and_store`` takes them.
             sin: ``[B, D]`` sines, likewise.
+            norms: of queries and keys before RoPE, None for none.
 
         Returns:
             Queries ``[B, H, 1, D]`` after RoPE.
         """
         if len(self.kvs) == 1:
-            return _append(ops, self.kvs[0], qkv, cos, sin)[:, :, None]
+            return _append(ops, self.kvs[0], qkv, cos, sin, norms)[:, :, None]
         owner, query = self.owner, None
         for bucket, kv in zip(owner.buckets, self.kvs, strict=True):
-            found = _append(ops, kv, *(owner.rows_of(states, bucket) for states in (qkv, cos, sin)))
+            of_rows, cosines, sines = (owner.rows_of(states, bucket) for states in (qkv, cos, sin))
+            found = _append(ops, kv, of_rows, cosines, sines, norms)
             if query is None:
                 query = found.new_empty(qkv.shape[0], 1, *found.shape[1:])
             query[list(bucket.rows), 0] = found
@@ -283,12 +288,12 @@ def _write(stored: torch.Tensor, new: torch.Tensor, kv: LayerKV) -> None:
     stored[row, kv.image + slot[kv.place], head] = new
 
 
-def _append(ops: Any, kv: LayerKV, qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+def _append(ops: Any, kv: LayerKV, qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, norms: HeadNorms | None) -> torch.Tensor:
     """Store the new token of one bucket's rows and return their queries ``[b, H, D]`` after RoPE."""
     assert kv.table is not None
     slot = kv.table.slot
     query: torch.Tensor = ops.rotate_and_store(
-        qkv, cos, sin, kv.keys, kv.values, slot if isinstance(slot, int) else slot[kv.place], kv.image
+        qkv, cos, sin, kv.keys, kv.values, slot if isinstance(slot, int) else slot[kv.place], kv.image, norms
     )
     return query
 

@@ -21,9 +21,10 @@ from transformers.activations import ACT2FN
 
 from avl._compat import any_global_hook, call_override, hooks_of, records_outputs
 from avl.attention.hooks import OURS
-from avl.models.families import TEXT_FAMILIES, causal_model, family_of, language_model
+from avl.models.families import TEXT_FAMILIES, TextFamily, causal_model, family_of, language_model
+from avl.models.merging import mergeable
 
-_ROTARY = ("default", "linear", "llama3")
+_ROTARY = ("default", "linear", "llama3", "yarn")
 """Rotary embeddings that depend on nothing but the position."""
 
 _CALLED = ("apply_rotary_pos_emb", "rotate_half", "eager_attention_forward")
@@ -42,7 +43,7 @@ def why_not(model: Any) -> str | None:
     family, text_family = family_of(model.config), TEXT_FAMILIES.get(text.config.model_type)
     if text_family is None:
         return f"its text model, {text.config.model_type}, has other layers than those that are fused"
-    modeling = _modeling(text_family.model_type)
+    modeling = _modeling(text_family.modeling)
     for name in _CALLED:
         if not _written_in(getattr(modeling, name, None), modeling):
             return f"{name} of {modeling.__name__} was replaced"
@@ -51,11 +52,11 @@ def why_not(model: Any) -> str | None:
     if causal is not model:  # a language model of its own inside
         around = itertools.chain(
             _around(model, causal, _modeling(family.model_type), family.model_class),
-            _around(causal, text, modeling, f"{text_family.prefix}ForCausalLM"),
+            _around(causal, text, modeling, text_family.class_name("ForCausalLM")),
         )
     proved: set[type] = set()
     # one after another: a layer of an unknown class need not have the parts that come after it
-    for name, module, home, known in itertools.chain(around, _inside(text, modeling, text_family.prefix)):
+    for name, module, home, known in itertools.chain(around, _inside(text, modeling, text_family)):
         kind = type(module)
         if kind is not getattr(home, known, None) or (kind.__module__, kind.__qualname__) != (home.__name__, known):
             return f"{name} is {_short(module)}"
@@ -68,6 +69,10 @@ def why_not(model: Any) -> str | None:
         reason = _altered(module)
         if reason is not None:
             return f"{name} {reason}"
+    for number, layer in enumerate(text.layers):
+        reason = _uneven(layer)
+        if reason is not None:
+            return f"{reason} of layer {number}"
     if text.rotary_emb.rope_type not in _ROTARY:
         return f"its rotary embedding, {text.rotary_emb.rope_type!r}, depends on the length"
     dtypes = {parameter.dtype for parameter in text.parameters()}
@@ -91,24 +96,26 @@ def _around(model: Any, text: Any, home: ModuleType, *classes: str) -> Iterator[
         yield name or "the model", model.get_submodule(name), home, known
 
 
-def _inside(text: Any, home: ModuleType, prefix: str) -> Iterator[tuple[str, Any, ModuleType, str]]:
+def _inside(text: Any, home: ModuleType, family: TextFamily) -> Iterator[tuple[str, Any, ModuleType, str]]:
     """Yield (name, module, file of its class, class) of the text model and every module whose work the fused step does."""
     linear, activation = inspect.getmodule(torch.nn.Linear), ACT2FN["silu"]
     assert linear is not None
-    yield "the text model", text, home, f"{prefix}Model"
-    yield "the rotary embedding", text.rotary_emb, home, f"{prefix}RotaryEmbedding"
-    yield "the final norm", text.norm, home, f"{prefix}RMSNorm"
+    yield "the text model", text, home, family.class_name("Model")
+    yield "the rotary embedding", text.rotary_emb, home, family.class_name("RotaryEmbedding")
+    yield "the final norm", text.norm, home, family.class_name("RMSNorm")
     silu = inspect.getmodule(type(activation))
     assert silu is not None
     for number, layer in enumerate(text.layers):
-        yield f"layer {number}", layer, home, f"{prefix}DecoderLayer"
+        yield f"layer {number}", layer, home, family.class_name("DecoderLayer")
         for name, kind in (
             ("self_attn", "Attention"),
             ("mlp", "MLP"),
             ("input_layernorm", "RMSNorm"),
             ("post_attention_layernorm", "RMSNorm"),
         ):
-            yield f"{name} of layer {number}", getattr(layer, name), home, f"{prefix}{kind}"
+            yield f"{name} of layer {number}", getattr(layer, name), home, family.class_name(kind)
+        for letter in "qk" if family.head_norms else "":
+            yield f"{letter}_norm of layer {number}", getattr(layer.self_attn, f"{letter}_norm"), home, family.class_name("RMSNorm")
         for letter in "qkvo":
             yield f"{letter}_proj of layer {number}", getattr(layer.self_attn, f"{letter}_proj"), linear, "Linear"
         for name in ("gate_proj", "up_proj", "down_proj"):
@@ -131,11 +138,21 @@ def _altered(module: torch.nn.Module) -> str | None:
         return "has another forward"
     if call_override(module):
         return "is compiled"
-    if getattr(module, "bias", None) is not None:
-        return "has a bias"
-    weight = getattr(module, "weight", None)
-    if weight is not None and (type(weight) is not torch.nn.Parameter or type(weight.data) is not torch.Tensor):
-        return f"has a weight of class {type(weight.data if type(weight) is torch.nn.Parameter else weight).__name__}"
+    for name in ("weight", "bias"):
+        found = getattr(module, name, None)
+        if found is not None and (type(found) is not torch.nn.Parameter or type(found.data) is not torch.Tensor):
+            return f"has a {name} of class {type(found.data if type(found) is torch.nn.Parameter else found).__name__}"
+    return None
+
+
+def _uneven(layer: Any) -> str | None:
+    """Return what keeps parts of a layer from being computed together; None if nothing does."""
+    for group in mergeable(layer):
+        if len({linear.bias is None for linear in group}) > 1:
+            return "only some projections with one input have a bias, those"
+    attention = layer.self_attn
+    if hasattr(attention, "q_norm") and attention.q_norm.variance_epsilon != attention.k_norm.variance_epsilon:
+        return "the norms of queries and keys have epsilons of their own, those"
     return None
 
 

@@ -20,7 +20,8 @@ from avl.attention.decode import attend_step
 from avl.cache.cache import AdaptiveCache
 from avl.engine.fusable import why_not
 from avl.kernels import Impl, layer_ops
-from avl.models.families import describe, language_model
+from avl.kernels.layer.types import HeadNorms
+from avl.models.families import TEXT_FAMILIES, describe, language_model
 from avl.models.merging import merge, mergeable
 
 
@@ -51,9 +52,11 @@ class FusedLayers:
         size = describe(model).head_dim
         weight = text.embed_tokens.weight
         self._ops = layer_ops(weight.device, impl, dtype=weight.dtype, head_size=size)
-        # RoPE of every possible position, computed once: cosines, and sines whose first half carries the minus sign of the rotation
-        positions = torch.arange(cache.longest, device=weight.device)
-        cos, sin = text.rotary_emb(weight[:1], position_ids=positions[None])
+        # RoPE of every possible position, computed once: cosines, and sines whose first half carries the minus sign of the rotation.
+        # Positions in several dimensions never exceed the number of tokens: a picture takes up as many as its longer side has tokens.
+        positions = torch.arange(cache.longest, device=weight.device)[None]
+        axes = TEXT_FAMILIES[text.config.model_type].axes
+        cos, sin = text.rotary_emb(weight[:1], position_ids=positions if axes == 1 else positions.expand(axes, 1, -1))
         sin = torch.cat([-sin[..., : size // 2], sin[..., size // 2 :]], dim=-1)
         self._cos_sin = torch.stack([cos[0], sin[0]], dim=1)  # [positions, 2, D]
 
@@ -65,44 +68,55 @@ class FusedLayers:
         delta = None
         for weights, held in zip(self._weights, cache.layers, strict=True):
             hidden = ops.add_rms_norm(residual, delta, weights.first_norm, weights.first_eps)
-            query = held.append_rope(ops, _project(hidden, weights.qkv), cos, sin)
+            query = held.append_rope(ops, _project(hidden, weights.qkv), cos, sin, weights.head_norms)
             out = attend_step(held, query, weights.scale).flatten(1)
-            hidden = ops.add_rms_norm(residual, linear(out, weights.out), weights.second_norm, weights.second_eps)
-            delta = linear(ops.silu_product(_project(hidden, weights.gate_up)), weights.down)
+            hidden = ops.add_rms_norm(residual, linear(out, *weights.out), weights.second_norm, weights.second_eps)
+            delta = linear(ops.silu_product(_project(hidden, weights.gate_up)), *weights.down)
         return ops.add_rms_norm(residual, delta, text.norm.weight, text.norm.variance_epsilon)
 
 
+Product = tuple[torch.Tensor, torch.Tensor | None]
+"""Weight ``[outputs, inputs]`` and bias ``[outputs]`` of a projection."""
+
+
 class _Weights(NamedTuple):
-    """The weights of one layer, looked up once. ``qkv`` and ``gate_up`` hold separate matrices, or one merged matrix."""
+    """The weights of one layer, looked up once. ``qkv`` and ``gate_up`` hold separate projections, or one merged projection."""
 
     first_norm: torch.Tensor
     first_eps: float
-    qkv: tuple[torch.Tensor, ...]
+    qkv: tuple[Product, ...]
+    head_norms: HeadNorms | None
     scale: float
-    out: torch.Tensor
+    out: Product
     second_norm: torch.Tensor
     second_eps: float
-    gate_up: tuple[torch.Tensor, ...]
-    down: torch.Tensor
+    gate_up: tuple[Product, ...]
+    down: Product
 
 
 def _weights(layer: Any, merged: bool) -> _Weights:
     attention, mlp, first, second = layer.self_attn, layer.mlp, layer.input_layernorm, layer.post_attention_layernorm
-    qkv, gate_up = ((merge(linears),) if merged else tuple(one.weight for one in linears) for linears in mergeable(layer))
+    qkv, gate_up = ((merge(linears),) if merged else tuple(map(_product, linears)) for linears in mergeable(layer))
+    query = getattr(attention, "q_norm", None)
     return _Weights(
         first_norm=first.weight,
         first_eps=first.variance_epsilon,
         qkv=qkv,
+        head_norms=None if query is None else HeadNorms(query.weight, attention.k_norm.weight, query.variance_epsilon),
         scale=attention.scaling,
-        out=attention.o_proj.weight,
+        out=_product(attention.o_proj),
         second_norm=second.weight,
         second_eps=second.variance_epsilon,
         gate_up=gate_up,
-        down=mlp.down_proj.weight,
+        down=_product(mlp.down_proj),
     )
 
 
-def _project(hidden: torch.Tensor, weights: tuple[torch.Tensor, ...]) -> torch.Tensor:
-    """Return ``hidden [B, hidden]`` times every matrix, concatenated along the last dimension."""
-    parts = [linear(hidden, weight) for weight in weights]
+def _product(module: torch.nn.Linear) -> Product:
+    return module.weight, module.bias
+
+
+def _project(hidden: torch.Tensor, products: tuple[Product, ...]) -> torch.Tensor:
+    """Return every projection of ``hidden [B, hidden]``, concatenated along the last dimension."""
+    parts = [linear(hidden, *product) for product in products]
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)

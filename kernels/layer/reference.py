@@ -1,11 +1,13 @@
 """The work between a decoder layer's products in plain torch: the specification of triton.py, and what runs on a CPU.
 
-Each function computes what the modules of Llama and Mistral compute in transformers, and rounds 16-bit dtypes where they do.
+Each function computes what the modules of Llama, Mistral and Qwen compute in transformers, and rounds 16-bit dtypes where they do.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from avl.kernels.layer.types import HeadNorms
 
 
 def add_rms_norm(residual: Tensor, delta: Tensor | None, weight: Tensor, eps: float) -> Tensor:
@@ -22,13 +24,26 @@ def add_rms_norm(residual: Tensor, delta: Tensor | None, weight: Tensor, eps: fl
     """
     if delta is not None:
         residual.add_(delta)
-    if residual.dtype.itemsize >= 4:
-        return F.rms_norm(residual, weight.shape, weight, eps)
-    wide = residual.float()
-    return weight * (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)).to(residual.dtype)
+    return _rms_norm(residual, weight, eps)
 
 
-def rotate_and_store(qkv: Tensor, cos: Tensor, sin: Tensor, key: Tensor, value: Tensor, slot: Tensor | int, first: int) -> Tensor:
+def _rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    if x.dtype.itemsize >= 4:
+        return F.rms_norm(x, weight.shape, weight, eps)
+    wide = x.float()
+    return weight * (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)).to(x.dtype)
+
+
+def rotate_and_store(
+    qkv: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    key: Tensor,
+    value: Tensor,
+    slot: Tensor | int,
+    first: int,
+    norms: HeadNorms | None = None,
+) -> Tensor:
     """Rotate queries and keys (RoPE), put key and value of the new token into their slot, and return the queries.
 
     Args:
@@ -39,6 +54,7 @@ def rotate_and_store(qkv: Tensor, cos: Tensor, sin: Tensor, key: Tensor, value: 
         value: [B, slots, G, D], the storage of values.
         slot: of the new token, counted from `first`: a number, or int64 [B, 1 or G].
         first: slot from which `slot` counts.
+        norms: of queries and keys before they are rotated; None for none.
 
     Returns:
         [B, H, D].
@@ -47,6 +63,9 @@ def rotate_and_store(qkv: Tensor, cos: Tensor, sin: Tensor, key: Tensor, value: 
     heads = qkv.shape[1] // size - 2 * kv_heads
     states = qkv.view(rows, heads + 2 * kv_heads, size)
     rotating = states[:, : heads + kv_heads]
+    if norms is not None:
+        parts = rotating.split([heads, kv_heads], dim=1)
+        rotating = torch.cat([_rms_norm(part, weight, norms.eps) for part, weight in zip(parts, norms[:2], strict=True)], dim=1)
     rotated = rotating * cos[:, None] + rotating.roll(size // 2, -1) * sin[:, None]
     new_key, new_value = rotated[:, heads:], states[:, heads + kv_heads :]
     if isinstance(slot, Tensor) and slot.numel() == 1 and slot.device.type == "cpu":

@@ -12,6 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from avl.kernels.launch import on_device
+from avl.kernels.layer.types import HeadNorms
 
 
 def add_rms_norm(residual: Tensor, delta: Tensor | None, weight: Tensor, eps: float) -> Tensor:
@@ -26,7 +27,16 @@ def add_rms_norm(residual: Tensor, delta: Tensor | None, weight: Tensor, eps: fl
     return out
 
 
-def rotate_and_store(qkv: Tensor, cos: Tensor, sin: Tensor, key: Tensor, value: Tensor, slot: Tensor | int, first: int) -> Tensor:
+def rotate_and_store(
+    qkv: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    key: Tensor,
+    value: Tensor,
+    slot: Tensor | int,
+    first: int,
+    norms: HeadNorms | None = None,
+) -> Tensor:
     """Rotate queries and keys, put key and value of the new token into their slot, and return the queries."""
     rows, _, kv_heads, size = key.shape
     heads = qkv.shape[1] // size - 2 * kv_heads
@@ -35,7 +45,7 @@ def rotate_and_store(qkv: Tensor, cos: Tensor, sin: Tensor, key: Tensor, value: 
     s_sb, s_sg = (0, 0) if where is None else (where.stride(0), where.stride(1) if where.shape[1] > 1 else 0)
     with on_device(qkv.device):
         rotate_and_store_kernel[(heads + 2 * kv_heads, rows)](
-            query, key, value, qkv, cos, sin, where, number + first,
+            query, key, value, qkv, cos, sin, where, *(norms or (None, None, 0.0)), number + first,
             qkv.stride(0), cos.stride(0), *key.stride()[:3], *value.stride()[:3], s_sb, s_sg,
             H=heads, G=kv_heads, D=size, BLOCK_D=triton.next_power_of_2(size), num_warps=1,
         )  # fmt: skip
@@ -71,7 +81,7 @@ def add_rms_norm_kernel(p_out, p_residual, p_delta, p_weight, eps, N: tl.constex
 
 @triton.jit(do_not_specialize=["number"])
 def rotate_and_store_kernel(
-    p_query, p_key, p_value, p_qkv, p_cos, p_sin, p_slot, number,
+    p_query, p_key, p_value, p_qkv, p_cos, p_sin, p_slot, p_query_norm, p_key_norm, eps, number,
     s_xb, s_cb, s_kb, s_kl, s_kg, s_vb, s_vl, s_vg, s_sb, s_sg,
     H: tl.constexpr, G: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
@@ -85,7 +95,16 @@ def rotate_and_store_kernel(
     b_x = tl.load(p_x + o_d, mask=m_d, other=0.0)
     if h < H + G:
         # `sin` comes with its sign: minus in the first half, where the partner is the second
-        b_pair = tl.load(p_x + (o_d + D // 2) % D, mask=m_d, other=0.0).to(tl.float32)
+        o_pair = (o_d + D // 2) % D
+        b_pair = tl.load(p_x + o_pair, mask=m_d, other=0.0).to(tl.float32)
+        if p_query_norm is not None:
+            p_norm = p_query_norm if h < H else p_key_norm
+            b_wide = b_x.to(tl.float32)
+            scale = tl.rsqrt(tl.sum(b_wide * b_wide, axis=0) / D + eps)
+            b_x = (b_wide * scale).to(dtype).to(tl.float32) * tl.load(p_norm + o_d, mask=m_d, other=0.0).to(tl.float32)
+            b_x = b_x.to(dtype)
+            b_pair = (b_pair * scale).to(dtype).to(tl.float32) * tl.load(p_norm + o_pair, mask=m_d, other=0.0).to(tl.float32)
+            b_pair = b_pair.to(dtype).to(tl.float32)
         b_cos = tl.load(p_cos + b * s_cb + o_d, mask=m_d, other=0.0).to(tl.float32)
         b_sin = tl.load(p_sin + b * s_cb + o_d, mask=m_d, other=0.0).to(tl.float32)
         b_x = ((b_x.to(tl.float32) * b_cos).to(dtype).to(tl.float32) + (b_pair * b_sin).to(dtype).to(tl.float32)).to(dtype)

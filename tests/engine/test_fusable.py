@@ -9,6 +9,9 @@ import types
 import pytest
 import torch
 from random_models import LAYERS, build_model, encode, picture, request, shared_processor
+from tiny_families import MODELS
+from tiny_families.base import RAGGED
+from tiny_families.base import encode as encode_family
 from torch.nn.utils import parametrize
 from transformers.models.llama import modeling_llama
 
@@ -109,6 +112,10 @@ def at(path, change):
     return lambda model: change(model.get_submodule(path))
 
 
+def bias(module, kind=torch.Tensor):
+    module.bias = torch.nn.Parameter(torch.randn(module.out_features).as_subclass(kind), requires_grad=False)
+
+
 TEXT = "model.language_model"
 MLP = f"{TEXT}.layers.2.mlp"
 ATTENTION = f"{TEXT}.layers.2.self_attn"
@@ -140,9 +147,13 @@ CHANGES = {
         lambda model: parametrize.register_parametrization(model.get_submodule(f"{MLP}.up_proj"), "weight", Halved()),
         "up_proj of layer 2 is a ParametrizedLinear",
     ),
-    "a bias": (
-        lambda model: setattr(model.get_submodule(f"{ATTENTION}.o_proj"), "bias", torch.nn.Parameter(torch.randn(64), requires_grad=False)),
-        "o_proj of layer 2 has a bias",
+    "a bias beside none": (
+        at(f"{ATTENTION}.q_proj", bias),
+        "only some projections with one input have a bias, those of layer 2",
+    ),
+    "a bias of a tensor subclass": (
+        at(f"{ATTENTION}.o_proj", lambda module: bias(module, Tagged)),
+        "o_proj of layer 2 has a bias of class Tagged",
     ),
     "a tensor subclass": (
         lambda model: setattr(
@@ -268,6 +279,65 @@ def test_what_changes_a_class_changes_the_steps(patch):
         check(model, inputs, reason, usual)
     with torch.inference_mode():
         assert why_not(model) is None
+
+
+@pytest.mark.parametrize("group", ["q_proj k_proj v_proj", "o_proj", "gate_proj up_proj", "down_proj"])
+@torch.inference_mode()
+def test_biases_are_part_of_fused_steps(group):
+    """Whole groups of projections with a bias stay on the fast path, which adds it."""
+    model, _, inputs, usual = prepared()
+    for name in group.split():
+        bias(model.get_submodule(f"{TEXT}.layers.2.{'mlp' if 'gate' in group or 'down' in group else 'self_attn'}.{name}"))
+    assert why_not(model) is None
+    found, fed, decoder = decode(model, inputs)
+    assert decoder.unfused is None
+    torch.testing.assert_close(found, whole(model, inputs, fed), rtol=2e-4, atol=2e-4)
+    assert (decode(model, inputs, usual[1])[0] - usual[0]).abs().max() > 1e-2
+
+
+QWENS = {
+    "LoRA": (adapter("LoraConfig", r=4), "q_proj of layer 0 is a Linear of peft"),
+    "a hooked head norm": (at(f"{ATTENTION}.k_norm", forward_hook), "k_norm of layer 2 has a hook"),
+    "another head norm": (
+        replace(f"{ATTENTION}.q_norm", lambda old: torch.nn.RMSNorm(16, eps=10.0)),
+        "q_norm of layer 2 is a RMSNorm of torch",
+    ),
+    "epsilons of their own": (
+        lambda model: setattr(model.get_submodule(f"{ATTENTION}.q_norm"), "variance_epsilon", 1.0),
+        "the norms of queries and keys have epsilons of their own, those of layer 2",
+    ),
+    "a hooked parent": (at("model", forward_hook), "model has a hook"),
+    "another activation": (replace(f"{MLP}.act_fn", lambda old: Gelu()), "the activation of layer 2 is a Gelu"),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [("qwen3_vl", change) for change in QWENS] + [("qwen2_5_vl", change) for change in ("LoRA", "a hooked parent", "another activation")],
+)
+@torch.inference_mode()
+def test_what_changes_a_qwen_changes_its_steps(name, change):
+    """The same proof for text models with names of their own, with norms of heads and with positions in three dimensions."""
+    tiny = MODELS[name]
+    model, inputs = avl.attach(tiny.model()), dict(encode_family(tiny, tiny.processor(), RAGGED))
+    assert why_not(model) is None
+    usual = decode(model, inputs)[:2]
+    make, reason = QWENS[change]
+    make(model)
+    assert reason in why_not(model)
+    found, fed, decoder = decode(model, inputs, usual[1])
+    assert reason in decoder.unfused
+    out = model.generate(
+        **inputs, max_new_tokens=STEPS + 1, do_sample=False, output_logits=True, return_dict_in_generate=True,
+        logits_processor=[lambda ids, scores: forced(scores, [*fed, fed[-1]][ids.shape[1] - inputs["input_ids"].shape[1]])],
+    )  # fmt: skip
+    torch.testing.assert_close(found, torch.stack(out.logits, dim=1), rtol=2e-4, atol=2e-4)
+    assert (found - usual[0]).abs().max() > 1e-2, "the change changes nothing: the test cannot fail"
+
+
+def forced(scores, tokens):
+    """Scores whose best tokens are those."""
+    return torch.zeros_like(scores).scatter(1, tokens[:, None], 1.0)
 
 
 def test_a_compiled_text_model_runs_as_compiled(monkeypatch):

@@ -9,6 +9,8 @@ import pytest
 import torch
 from pairwise import pairwise
 from random_models import ARCHITECTURES, build_model, encode, request, shared_processor
+from tiny_families import MODELS
+from tiny_families.base import encode as encode_family
 
 import avl
 from avl.engine.decoder import Decoder
@@ -56,14 +58,15 @@ def test_fused_steps_are_the_modules_steps(architecture, policy, rows, merged):
         assert one.image_sets(row) == two.image_sets(row)
 
 
+@pytest.mark.parametrize("name", ["llava_next", "qwen2_5_vl", "qwen3_vl"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @torch.inference_mode()
-def test_low_precision_rounds_where_the_modules_round(dtype):
+def test_low_precision_rounds_where_the_modules_round(dtype, name):
     """Only the order within sums may differ: no logit moves by more than the dtype's own noise against float32."""
-    model, processor = attached("next-mistral", dtype), shared_processor("next-mistral")
-    exact = attached("next-mistral")
+    tiny = MODELS[name]
+    model, exact = avl.attach(tiny.model(dtype)), avl.attach(tiny.model())
     exact.load_state_dict(model.state_dict())
-    inputs = dict(encode(processor, REQUESTS["one"]))
+    inputs = dict(encode_family(tiny, tiny.processor()))
     low = {name: value.to(dtype) if value.is_floating_point() else value for name, value in inputs.items()}
     found = {}
     for name, subject, given in (("modules", model, low), ("fused", model, low), ("exact", exact, inputs)):
@@ -90,7 +93,7 @@ def test_merged_weights_change_nothing_and_can_be_undone(tmp_path):
     attention = model.model.language_model.layers[1].self_attn
     storages = {product.weight.untyped_storage().data_ptr() for product in (attention.q_proj, attention.k_proj, attention.v_proj)}
     assert len(storages) == 1
-    assert layers._weights[1].qkv[0].untyped_storage().data_ptr() in storages
+    assert layers._weights[1].qkv[0][0].untyped_storage().data_ptr() in storages
 
     def same(tensors):
         assert tensors.keys() == before.keys()
@@ -99,8 +102,8 @@ def test_merged_weights_change_nothing_and_can_be_undone(tmp_path):
 
     same(model.state_dict())
     assert all(dict(model.named_parameters())[name] is parameter for name, parameter in parameters.items())
-    again = merge((attention.q_proj, attention.k_proj, attention.v_proj))
-    assert again.data_ptr() == layers._weights[1].qkv[0].data_ptr()  # merged once
+    again, _ = merge((attention.q_proj, attention.k_proj, attention.v_proj))
+    assert again.data_ptr() == layers._weights[1].qkv[0][0].data_ptr()  # merged once
     assert torch.equal(model.generate(**inputs, max_new_tokens=4), plain)
     same(copy.deepcopy(model).state_dict())
     model.save_pretrained(tmp_path)
@@ -115,6 +118,41 @@ def test_merged_weights_change_nothing_and_can_be_undone(tmp_path):
     assert attention.q_proj.weight.grad is not None
 
 
+@torch.inference_mode()
+def test_merged_biases_are_separated_again():
+    """As the weights: one copy while merged, each its own memory after ``avl.detach``, the same values throughout."""
+    tiny = MODELS["qwen2_5_vl"]
+    model, inputs = avl.attach(tiny.model()), dict(encode_family(tiny, tiny.processor()))
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    FusedLayers(model, avl.make_cache(model, inputs, avl.Full(), 2), merged=True)
+    attention = model.model.language_model.layers[1].self_attn
+    biases = [getattr(attention, f"{letter}_proj").bias for letter in "qkv"]
+    assert len({bias.untyped_storage().data_ptr() for bias in biases}) == 1
+    avl.detach(model)
+    assert len({bias.untyped_storage().data_ptr() for bias in biases}) == 3
+    assert all(bias.untyped_storage().nbytes() == bias.nbytes for bias in biases)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+
+
+@pytest.mark.parametrize("kind", ["linear", "llama3", "yarn"])
+@torch.inference_mode()
+def test_other_rotations_are_fused(kind):
+    """Rotary embeddings that depend on nothing but the position, each against the modules; YaRN also scales cosine and sine."""
+    scaled = {"factor": 4.0, "original_max_position_embeddings": 128}
+    more = {"linear": {"factor": 4.0}, "llama3": {**scaled, "low_freq_factor": 1.0, "high_freq_factor": 4.0}, "yarn": scaled}[kind]
+    model = avl.attach(build_model("llava-llama", rope_parameters={"rope_type": kind, "rope_theta": 1e4, **more}))
+    inputs = dict(encode(shared_processor("llava-llama"), REQUESTS["ragged"]))
+    caches = [avl.make_cache(model, inputs, avl.Full(), max_new_tokens=STEPS) for _ in range(2)]
+    modules, fused = (Decoder(model, cache) for cache in caches)
+    assert fused.unfused is None
+    assert (model.model.language_model.rotary_emb.attention_scaling != 1.0) == (kind == "yarn")
+    modules._layers = None
+    expected, fed = steps(modules, inputs)
+    for one, two in zip(steps(fused, inputs, fed)[0], expected, strict=True):
+        torch.testing.assert_close(one, two, rtol=2e-5, atol=2e-5)
+
+
 def test_a_moved_model_leaves_no_memory_behind():
     """Nothing but the parameters holds merged weights: a change of dtype, as a change of device, lets go of them."""
     model = attached("llava-llama")
@@ -122,18 +160,23 @@ def test_a_moved_model_leaves_no_memory_behind():
     merge(products)
     model.half()
     assert products[0].weight.untyped_storage().nbytes() == products[0].weight.nbytes
-    merged = merge(products)
+    merged, _ = merge(products)
     assert merged.dtype == torch.float16
     assert products[1].weight.untyped_storage().data_ptr() == merged.untyped_storage().data_ptr()
 
 
+@pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("inside", [False, True])
-def test_a_model_made_in_inference_mode_can_be_merged(inside):
+def test_a_model_made_in_inference_mode_can_be_merged(inside, bias):
     with torch.inference_mode(inside):
-        products = tuple(torch.nn.Linear(4, 4, bias=False) for _ in range(2))
+        products = tuple(torch.nn.Linear(4, 4, bias=bias) for _ in range(2))
     x = torch.ones(1, 4)
     expected = torch.cat([product(x) for product in products], dim=-1)
     with torch.inference_mode():
         merged = merge(products)
-    torch.testing.assert_close(torch.nn.functional.linear(x, merged), expected)
+        assert merged[0].untyped_storage().data_ptr() == products[1].weight.untyped_storage().data_ptr()
+        assert (merged[1] is not None) == bias
+        assert not bias or merged[1].untyped_storage().data_ptr() == products[1].bias.untyped_storage().data_ptr()
+        assert all(one is other or one.data_ptr() == other.data_ptr() for one, other in zip(merge(products), merged, strict=True))
+    torch.testing.assert_close(torch.nn.functional.linear(x, *merged), expected)
     torch.testing.assert_close(torch.cat([product(x) for product in products], dim=-1), expected)

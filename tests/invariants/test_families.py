@@ -21,6 +21,7 @@ from transformers import AttentionInterface
 
 import avl
 from avl.engine.decoder import Decoder
+from avl.engine.fused import FusedLayers
 from avl.models.families import FAMILIES, causal_model, describe, language_model
 
 STEPS = 9
@@ -99,6 +100,25 @@ def test_full_is_generate(name, rows):
     decoder, found = decoded(model, inputs, tokens)
     assert_close(found, expected)
     assert (decoder.unfused is None) == MODELS[name].fused
+
+
+@pytest.mark.parametrize("merged", [False, True])
+@pytest.mark.parametrize("name", [name for name in NAMES if MODELS[name].fused])
+@torch.inference_mode()
+def test_fused_steps_are_the_modules(name, merged):
+    """Logits and what is stored and read, of a ragged batch under eviction; with projections merged, as on a GPU, and apart."""
+    model, inputs = MODELS[name].model(), prompts(name)
+    avl.attach(model)
+    tokens = torch.randint(30, 100, (len(inputs["input_ids"]), STEPS), generator=torch.Generator().manual_seed(4))
+    found, counts = [], []
+    for layers in (True, False):
+        cache = avl.make_cache(model, inputs, avl.AVL(S=45, C=30, K=3, P=70, T=60), max_new_tokens=STEPS)
+        decoder = Decoder(model, cache)
+        decoder._layers = FusedLayers(model, cache, merged=merged) if layers else None
+        found.append([decoder.prefill(inputs), *(decoder.step(tokens[:, t]) for t in range(STEPS - 1))])
+        counts.append((cache.stored_tokens, cache.read_tokens, [cache.image_sets(row) for row in range(cache.batch_size)]))
+    assert_close(*found)
+    assert counts[0] == counts[1]
 
 
 @pytest.mark.parametrize("case", CASES)

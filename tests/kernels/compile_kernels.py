@@ -57,7 +57,7 @@ compile_kernel(layer_triton.add_rms_norm_kernel, "bf16", set(), N=5120, BLOCK=81
 compile_kernel(layer_triton.add_rms_norm_kernel, "fp32", {"p_delta"}, N=4096, BLOCK=4096)
 rotate = {"H": 32, "G": 8, "D": 128, "BLOCK_D": 128}
 compile_kernel(layer_triton.rotate_and_store_kernel, "bf16", set(), **rotate)
-compile_kernel(layer_triton.rotate_and_store_kernel, "fp16", {"p_slot"}, **rotate)
+compile_kernel(layer_triton.rotate_and_store_kernel, "fp16", {"p_slot", "p_query_norm", "p_key_norm"}, **rotate)
 compile_kernel(layer_triton.silu_product_kernel, "bf16", set(), N=11008, BLOCK=1024)
 window = {"C": 130, "SIZE": 64}
 compile_kernel(window_triton.enter_window_kernel, "fp32", set(), ROWS=8, HEADS=1, **window)

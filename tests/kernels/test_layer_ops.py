@@ -6,6 +6,7 @@ from tolerance import assert_near_oracle
 from torch import Tensor
 
 from avl.kernels import layer_ops
+from avl.kernels.layer.types import HeadNorms
 
 COMPILED = torch.cuda.is_available()
 DTYPES = [torch.float32, torch.float16] + ([torch.bfloat16] if COMPILED else [])  # bfloat16 is wrong in Triton's interpreter
@@ -25,6 +26,19 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x * cos[:, None] + torch.cat([-two, one], dim=-1) * sin[:, None]
 
 
+def head_norms(qkv: Tensor, heads: int, kv_heads: int, norms: HeadNorms | None) -> Tensor:
+    """Queries and keys [B, H + G, D] as Qwen3 has them before RoPE: float64 exactly, other dtypes with the modules' roundings."""
+    query, key = qkv[:, :heads], qkv[:, heads : heads + kv_heads]
+    if norms is not None:
+        query, key = (eager_norm(x, weight.to(x.dtype), norms.eps) for x, weight in ((query, norms.query), (key, norms.key)))
+    return torch.cat([query, key], dim=1)
+
+
+def eager_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    wide = x if x.dtype == torch.float64 else x.float()
+    return weight * (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)).to(x.dtype)
+
+
 def signed(sin: Tensor) -> Tensor:
     one, two = sin.chunk(2, dim=-1)
     return torch.cat([-one, two], dim=-1)
@@ -42,16 +56,14 @@ def test_add_rms_norm_equals_the_formula(rows: int, size: int, adds: bool, dtype
     assert out.dtype == dtype
     assert torch.equal(residual, total)
     exact = rms_norm(total.double(), weight.double(), 1e-5)
-    wide = total.float()
-    eager = weight * (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + 1e-5)).to(dtype)
-    assert_near_oracle(out, exact, eager, (size,))
+    assert_near_oracle(out, exact, eager_norm(total, weight, 1e-5), (size,))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("rows", "heads", "kv_heads", "size"), [(1, 4, 4, 32), (3, 6, 2, 80), (2, 5, 1, 128), (2, 3, 3, 96)])
-@pytest.mark.parametrize("kind", ["number", "rows", "heads"])
+@pytest.mark.parametrize(("kind", "normed"), [("number", False), ("rows", False), ("heads", False), ("rows", True), ("number", True)])
 def test_rotate_and_store_equals_the_formula_and_writes_nothing_else(
-    rows: int, heads: int, kv_heads: int, size: int, kind: str, dtype: torch.dtype, impl: str, device: torch.device
+    rows: int, heads: int, kv_heads: int, size: int, kind: str, normed: bool, dtype: torch.dtype, impl: str, device: torch.device
 ) -> None:
     slots, first = 11, 3
     qkv = normal(rows, heads + 2 * kv_heads, size).to(device, dtype)
@@ -62,15 +74,16 @@ def test_rotate_and_store_equals_the_formula_and_writes_nothing_else(
     # the storage is a part of a larger one, as that of some rows is of its layer's
     storages = [torch.full((rows + 1, slots, kv_heads, size), 7.0, dtype=dtype, device=device) for _ in range(2)]
     key, value = (storage[1:] for storage in storages)
-    query = layer_ops(device, impl).rotate_and_store(qkv.flatten(1), cos, signed(sin), key, value, slot, first)
-    wide = [tensor.double() for tensor in (qkv, cos, sin)]
-    exact, eager = (rotate(states[:, : heads + kv_heads], *turn) for states, *turn in (wide, (qkv, cos, sin)))
-    assert_near_oracle(query, exact[:, :heads], eager[:, :heads], (2,))
+    norms = HeadNorms(*(1 + 0.3 * normal(size, seed=seed).to(device, dtype) for seed in (3, 4)), 1e-3) if normed else None
+    query = layer_ops(device, impl).rotate_and_store(qkv.flatten(1), cos, signed(sin), key, value, slot, first, norms)
+    exact = rotate(head_norms(qkv.double(), heads, kv_heads, norms), cos.double(), sin.double())
+    eager = rotate(head_norms(qkv, heads, kv_heads, norms), cos, sin)
+    assert_near_oracle(query, exact[:, :heads], eager[:, :heads], (size, 2) if normed else (2,))
     expected = [torch.full_like(storage, 7.0) for storage in storages]
     for b in range(rows):
         for g in range(kv_heads):
             place = first + (slot if isinstance(slot, int) else int(slot[b, g if kind == "heads" else 0]))
-            assert_near_oracle(key[b, place, g], exact[b, heads + g], eager[b, heads + g], (2,))
+            assert_near_oracle(key[b, place, g], exact[b, heads + g], eager[b, heads + g], (size, 2) if normed else (2,))
             expected[0][b + 1, place, g] = key[b, place, g]
             expected[1][b + 1, place, g] = qkv[b, heads + kv_heads + g]
     for storage, wanted in zip(storages, expected, strict=True):

@@ -37,6 +37,10 @@ def forgetful(function):
     return lambda window, order, sums, slot, entered, lengths: function(window, order, None, slot, entered, lengths)
 
 
+def unnormed(function):
+    return lambda qkv, cos, sin, key, value, slot, first, norms: function(qkv, cos, sin, key, value, slot, first)
+
+
 def refused(function):
     def launch(*args, **kwargs):
         raise ValueError("no kernel image is available\nfor execution")
@@ -52,6 +56,7 @@ def refused(function):
         ("layer.triton", "add_rms_norm", twice, "the norm is off by"),
         ("layer.triton", "silu_product", twice, "the activation is off by"),
         ("layer.triton", "rotate_and_store", twice, "the rotation is off by"),
+        ("layer.triton", "rotate_and_store", unnormed, "the norm of heads is off by"),
         ("window.triton", "enter_window", forgetful, "the window's bookkeeping is off"),
     ],
 )

@@ -2,7 +2,9 @@
 
 import pytest
 import torch
-from random_models import LAYERS, build_model, encode, request, shared_processor
+from random_models import ARCHITECTURES, LAYERS, build_model, encode, request, shared_processor
+from tiny_families import MODELS
+from tiny_families.base import encode as encode_family
 from triton_here import COMPILED, why_no_triton
 
 import avl
@@ -25,6 +27,8 @@ CASES = [  # the interpreter is slow: each policy and architecture once
     ("llava-llama", avl.H2O(keep=50), GraphDecoder, False),
     ("next-llama", avl.StreamingLLM(keep=40), Decoder, False),
     ("next-mistral", avl.PyramidKV(keep=40, window=4, pool=3, beta=5), GraphDecoder, False),
+    ("qwen2_5_vl", AVL, GraphDecoder, True),  # biases, and positions in three dimensions
+    ("qwen3_vl", AVL, Decoder, True),  # norms of heads
 ]
 
 
@@ -47,10 +51,15 @@ def answer(decoder: Decoder, inputs: dict, tokens: list | None = None) -> tuple[
 @pytest.mark.parametrize(("architecture", "policy", "kind", "merged"), CASES)
 @torch.inference_mode()
 def test_decoder_on_triton_gives_the_steps_of_the_pytorch_path(architecture, policy, kind, merged, triton_everywhere, monkeypatch):
-    model, processor = avl.attach(build_model(architecture)), shared_processor(architecture)
+    if architecture in ARCHITECTURES:
+        model, both = build_model(architecture), encode(shared_processor(architecture), [request(1), request(2)])
+    else:
+        model = MODELS[architecture].model()
+        both = encode_family(MODELS[architecture], MODELS[architecture].processor())
+        both = {name: torch.cat([value, value]) for name, value in both.items()}
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = model.to(device)
-    inputs = {name: value.to(device) for name, value in encode(processor, [request(1), request(2)]).items()}
+    model = avl.attach(model.to(device))
+    inputs = {name: value.to(device) for name, value in both.items()}
     caches = [avl.make_cache(model, inputs, policy, max_new_tokens=STEPS) for _ in range(2)]
     decoder = kind(model, caches[0])
     decoder._layers = FusedLayers(model, caches[0], merged=merged)

@@ -25,4 +25,4 @@ def processor() -> Any:
     return transformers.AyaVisionProcessor(images, tokenizer(NAMES), patch_size=5, img_size=40, downsample_factor=2)
 
 
-MODELS = {"aya_vision": Tiny("aya_vision", config, processor)}
+MODELS = {"aya_vision": Tiny("aya_vision", config, processor, fused=False)}

@@ -47,7 +47,7 @@ class Tiny:
     config: Callable[[], Any]
     processor: Callable[[], Any]
     placeholder: str = "<image>"
-    fused: bool = False
+    fused: bool = True
     places: bool = True
     pictures: bool = True
     available: bool = True

@@ -53,4 +53,4 @@ def processor() -> Any:
     return padded_whole(transformers.Blip2Processor, images, tokenizer())
 
 
-MODELS = {"blip-2": Tiny("blip-2", config, processor, "", places=False, pictures=False)}
+MODELS = {"blip-2": Tiny("blip-2", config, processor, "", fused=False, places=False, pictures=False)}

@@ -27,4 +27,4 @@ def processor() -> Any:
     return pictures_only(transformers.Glm4vProcessor, images, tokenizer(TOKENS))
 
 
-MODELS = {"glm4v": Tiny("glm4v", config, processor, "<|begin_of_image|> <|image|> <|end_of_image|>")}
+MODELS = {"glm4v": Tiny("glm4v", config, processor, "<|begin_of_image|> <|image|> <|end_of_image|>", fused=False)}

@@ -34,4 +34,4 @@ def available() -> bool:
     return True
 
 
-MODELS = {"idefics3": Tiny("idefics3", config, processor, fused=True, available=available())}
+MODELS = {"idefics3": Tiny("idefics3", config, processor, available=available())}

@@ -22,4 +22,4 @@ def processor() -> Any:
     return padded_whole(transformers.InstructBlipProcessor, images, tokenizer(), tokenizer())
 
 
-MODELS = {"instructblip": Tiny("instructblip", config, processor, "", fused=True, places=False, pictures=False)}
+MODELS = {"instructblip": Tiny("instructblip", config, processor, "", places=False, pictures=False)}

@@ -32,5 +32,5 @@ def processor() -> Any:
 MODELS = {
     "internvl-qwen2": Tiny("internvl", config, processor, NAMES[0]),
     "internvl-qwen3": Tiny("internvl", partial(config, "Qwen3"), processor, NAMES[0]),
-    "internvl-llama": Tiny("internvl", partial(config, "Llama"), processor, NAMES[0], fused=True),
+    "internvl-llama": Tiny("internvl", partial(config, "Llama"), processor, NAMES[0]),
 }

@@ -42,8 +42,8 @@ def processor(tower: str = "CLIP") -> Any:
 
 
 MODELS = {
-    "llava-llama": Tiny("llava", config, processor, fused=True),
-    "llava-mistral": Tiny("llava", partial(config, "Mistral"), processor, fused=True),
+    "llava-llama": Tiny("llava", config, processor),
+    "llava-mistral": Tiny("llava", partial(config, "Mistral"), processor),
     "llava-qwen2": Tiny("llava", partial(config, "Qwen2"), processor),
     "llava-qwen3": Tiny("llava", partial(config, "Qwen3"), processor),
     "llava-siglip": Tiny("llava", partial(config, "Qwen2", "Siglip"), partial(processor, "Siglip")),

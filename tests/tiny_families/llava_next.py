@@ -27,4 +27,4 @@ def processor() -> Any:
     return transformers.LlavaNextProcessor(images, tokenizer(), **options)
 
 
-MODELS = {"llava_next": Tiny("llava_next", config, processor, fused=True)}
+MODELS = {"llava_next": Tiny("llava_next", config, processor)}

@@ -39,6 +39,6 @@ def pixtral_config() -> Any:
 
 
 MODELS = {
-    "mistral3": Tiny("mistral3", config, processor, "[IMG]", fused=True),
-    "pixtral": Tiny("llava", pixtral_config, lambda: processor(10, 1), "[IMG]", fused=True),
+    "mistral3": Tiny("mistral3", config, processor, "[IMG]"),
+    "pixtral": Tiny("llava", pixtral_config, lambda: processor(10, 1), "[IMG]"),
 }

@@ -37,4 +37,4 @@ def processor() -> Any:
     return Unlabeled(images, tokenizer(image_token="<image>"))
 
 
-MODELS = {"paligemma": Tiny("paligemma", config, processor)}
+MODELS = {"paligemma": Tiny("paligemma", config, processor, fused=False)}

@@ -23,5 +23,7 @@ def config(kind: str = "Qwen3VLConfig", **more: Any) -> Any:
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "decoder_sparse_step": 1}
 MODELS = {
     "qwen3_vl": Tiny("qwen3_vl", config, lambda: processor("Qwen3VLProcessor"), PLACEHOLDER),
-    "qwen3_vl_moe": Tiny("qwen3_vl_moe", lambda: config("Qwen3VLMoeConfig", **EXPERTS), lambda: processor("Qwen3VLProcessor"), PLACEHOLDER),
+    "qwen3_vl_moe": Tiny(
+        "qwen3_vl_moe", lambda: config("Qwen3VLMoeConfig", **EXPERTS), lambda: processor("Qwen3VLProcessor"), PLACEHOLDER, fused=False
+    ),
 }

@@ -15,4 +15,4 @@ def processor() -> Any:
     return pictures_only(transformers.SmolVLMProcessor, images, tokenizer(NAMES), image_seq_len=16)
 
 
-MODELS = {"smolvlm": Tiny("smolvlm", lambda: config("SmolVLMConfig"), processor, fused=True, available=available())}
+MODELS = {"smolvlm": Tiny("smolvlm", lambda: config("SmolVLMConfig"), processor, available=available())}
