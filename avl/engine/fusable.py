@@ -73,8 +73,10 @@ def why_not(model: Any) -> str | None:
         reason = _uneven(layer)
         if reason is not None:
             return f"{reason} of layer {number}"
-    if text.rotary_emb.rope_type not in _ROTARY:
-        return f"its rotary embedding, {text.rotary_emb.rope_type!r}, depends on the length"
+    rotary = text.rotary_emb
+    # a dynamic one grows where a sequence exceeds the context, which a cache of ours refuses, and shrinks again after it
+    if rotary.rope_type not in _ROTARY and not (rotary.rope_type == "dynamic" and rotary.max_seq_len_cached <= rotary.original_max_seq_len):
+        return f"its rotary embedding, {rotary.rope_type!r}, depends on the length"
     dtypes = {parameter.dtype for parameter in text.parameters()}
     devices = {parameter.device for parameter in text.parameters()}
     if len(dtypes) > 1 or len(devices) > 1:

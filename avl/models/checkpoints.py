@@ -40,7 +40,7 @@ CHECKPOINTS: dict[str, str] = {
 
 RANDOM_WEIGHTS = (
     *("llava-1.5-7b", "llava-1.5-13b", "llava-1.6-7b", "llava-1.6-13b", "llava-1.6-mistral-7b"),
-    *("qwen2.5-vl-7b", "qwen3-vl-8b", "gemma-3-12b"),
+    *("qwen2.5-vl-7b", "qwen3-vl-8b", "internvl3-8b", "gemma-3-12b"),
 )
 """Those of which avl/models/random_weights.py makes a model of full size."""
 

@@ -7,6 +7,8 @@ What backs the sizes, besides parameter counts that agree with the published one
   (Qwen2.5-Omni-7B); its vision tower is ``Qwen2_5_VLVisionConfig``'s defaults, but 1280 wide.
 * Qwen3-VL-8B: its vision tower is the defaults of ``Qwen3VLVisionConfig``, with the text's width. Its text decoder is that of Qwen3-8B,
   known from its config.json; transformers does not state it.
+* InternVL3-8B: its vision tower is the defaults of ``InternVLVisionConfig`` with biases. Its text decoder is that of Qwen2.5-7B with more
+  words and dynamic RoPE, known from its config.json; transformers does not state it.
 * Gemma-3-12B: vocabulary, positions, layer pattern and tokens per picture are the defaults of ``Gemma3Config``; widths and layers are from
   its config.json; transformers does not state them. The tower is SigLIP-so400m/14 at 896 pixels.
 """
@@ -182,6 +184,37 @@ def qwen3_vl_8b(scale: Scale) -> Any:
     }
     ids = scale.ids(151936, **_QWEN_IDS)
     return transformers.Qwen3VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=False, **ids)
+
+
+def internvl3_8b(scale: Scale) -> Any:
+    """Return the config of InternVL3-8B."""
+    import transformers
+
+    heads, head_dim, vision_heads, side = scale.heads(28, 4), scale(128, 16, 16), scale(16, 2), scale(32, 4, 2)
+    text = {
+        "model_type": "qwen2",
+        "vocab_size": scale(151674, 2 * _FROM_END),
+        "hidden_size": heads["num_attention_heads"] * head_dim,
+        "intermediate_size": scale(18944, 32),
+        "num_hidden_layers": scale(28, 2),
+        **heads,
+        "max_position_embeddings": 32768,
+        "rms_norm_eps": 1e-6,
+        "rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e6},
+    }
+    vision = {
+        "hidden_size": vision_heads * scale(64, 16, 8),
+        "intermediate_size": scale(4096, 32),
+        "num_hidden_layers": scale(24, 2),
+        "num_attention_heads": vision_heads,
+        "attention_bias": True,
+        "image_size": [14 * side, 14 * side],
+        "patch_size": [14, 14],
+    }
+    ids = scale.ids(151674, image_token_id=151667)
+    return transformers.InternVLConfig(
+        text_config=text, vision_config=vision, image_seq_length=(side // 2) ** 2, tie_word_embeddings=False, **ids
+    )
 
 
 def gemma_3_12b(scale: Scale) -> Any:

@@ -12,7 +12,7 @@ import torch
 
 from avl._compat import from_config
 from avl.models.families import FAMILIES, family_of, image_token_id
-from avl.models.random_configs import Architecture, Scale, Single, gemma_3_12b, qwen2_5_vl_7b, qwen3_vl_8b
+from avl.models.random_configs import Architecture, Scale, Single, gemma_3_12b, internvl3_8b, qwen2_5_vl_7b, qwen3_vl_8b
 
 SYSTEM_TOKENS, QUESTION_TOKENS = 35, 30
 """Text tokens of the benchmark's prompt: a system prompt as long as Vicuna's, and a short question."""
@@ -25,6 +25,7 @@ ARCHITECTURES: dict[str, Architecture | Single] = {
     "llava-1.6-mistral-7b": Architecture("llava_next", "mistral", 32, 4096, 14336, 8, 32768, 1e6),
     "qwen2.5-vl-7b": Single("qwen2_5_vl", qwen2_5_vl_7b),
     "qwen3-vl-8b": Single("qwen3_vl", qwen3_vl_8b),
+    "internvl3-8b": Single("internvl", internvl3_8b),
     "gemma-3-12b": Single("gemma3", gemma_3_12b),
 }
 
@@ -73,7 +74,8 @@ def inputs(model: Any, batch: int = 1, picture: tuple[int, int] | None = None, n
         batch: number of rows.
         picture: (width, height) of the images, which determines the number of image tokens in most families. None for the family's own
             choice: in LLaVA-1.6 the size with the most, a square of 2 x 2 tiles (2928: 576 of the whole image, 2304 of the tiles and 48 row
-            ends); in Qwen-VL 1024 x 768 (999 in Qwen2.5-VL, 768 in Qwen3-VL); in Gemma 3 it is always 256.
+            ends); in Qwen-VL and InternVL 1024 x 768 (999 in Qwen2.5-VL, 768 in
+            Qwen3-VL, 3328 in InternVL3); in Gemma 3 it is always 256.
         n_text: text tokens of the prompt; the first :data:`SYSTEM_TOKENS` (or fewer) precede the image.
         seed: of the random values.
 

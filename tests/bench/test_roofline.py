@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from random_models import build_model
@@ -101,6 +102,7 @@ GAINS = {
     "llava-1.6-mistral-7b": ("32/8", 2928, 128, (1.02, 1.13, 1.41)),
     "qwen2.5-vl-7b": ("28/4", 999, 56, (1.00, 1.02, 1.08)),
     "qwen3-vl-8b": ("32/8", 768, 144, (1.00, 1.04, 1.14)),
+    "internvl3-8b": ("28/4", 3328, 56, (1.01, 1.07, 1.23)),
     "gemma-3-12b": ("16/8", 256, 384, (1.00, 1.02, 1.08)),
 }
 H100 = Rates(3.35e12, 989e12)  # data sheet: HBM3, dense bfloat16
@@ -116,6 +118,14 @@ def test_predicted_gain_of_every_architecture(name):
     assert family.image_tokens(config, family.random_picture(config)) == n_image
     assert sizes.layers * sizes.entry_bytes == kib * 1024
     assert [gain_of(sizes, PAPER, batch, n_image, H100) for batch in (1, 8, 32)] == pytest.approx(gains, abs=0.006)
+
+
+def test_the_readme_has_that_table():
+    rows = [
+        f"| {name} | {heads} | {tokens} | {kib} | {' | '.join(f'{g:.2f}' for g in gains)} |"
+        for name, (heads, tokens, kib, gains) in GAINS.items()
+    ]
+    assert "\n".join(rows) in (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8"), "\n".join(rows)
 
 
 def test_grouped_queries_leave_less_to_gain():

@@ -14,6 +14,7 @@ from tiny_families.base import encode as encode_family
 
 import avl
 from avl.engine.decoder import Decoder
+from avl.engine.fusable import why_not
 from avl.engine.fused import FusedLayers, merge
 from avl.models.loading import load
 
@@ -135,12 +136,17 @@ def test_merged_biases_are_separated_again():
         assert torch.equal(tensor, before[name]), name
 
 
-@pytest.mark.parametrize("kind", ["linear", "llama3", "yarn"])
+@pytest.mark.parametrize("kind", ["linear", "llama3", "yarn", "dynamic"])
 @torch.inference_mode()
 def test_other_rotations_are_fused(kind):
     """Rotary embeddings that depend on nothing but the position, each against the modules; YaRN also scales cosine and sine."""
     scaled = {"factor": 4.0, "original_max_position_embeddings": 128}
-    more = {"linear": {"factor": 4.0}, "llama3": {**scaled, "low_freq_factor": 1.0, "high_freq_factor": 4.0}, "yarn": scaled}[kind]
+    more = {
+        "linear": {"factor": 4.0},
+        "llama3": {**scaled, "low_freq_factor": 1.0, "high_freq_factor": 4.0},
+        "yarn": scaled,
+        "dynamic": scaled,
+    }[kind]
     model = avl.attach(build_model("llava-llama", rope_parameters={"rope_type": kind, "rope_theta": 1e4, **more}))
     inputs = dict(encode(shared_processor("llava-llama"), REQUESTS["ragged"]))
     caches = [avl.make_cache(model, inputs, avl.Full(), max_new_tokens=STEPS) for _ in range(2)]
@@ -151,6 +157,22 @@ def test_other_rotations_are_fused(kind):
     expected, fed = steps(modules, inputs)
     for one, two in zip(steps(fused, inputs, fed)[0], expected, strict=True):
         torch.testing.assert_close(one, two, rtol=2e-5, atol=2e-5)
+
+
+@torch.inference_mode()
+def test_a_dynamic_rotation_that_has_grown_runs_the_modules():
+    """Beyond its context the model's frequencies change, and change back at its next shorter sequence: no table holds then."""
+    model = avl.attach(build_model("llava-llama", rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}))
+    inputs = dict(encode(shared_processor("llava-llama"), REQUESTS["one"]))
+    expected = model.generate(**inputs, max_new_tokens=STEPS, do_sample=False)
+    assert why_not(model) is None
+    model.model.language_model(input_ids=torch.full((1, 600), 40))
+    assert "'dynamic', depends on the length" in why_not(model)
+    decoder = Decoder(model, avl.make_cache(model, inputs, avl.Full(), max_new_tokens=STEPS))
+    tokens = [decoder.prefill(inputs).argmax(dim=-1)]
+    while len(tokens) < STEPS:
+        tokens.append(decoder.step(tokens[-1]).argmax(dim=-1))
+    assert torch.equal(torch.stack(tokens, dim=1), expected[:, -STEPS:])
 
 
 def test_a_moved_model_leaves_no_memory_behind():

@@ -24,6 +24,7 @@ PARAMETERS = {  # of the published checkpoints, in thousands of millions
     "llava-1.6-mistral-7b": 7.567,
     "qwen2.5-vl-7b": 8.292,
     "qwen3-vl-8b": 8.767,
+    "internvl3-8b": 7.944,
     "gemma-3-12b": 12.187,
 }
 NAMES = list(random_weights.ARCHITECTURES)
@@ -57,6 +58,7 @@ def last_logits(model, inputs):
     [
         ("qwen2.5-vl-7b", Sizes(28, 28, 4, 128, 3584, 18944, 152064, 2), 128000, {None: 999, (448, 448): 256, (1700, 2200): 61 * 79}),
         ("qwen3-vl-8b", Sizes(36, 32, 8, 128, 4096, 12288, 151936, 2), 262144, {None: 768, (448, 448): 196}),
+        ("internvl3-8b", Sizes(28, 28, 4, 128, 3584, 18944, 151674, 2), 32768, {None: 3328, (448, 448): 256, (900, 450): 768}),
         ("gemma-3-12b", Sizes(48, 16, 8, 256, 3840, 15360, 262208, 2), 131072, {None: 256, (1700, 2200): 256}),
     ],
 )
@@ -70,7 +72,9 @@ def test_full_size_models_of_other_families(name, sizes, context, tokens):
     assert {size: family.image_tokens(model.config, size or family.random_picture(model.config)) for size in tokens} == tokens
 
 
-@pytest.mark.parametrize(("name", "tokens"), [("qwen2.5-vl-7b", 3 * 4), ("qwen3-vl-8b", 3 * 4), ("gemma-3-12b", 16)])
+@pytest.mark.parametrize(
+    ("name", "tokens"), [("qwen2.5-vl-7b", 3 * 4), ("qwen3-vl-8b", 3 * 4), ("internvl3-8b", 13 * 4), ("gemma-3-12b", 16)]
+)
 def test_small_models_of_other_families(name, tokens):
     """A prompt and steps of two rows; both have pictures and words of their own."""
     model = attach(random_weights.build(name, scale=1 / 32))

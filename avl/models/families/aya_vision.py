@@ -14,6 +14,10 @@ class AyaVision(InternVL):
     prefix: ClassVar[str] = "AyaVision"
     texts: ClassVar[tuple[str, ...]] = ("cohere2",)
 
+    def tile(self, config: Any) -> tuple[int, int]:
+        side = config.vision_config.image_size
+        return side, side
+
     def side(self, config: Any) -> int:
         vision = config.vision_config
         return int(vision.image_size // vision.patch_size // config.downsample_factor)

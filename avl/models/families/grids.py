@@ -69,12 +69,23 @@ def tiles(layouts: Iterable[tuple[int, int]], side: int, sizes: Sequence[tuple[i
 
 
 def canvas(processor: Any, sizes: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Return (rows, columns) of the tiles into which GOT-OCR2's image processor cuts pictures (InternVL, Aya Vision)."""
+    """Return (rows, columns) of the tiles into which a processor of GOT-OCR2's kind cuts pictures (InternVL, Aya Vision)."""
+    images = processor.image_processor
+    return best_canvas((images.size["height"], images.size["width"]), sizes, images.min_patches, images.max_patches)
+
+
+def best_canvas(tile: tuple[int, int], sizes: Sequence[tuple[int, int]], least: int = 1, most: int = 12) -> list[tuple[int, int]]:
+    """Return (rows, columns) of each picture's tiles.
+
+    Args:
+        tile: (height, width) of a tile in pixels.
+        sizes: (width, height) of each picture.
+        least: fewest tiles; as the processor's default.
+        most: most tiles, likewise.
+    """
     from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import get_optimal_tiled_canvas
 
-    images = processor.image_processor
-    tile = images.size["height"], images.size["width"]
-    found = [get_optimal_tiled_canvas((height, width), tile, images.min_patches, images.max_patches) for width, height in sizes]
+    found = [get_optimal_tiled_canvas((height, width), tile, least, most) for width, height in sizes]
     return [(rows, cols) for cols, rows in found]
 
 
