@@ -83,7 +83,7 @@ function sparsityOf(values) {
 
 const meanOf = (values) => { const kept = values.filter((value) => value !== null && value !== undefined); return kept.length ? kept.reduce((a, b) => a + b, 0) / kept.length : null; };
 
-const MODALITIES = [["system", "--avl-muted", "dash"], ["image", "--avl-b", "solid"], ["instruction", "--avl-a", "solid"], ["generated", "--avl-good", "dot"]];
+const MODALITIES = [["system", "--avl-muted", "dash"], ["image", "--avl-b", "solid"], ["instruction", "--avl-a", "solid"], ["generated", "--avl-good", "dot"], ["between image tokens", "--avl-muted", "dot"]];
 
 // percent of the image tokens in the sets of one choice, mean over the layers: what is drawn, for every policy
 function setPercent(bits) {
@@ -147,9 +147,10 @@ function drawRecorded(arm) {
   if (view.recordedKey === key) return;
   view.recordedKey = key;
   if (shared) {
-    const rows = arm.scores.map((event) => event.shares.reduce((sum, layer) => sum.map((value, m) => value + layer[m] / event.shares.length), [0, 0, 0, 0]));
-    charts.shares.lines = MODALITIES.map(([name, color, dash]) => ({ name, color, dash, width: 2 }));
-    charts.shares.fill(MODALITIES.map((_, m) => [arm.scores.map((event) => event.t), rows.map((row) => row[m] * 100)]));
+    const rows = arm.scores.map((event) => event.shares.reduce((sum, layer) => sum.map((value, m) => value + (layer[m] || 0) / event.shares.length), MODALITIES.map(() => 0)));
+    const present = MODALITIES.filter((_, m) => m < 4 || rows.some((row) => row[m] > 0)); // most prompts have nothing between
+    charts.shares.lines = present.map(([name, color, dash]) => ({ name, color, dash, width: 2 }));
+    charts.shares.fill(present.map((_, m) => [arm.scores.map((event) => event.t), rows.map((row) => row[m] * 100)]));
     buildKeys($.sharesKeys, charts.shares.lines.map((line) => ({ ...line, text: line.name })));
     const first = rows[0], last = rows[rows.length - 1];
     put($.sharesNote, `The paper (Figure 1): attention to text decays fast, that to image tokens stays high. This run: the image holds ${formatPercent(first[1])} at the prompt’s last token and ${formatPercent(last[1])} at the last one, the question ${formatPercent(first[2])} and ${formatPercent(last[2])}.`);

@@ -1,7 +1,8 @@
-"""Prompt layout: padding, image positions, and the system, image and instruction spans of every row of a batch."""
+"""Prompt layout: padding, image positions, and what every position holds, for every row of a batch."""
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -44,18 +45,27 @@ class Row:
         return tuple(position for position in range(self.length) if position not in image)
 
     @property
-    def spans(self) -> tuple[tuple[str, int, int], ...]:
-        """Spans of one modality as (name, start, stop): "system" before the first image, "image", "instruction" after it (Fig. 2).
+    def kinds(self) -> tuple[str, ...]:
+        """What every position holds: "system" text before the image tokens, "image", "instruction" after them (Fig. 2), "between" them.
 
-        A prompt without image is an instruction.
+        "between" is text with image tokens on both sides: row breaks, separators of tiles, words between pictures. A prompt without image
+        is an instruction.
         """
-        image, start = set(self.image), 0
+        if not self.image:
+            return ("instruction",) * self.length
+        first, last = self.image[0], self.image[-1]
+        kinds = ["system"] * first + ["between"] * (last + 1 - first) + ["instruction"] * (self.length - last - 1)
+        for position in self.image:
+            kinds[position] = "image"
+        return tuple(kinds)
+
+    @property
+    def spans(self) -> tuple[tuple[str, int, int], ...]:
+        """Spans of one kind as (name, start, stop), in order; the names are those of :attr:`kinds`."""
         spans: list[tuple[str, int, int]] = []
-        for position in range(1, self.length + 1):
-            if position == self.length or (position in image) != (start in image):
-                name = "image" if start in image else "instruction" if spans or not image else "system"
-                spans.append((name, start, position))
-                start = position
+        for kind, group in itertools.groupby(self.kinds):
+            start = spans[-1][2] if spans else 0
+            spans.append((kind, start, start + len(list(group))))
         return tuple(spans)
 
 

@@ -14,15 +14,16 @@ import torch
 
 from avl.cache.layout import Row
 
-MODALITIES = ("system", "image", "instruction", "generated")
+MODALITIES = ("system", "image", "instruction", "generated", "between")
+"""What a token read may be: the kinds of ``Row.kinds``, and tokens of the answer."""
 
 
 @dataclass(frozen=True)
 class LayerAttention:
-    """One query's attention in one layer: ``image [N]`` (0 where not read) and ``shares [4]`` in the order of :data:`MODALITIES`."""
+    """One query's attention in one layer: ``image [N]`` (0 where not read) and ``shares [5]`` in the order of :data:`MODALITIES`."""
 
     image: np.ndarray
-    shares: tuple[float, float, float, float]
+    shares: tuple[float, ...]
 
 
 class Recorder:
@@ -30,9 +31,8 @@ class Recorder:
 
     def __init__(self, row: Row, n_layers: int) -> None:
         self._row = row
-        first_image = row.image[0] if row.image else 0
         self._image = {position: number for number, position in enumerate(row.image)}
-        self._kinds = [1 if position in self._image else 0 if position < first_image else 2 for position in range(row.length)]
+        self._kinds = [MODALITIES.index(kind) for kind in row.kinds]
         self._raw: list[tuple[torch.Tensor, torch.Tensor] | None] = [None] * n_layers
 
     def note(self, layer: int, scores: torch.Tensor, positions: torch.Tensor) -> None:
@@ -53,12 +53,11 @@ class Recorder:
             weights = raw[0].double().cpu().numpy()
             places = raw[1].cpu().numpy()
             heads = weights.shape[0] if weights.ndim == 2 else 1
-            image, shares = np.zeros(self._row.n_image), np.zeros(4)
+            image, shares = np.zeros(self._row.n_image), np.zeros(len(MODALITIES))
             for weight, position in zip(weights.ravel() / heads, places.ravel(), strict=True):
-                kind = self._kinds[position] if position < self._row.length else 3
+                kind = self._kinds[position] if position < self._row.length else MODALITIES.index("generated")
                 shares[kind] += weight
-                if kind == 1:
+                if int(position) in self._image:
                     image[self._image[int(position)]] += weight
-            system, on_image, instruction, generated = shares.tolist()
-            result.append(LayerAttention(image, (system, on_image, instruction, generated)))
+            result.append(LayerAttention(image, tuple(shares.tolist())))
         return result

@@ -50,8 +50,8 @@ def image_scores(trace: Trace, arm: int = 0) -> np.ndarray:
 
 
 def modality_shares(trace: Trace, arm: int = 0) -> np.ndarray:
-    """Attention on system, image, instruction and generated tokens per pass, mean over the layers, ``[passes, 4]`` (Figure 1)."""
-    rows = [event.shares for event in _scores(trace, arm) if event.shares is not None]
+    """Attention on system, image, instruction, generated and in-between tokens per pass, mean over layers, ``[passes, 5]`` (Figure 1)."""
+    rows = [[(*layer, 0.0)[:5] for layer in event.shares] for event in _scores(trace, arm) if event.shares is not None]
     if not rows:
         raise ValueError(f"the scores of arm {arm} come without shares of the modalities ({', '.join(MODALITIES)})")
     return np.asarray(rows).mean(axis=1)

@@ -205,6 +205,7 @@ def _check_layers(event: Event, start: Start) -> None:
             scores = unpack_scores(packed)
             _need(scores.size == start.n_image, f"image holds {scores.size} scores of {start.n_image} image tokens")
             _need(bool(np.isfinite(scores).all() and (scores >= 0).all()), "image holds a score that is negative or no number")
+        _need(all(len(shares) in (4, 5) for shares in event.shares or ()), "shares does not hold five shares per layer")
         _need(all(min(shares) >= 0 for shares in event.shares or ()), "shares holds a negative share")
     elif isinstance(event, Repeat):
         _need(event.number >= 1, f"number is {event.number}")

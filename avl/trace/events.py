@@ -67,7 +67,7 @@ class Start(Event):
     ``mode``: "single", "race" (the arm with less accumulated compute time steps next) or "isolated" (one arm after the other).
     ``model``: name, revision, class, dtype, device, layers, heads, kv_heads, head_dim. ``machine``: hardware and versions.
     ``token_bytes``: KV bytes of one token in all layers. ``spans``: (name, start, stop) over the prompt, names "system", "image",
-    "instruction". ``n_image``/``n_text``: prompt tokens of row 0. ``images``: (width, height) of each image. ``limit``: max new tokens.
+    "instruction", and "between" for text with image tokens on both sides. ``n_image``/``n_text``: prompt tokens of row 0. ``images``: (width, height) of each image. ``limit``: max new tokens.
     """
 
     kind: ClassVar[str] = "start"
@@ -152,14 +152,15 @@ class Sets(Event):
 class Scores(Event):
     """One query's attention on the image tokens of row 0, per layer, as :func:`pack_scores` over ``n_image`` (0 for tokens not read).
 
-    At t = 0 the query is the last prompt token. ``shares``: per layer, attention on (system, image, instruction, generated), with sum 1.
+    At t = 0 the query is the last prompt token. ``shares``: per layer, attention on (system, image, instruction, generated,
+    between), with sum 1; recordings made before "between" had a name of its own have four.
     """
 
     kind: ClassVar[str] = "scores"
     arm: int
     t: int
     image: tuple[str, ...]
-    shares: tuple[tuple[float, float, float, float], ...] | None = None
+    shares: tuple[tuple[float, ...], ...] | None = None
 
 
 @dataclass(frozen=True)

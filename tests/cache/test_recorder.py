@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import policy_cases
 import pytest
 from random_models import build_model, picture, shared_processor
+from tiny_families import MODELS
 
 import avl
+from avl.cache.recorder import MODALITIES
 from avl.evaluation import figures as analysis
 from avl.evaluation.figures import ppci, top_share
 from avl.trace import End, Scores, Start, Step, Trace, unpack_scores
@@ -90,3 +94,41 @@ def test_ppci_and_top_share_by_hand():
     assert top_share(np.ones(10), 0.8) == 0.8
     with pytest.raises(ValueError, match="positive"):
         top_share(np.zeros(3))
+
+
+@pytest.mark.parametrize("name", ["pixtral", "llava-llama"])
+def test_text_between_image_tokens_has_a_share_of_its_own(name):
+    """Row breaks of a Pixtral picture are no instruction; words between two pictures are none either."""
+    tiny = MODELS[name]
+    model, processor = tiny.model(), tiny.processor()
+    images = [picture(1, 40, 30)] if name == "pixtral" else [picture(1, 40, 30), picture(2, 30, 40)]
+    prompt = avl.Prompt(f"what is {' and '.join([tiny.placeholder] * len(images))} here ?")
+    events = list(avl.stream(model, processor, images, prompt, avl.Full(), max_new_tokens=3, scores=True))
+    start = next(event for event in events if isinstance(event, Start))
+    inputs = processor(images=images, text=[start.prompt], return_tensors="pt")
+    ids = inputs["input_ids"][0].tolist()
+    image = [place for place, token in enumerate(ids) if token == model.config.image_token_id]
+    held = {name: [place for span, first, stop in start.spans for place in range(first, stop) if span == name] for name, *_ in start.spans}
+    assert held["image"] == image
+    assert held["system"] == list(range(image[0]))
+    assert held["instruction"] == list(range(image[-1] + 1, len(ids)))
+    assert held["between"] == sorted(set(range(image[0], image[-1])) - set(image))
+    model.set_attn_implementation("eager")
+    weights = model(**inputs, output_attentions=True).attentions  # of the prompt's last token
+    shares = next(event for event in events if isinstance(event, Scores)).shares
+    for layer, seen in zip(shares, weights, strict=True):
+        mean = seen[0, :, -1].mean(0)
+        for kind in ("system", "image", "instruction", "between"):
+            assert layer[MODALITIES.index(kind)] == pytest.approx(float(mean[held[kind]].sum()), abs=1e-5)
+
+
+def test_recordings_with_four_shares_are_read(small):
+    """As they were made before text between image tokens was counted apart."""
+    trace = trace_of(small, avl.Full(), scores=True)
+    old = [replace(event, shares=tuple(s[:4] for s in event.shares)) if isinstance(event, Scores) else event for event in trace.events]
+    document = Trace(old).to_json()
+    again = Trace.from_json(document)
+    np.testing.assert_allclose(analysis.modality_shares(again), analysis.modality_shares(trace))
+    odd = [replace(event, shares=tuple(s[:3] for s in event.shares)) if isinstance(event, Scores) else event for event in trace.events]
+    with pytest.raises(ValueError, match="shares does not hold five shares per layer"):
+        Trace.from_json(Trace(odd).to_json())

@@ -227,7 +227,7 @@ def test_figures_of_the_recorded_run(tmp_path, capsys):
     assert result["passes"] == passes
     assert result["image_tokens"] == trace.start.n_image
     shares = result["modality_shares"]
-    assert list(shares) == ["system", "image", "instruction", "generated"]
+    assert list(shares) == ["system", "image", "instruction", "generated", "between"]
     for number in range(passes):
         assert sum(column[number] for column in shares.values()) == pytest.approx(1, abs=2e-3)
     assert shares["generated"][0] == 0

@@ -97,7 +97,7 @@ def test_spans_cover_the_prompt(architecture, model, processor):
     covered = [position for _, start, stop in trace.start.spans for position in range(start, stop)]
     assert covered == list(range(len(ids)))
     for name, start, stop in trace.start.spans:
-        assert name in ("system", "image", "instruction")
+        assert name in ("system", "image", "instruction", "between")
         assert all((token == model.config.image_token_id) == (name == "image") for token in ids[start:stop])
 
 

@@ -97,7 +97,7 @@ def test_full_is_generate(name, lengths):
         model(**encode(MODELS[name], made_family(name)[1]))
     decoder, found = decoded(model, inputs, tokens)
     assert_close(found, expected)
-    assert (decoder.unfused is None) == (name in ("llama", "mistral") if name in ALONE else MODELS[name].fused)
+    assert (decoder.unfused is None) == (name in ALONE or MODELS[name].fused)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -223,7 +223,8 @@ class TestRecording:
         assert len(seen) == 4
         for t, layers in enumerate(seen):
             for layer in layers:
-                system, image, instruction, generated = layer.shares
+                system, image, instruction, generated, between = layer.shares
+                assert between == 0
                 assert layer.image.shape == (0,)
                 assert system == image == 0
                 assert instruction + generated == pytest.approx(1, abs=1e-5)
