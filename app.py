@@ -1,4 +1,4 @@
-"""The page: load a LLaVA, warm it up, serve. ``python app.py --help`` tells the options, which are those of ``avl page``."""
+"""The page: load a model, warm it up, serve. ``python app.py --help`` tells the options, which are those of ``avl page``."""
 
 from __future__ import annotations
 

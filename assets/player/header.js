@@ -3,6 +3,7 @@
 const root = mount(element);
 const about = props.about;
 const at = (id) => root.querySelector(`[data-id="${id}"]`);
+put(at("title"), about.title);
 put(at("machine"), [about.name, about.dtype, about.device, about.machine].filter(Boolean).join(" · "));
 put(at("honest"), about.notes.join(" "));
 

@@ -8,7 +8,7 @@ class Overlay {
     this.context = canvas.getContext("2d");
     this.base = document.createElement("canvas"); // the picture, scaled once
     this.picture = null;
-    this.grid = null;
+    this.lattice = null;
     this.region = null; // the part of the picture to show, in its pixels; null for all of it
     this.selected = -1;
     this.drawMs = 0;
@@ -64,24 +64,23 @@ class Overlay {
   }
 
   rectangle(token) {
-    const grid = this.grid, stride = grid.cols + (grid.newline ? 1 : 0);
-    const at = token - grid.first, row = Math.floor(at / stride), col = at % stride;
-    if (at < 0 || row >= grid.rows || col >= grid.cols) return null;
-    const [left, top, right, bottom] = grid.box;
-    const w = (right - left) / grid.cols, h_ = (bottom - top) / grid.rows;
+    const cell = this.lattice.cell(token);
+    return cell && this.canvasBox(...cell);
+  }
+
+  // a cell in device pixels, without gaps between neighbors
+  canvasBox(row, col) {
+    const [left, top, w, h_] = this.lattice.rectangle(row, col);
     const k = this.pixels, [x, y] = this.shown;
-    const x0 = Math.round((left - x + col * w) * k), y0 = Math.round((top - y + row * h_) * k);
-    return [x0, y0, Math.round((left - x + (col + 1) * w) * k) - x0, Math.round((top - y + (row + 1) * h_) * k) - y0];
+    const x0 = Math.round((left - x) * k), y0 = Math.round((top - y) * k);
+    return [x0, y0, Math.round((left - x + w) * k) - x0, Math.round((top - y + h_) * k) - y0];
   }
 
   // which token lies under a point of the canvas (CSS pixels), or -1
   tokenAt(x, y) {
-    if (!this.grid) return -1;
+    if (!this.lattice) return -1;
     const scale = this.canvas.width / this.canvas.clientWidth / this.pixels;
-    const [left, top, right, bottom] = this.grid.box, [offsetX, offsetY] = this.shown;
-    const col = Math.floor((x * scale + offsetX - left) / (right - left) * this.grid.cols), row = Math.floor((y * scale + offsetY - top) / (bottom - top) * this.grid.rows);
-    if (col < 0 || row < 0 || col >= this.grid.cols || row >= this.grid.rows) return -1;
-    return this.grid.first + row * (this.grid.cols + (this.grid.newline ? 1 : 0)) + col;
+    return this.lattice.tokenAt(x * scale + this.shown[0], y * scale + this.shown[1]);
   }
 
   // paint(token) -> one of the styles below; tokens of one style become one path. Those that marked(token) names get a hatch on top.
@@ -89,17 +88,16 @@ class Overlay {
     const began = performance.now();
     const context = this.context;
     context.drawImage(this.base, 0, 0);
-    if (this.grid && paint) {
-      const paths = new Map(), top = new Path2D();
-      const { first, rows, cols, newline } = this.grid;
+    if (this.lattice && paint) {
+      const paths = new Map(), top = new Path2D(), { rows, cols } = this.lattice;
       for (let r = 0; r < rows; r++) {
         for (let c = 0; c < cols; c++) {
-          const token = first + r * (cols + (newline ? 1 : 0)) + c;
+          const token = this.lattice.token(r, c);
           const style = paint(token);
           if (!style) continue;
           let path = paths.get(style);
           if (!path) paths.set(style, path = new Path2D());
-          const box = this.rectangle(token);
+          const box = this.canvasBox(r, c);
           path.rect(...box);
           if (marked && marked(token)) top.rect(...box);
         }
@@ -110,7 +108,7 @@ class Overlay {
         context.fill(top);
       }
     }
-    if (this.selected >= 0 && this.grid) {
+    if (this.selected >= 0 && this.lattice) {
       const box = this.rectangle(this.selected);
       if (box) {
         context.lineWidth = 4; context.strokeStyle = "#000"; context.strokeRect(...box);
@@ -177,20 +175,20 @@ function heatColour(x) {
 
 const THUMB_COLOURS = [[28, 36, 46], [0, 158, 115], [240, 228, 66], [92, 66, 84]];
 
-// Draw one layer as a thumbnail, one pixel per token of the chosen grid.
-function drawThumb(canvas, grid, classes) {
-  if (canvas.width !== grid.cols || canvas.height !== grid.rows) {
-    canvas.width = grid.cols;
-    canvas.height = grid.rows;
+// Draw one layer as a thumbnail, one pixel per token of the chosen lattice.
+function drawThumb(canvas, lattice, classes) {
+  const { rows, cols } = lattice;
+  if (canvas.width !== cols || canvas.height !== rows) {
+    canvas.width = cols;
+    canvas.height = rows;
   }
   const context = canvas.getContext("2d");
-  const pixels = canvas._pixels && canvas._pixels.width === grid.cols && canvas._pixels.height === grid.rows
-    ? canvas._pixels : (canvas._pixels = context.createImageData(grid.cols, grid.rows));
-  const stride = grid.cols + (grid.newline ? 1 : 0);
+  const pixels = canvas._pixels && canvas._pixels.width === cols && canvas._pixels.height === rows
+    ? canvas._pixels : (canvas._pixels = context.createImageData(cols, rows));
   let out = 0;
-  for (let r = 0; r < grid.rows; r++) {
-    for (let c = 0; c < grid.cols; c++) {
-      const color = THUMB_COLOURS[classes[grid.first + r * stride + c]] || THUMB_COLOURS[0];
+  for (let r = 0; r < rows; r++) {
+    for (let c = 0; c < cols; c++) {
+      const color = THUMB_COLOURS[classes[lattice.token(r, c)]] || THUMB_COLOURS[0];
       pixels.data[out++] = color[0];
       pixels.data[out++] = color[1];
       pixels.data[out++] = color[2];

@@ -1,26 +1,20 @@
 // The panel with the picture: arm, view, layer, patch, small pictures of all layers.
 
-// LLaVA-1.6's tiles show more than its whole picture does, so they come first
-function finestGrid(grids) {
-  const cells = grids.map((grid) => (grid.image === 0 ? grid.rows * grid.cols : 0));
-  return Math.max(0, cells.indexOf(Math.max(...cells)));
-}
-
-// the part of a picture under a grid: [left, top, right, bottom] in pixels, and its share of the picture
-function seenPart(grid, width, height) {
-  const [left, top, right, bottom] = grid ? grid.box : [0, 0, width, height];
+// the part of a picture under a lattice: [left, top, right, bottom] in pixels, and its share of the picture
+function seenPart(lattice, width, height) {
+  const [left, top, right, bottom] = lattice ? lattice.box : [0, 0, width, height];
   const box = [Math.max(0, left), Math.max(0, top), Math.min(width, right), Math.min(height, bottom)];
   return { box, share: ((box[2] - box[0]) * (box[3] - box[1])) / (width * height) };
 }
 
 function loadPicture() {
-  const run = view.run, grid = run.start.grids[view.grid];
-  const which = grid ? grid.image : 0;
+  const run = view.run, lattice = view.lattices[view.grid];
+  const which = lattice ? lattice.image : 0;
   const [width, height] = run.start.images[which] || [1, 1];
   const source = run.images[which];
   show($.emptyPicture, false);
-  overlay.grid = grid || null;
-  const { box, share } = seenPart(grid, width, height), cropped = share < 0.95;
+  overlay.lattice = lattice || null;
+  const { box, share } = seenPart(lattice, width, height), cropped = share < 0.95;
   overlay.region = cropped && !view.whole ? box : null;
   show($.zoom, cropped);
   put($.zoom, view.whole ? "Zoom to what the model sees" : "Show the whole picture");
@@ -33,18 +27,16 @@ function loadPicture() {
   image.src = source;
 }
 
-function gridName(grid) {
-  const grids = view.run.start.grids, pictures = view.run.start.images.length;
-  const name = `${grid.rows} × ${grid.cols} tokens`;
-  const part = grid.newline ? "tiles" : "whole picture";
-  return grids.length === 1 ? name : `${pictures > 1 ? `picture ${grid.image + 1}: ` : ""}${part}, ${name}`;
+function latticeName(lattice) {
+  const pictures = view.run.start.images.length, name = `${lattice.rows} × ${lattice.cols} tokens`;
+  const part = lattice.cut ? `${lattice.down} × ${lattice.across} tiles` : lattice.tile.newline ? "tiles" : "whole picture";
+  return view.lattices.length === 1 ? name : `${pictures > 1 ? `picture ${lattice.image + 1}: ` : ""}${part}, ${name}`;
 }
 
 function buildGrids() {
-  const grids = view.run.start.grids;
-  $.grid.replaceChildren(...grids.map((grid, index) => h("option", { value: String(index) }, gridName(grid))));
+  $.grid.replaceChildren(...view.lattices.map((lattice, index) => h("option", { value: String(index) }, latticeName(lattice))));
   $.grid.value = String(view.grid);
-  show($.grid, grids.length > 1);
+  show($.grid, view.lattices.length > 1);
 }
 
 function buildFocus() {
@@ -60,7 +52,7 @@ function setFocus(index) {
 }
 
 function buildThumbs() {
-  const placed = view.run.start.grids.length > 0; // tokens without a place make no picture
+  const placed = view.lattices.length > 0; // tokens without a place make no picture
   $.thumbs.replaceChildren(...Array.from({ length: view.run.start.layers }, (_, layer) => h("button", {
     type: "button", class: "avl-thumb", "aria-label": `Layer ${layer}`, tabindex: "-1", onclick: () => setLayer(layer),
   }, h("canvas", { hidden: !placed }), h("span", {}, String(layer)))));
@@ -84,29 +76,27 @@ function setLayer(layer) {
   invalidate();
 }
 
-// tokens of a grid, or of all grids where there is none to choose
-function tokensOf(grid) {
-  if (!grid) return Array.from({ length: view.run.start.n_image }, (_, token) => token);
-  const stride = grid.cols + (grid.newline ? 1 : 0);
-  return Array.from({ length: grid.rows * grid.cols }, (_, at) => grid.first + Math.floor(at / grid.cols) * stride + at % grid.cols);
+// tokens of a lattice, or all image tokens where there is none to choose
+function tokensOf(lattice) {
+  return lattice ? (lattice.list ||= lattice.tokens) : Array.from({ length: view.run.start.n_image }, (_, token) => token);
 }
 
 const SET_WORDS = [[CORE, "core"], [SECONDARY, "secondary"], [MINOR, "minor"], [PRUNED, "dropped"]];
 
 // what the legend's numbers are part of: a line where a prompt has more image tokens than the grid that is drawn
 function restOf(tokens, counts) {
-  const { n_image: n, grids } = view.run.start;
-  if (!grids.length) return [["plain", "These tokens have no place in the picture."]];
-  if (grids.length < 2) return [];
+  const { n_image: n } = view.run.start, { lattices } = view;
+  if (!lattices.length) return [["plain", "These tokens have no place in the picture."]];
+  if (lattices.length < 2) return [];
   const drawn = `Drawn: ${tokens.length} of ${n} image tokens.`;
   if (!counts) return [["plain", drawn]];
   const all = SET_WORDS.filter(([kind]) => counts[kind]).map(([kind, word]) => `${word} ${counts[kind]}`).join(", ");
-  return [["plain", `${drawn} In ${grids.length === 2 ? "both grids" : "all grids"}: ${all}`]];
+  return [["plain", `${drawn} In ${lattices.length === 2 ? "both grids" : "all grids"}: ${all}`]];
 }
 
 function drawOverlay() {
   const run = view.run, arm = view.focus, t = view.ts[arm] || 0, layer = view.layer;
-  const tokens = tokensOf(overlay.grid);
+  const tokens = tokensOf(overlay.lattice);
   let painter = null, marked = null, legend = [];
   if (!run.arms[arm].prefill) {
     legend = [["plain", "Nothing is stored yet."]];
@@ -173,25 +163,25 @@ function ranges(numbers) {
 }
 
 function drawPatch(arm, t) {
-  if (!overlay.grid) { put($.patch, ""); return; }
+  if (!overlay.lattice) { put($.patch, ""); return; }
   if (view.patch < 0) { put($.patch, "Click a patch to see in which layers it is core."); return; }
-  const grid = overlay.grid, stride = grid.cols + (grid.newline ? 1 : 0), at = view.patch - grid.first;
+  const [row, col] = overlay.lattice.cell(view.patch);
   const names = [[], [], [], []];
   for (let layer = 0; layer < view.run.start.layers; layer++) names[view.run.classes(arm, t, layer)[view.patch]].push(layer);
   const words = SET_WORDS.filter(([kind]) => names[kind].length).map(([kind, word]) => `${word} in ${ranges(names[kind])}`);
   const spread = names[CORE].concat(names[SECONDARY]).filter((layer) => (view.run.spread(arm, layer) || [])[view.patch]).sort((a, b) => a - b);
   if (spread.length) words.push(`held by spread in ${ranges(spread)}`);
-  put($.patch, `Patch row ${Math.floor(at / stride) + 1}, column ${at % stride + 1} (token ${view.patch}), layers: ${words.join("; ")}`);
+  put($.patch, `Patch row ${row + 1}, column ${col + 1} (token ${view.patch}), layers: ${words.join("; ")}`);
 }
 
 function drawThumbs() {
-  const run = view.run, arm = view.focus, t = view.ts[arm] || 0, grid = run.start.grids[view.grid];
+  const run = view.run, arm = view.focus, t = view.ts[arm] || 0, lattice = view.lattices[view.grid];
   const at = run.arms[arm].setsIndex(t);
   const begun = Boolean(run.arms[arm].prefill), key = `${view.id}/${arm}/${at}/${view.grid}/${begun}/${run.arms[arm].sets.length ? "" : "all"}`;
   const fresh = view.thumbKey !== key;
   view.thumbKey = key;
   [...$.thumbs.children].forEach((button, layer) => {
-    if (fresh && grid && begun) drawThumb(button.firstChild, grid, run.classes(arm, t, layer));
+    if (fresh && lattice && begun) drawThumb(button.firstChild, lattice, run.classes(arm, t, layer));
     const core = view.patch >= 0 && run.classes(arm, t, layer)[view.patch] === CORE;
     const name = "avl-thumb" + (layer === view.layer ? " avl-chosen" : "") + (core ? " avl-holds" : "");
     if (button.className !== name) button.className = name;

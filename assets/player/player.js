@@ -8,7 +8,7 @@ const view = {
   run: null, id: null, source: "live", recorded: false, // the run that is shown; "recorded" and "last" (before a reload) are other sources
   state: "idle", stream: null, arriving: null, heard: 0, // the run that is received: shown from its first event on
   follow: true, playing: false, compared: "core", clock: null, ts: [0, 0],
-  focus: 0, layer: 0, mode: "sets", grid: 0, patch: -1, whole: false,
+  focus: 0, layer: 0, mode: "sets", lattices: [], grid: 0, patch: -1, whole: false,
   touchedLayer: false, wantedFocus: null, wantedStep: null, // what a visitor or a link chose
   received: 0, fetching: false, place: 0, // of the stream; place in the queue
   pending: [], pendingReadings: [], fullDrawn: -1, flushTimer: 0, flushAfter: 0, // points that the charts do not have yet
@@ -218,7 +218,8 @@ function setUp() {
   view.focus = Math.max(0, Math.min(start.arms.length - 1, view.wantedFocus ?? adaptive));
   view.layer = Math.min(view.layer, start.layers - 1);
   if (!view.touchedLayer) view.layer = Math.min(start.layers - 1, Math.floor(start.layers / 2));
-  view.grid = finestGrid(start.grids);
+  view.lattices = latticesOf(start.grids, start.images);
+  view.grid = finestOf(view.lattices);
   view.whole = false;
   $.layer.max = start.layers - 1;
   show($.intro, false);

@@ -138,7 +138,7 @@ class Run {
         this.readings.push(event);
         break;
       case "warning":
-        this.warnings.push(event.message);
+        if (!this.warnings.includes(event.message)) this.warnings.push(event.message); // what holds for both arms is said once
         break;
       case "error":
         this.error = event.message;

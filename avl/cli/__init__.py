@@ -28,7 +28,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
 
 def _application(commands: Sequence[str]) -> typer.Typer:
     made = typer.Typer(
-        help="Adaptive attention (A-VL) for LLaVA.",
+        help="Adaptive attention (A-VL) for vision-language models.",
         rich_markup_mode=None,
         pretty_exceptions_enable=False,
         add_completion=len(commands) > 1,

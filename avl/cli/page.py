@@ -29,7 +29,7 @@ def page(
     metrics: Annotated[bool, typer.Option(help="answer /metrics, for Prometheus")] = True,
     log_json: Annotated[bool, typer.Option("--log-json", help="log every run, one JSON object a line")] = False,
 ) -> None:
-    """Start the page: A-VL against other policies on LLaVA, live, at http://127.0.0.1:7860."""
+    """Start the page: A-VL against other policies on one model, live, at http://127.0.0.1:7860."""
     from avl.ui.limits import MB, Limits
     from avl.ui.serve import serve
 

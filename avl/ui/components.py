@@ -26,6 +26,7 @@ SCRIPTS: dict[str, tuple[str, ...]] = {
         "base.js",
         "stats.js",
         "trace.js",
+        "lattice.js",
         "overlay.js",
         "charts.js",
         "race.js",

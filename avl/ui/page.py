@@ -125,7 +125,7 @@ def build(
         answers["/metrics"] = counters.answer
     application = Application(limits, answers, own_folder)
     on_run.unread = application.unread
-    with SpokenBlocks(title="A-VL × LLaVA", analytics_enabled=False, fill_width=True, delete_cache=(3600, 3600)) as blocks:
+    with SpokenBlocks(title=about.title, analytics_enabled=False, fill_width=True, delete_cache=(3600, 3600)) as blocks:
         parts = _layout(
             about,
             shelf,

@@ -1,4 +1,4 @@
-"""Start the page: load a LLaVA, warm it up, serve."""
+"""Start the page: load a model, warm it up, serve."""
 
 from __future__ import annotations
 
@@ -197,6 +197,7 @@ def _about(model: Any, processor: Any, run: Race, name: str) -> About:
         token_bytes=start.token_bytes,
         device=str(start.model["device"]),
         dtype=str(start.model["dtype"]),
+        title="A-VL × LLaVA" if family_of(model.config).prefix.startswith("Llava") else "A-VL",
         machine=f"{hardware}, torch {start.machine.get('torch')}",
         bundled=bundled,
         preset="" if bundled else table_row(name, model.config),

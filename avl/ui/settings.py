@@ -111,6 +111,7 @@ class About:
         n_image: image tokens of the warm-up prompt, to predict with while no picture is chosen.
         n_text: its other tokens.
         context: most tokens of prompt and answer, None for no limit.
+        title: of the page.
         measure: counts the tokens of chosen pictures and a question; None takes every picture for one of ``n_image`` tokens.
     """
 
@@ -123,6 +124,7 @@ class About:
     dtype: str
     bundled: bool = False
     machine: str = ""
+    title: str = "A-VL × LLaVA"
     max_tokens: int = 256
     default_tokens: int = 64
     preset: str = ""

@@ -36,7 +36,7 @@ def about(**changes: Any) -> About:
 
 
 def grids(n_side: int, size: tuple[int, int], kind: str) -> tuple[tuple[trace.Grid, ...], int]:
-    """One square grid, or LLaVA-1.6's whole picture and tiles with newline columns, two pictures, or no grid at all."""
+    """One square grid, or LLaVA-1.6's whole picture and tiles with newline columns, tiles of their own, two pictures, or no grid at all."""
     width, height = size
     whole = trace.Grid(0, 0, n_side, n_side, False, (0.0, 0.0, float(width), float(height)))
     if kind == "tiles":
@@ -50,6 +50,11 @@ def grids(n_side: int, size: tuple[int, int], kind: str) -> tuple[tuple[trace.Gr
         side = min(size)
         left, top = (width - side) / 2, (height - side) / 2
         return (trace.Grid(0, 0, n_side, n_side, False, (left, top, left + side, top + side)),), n_side * n_side
+    if kind == "cut":  # 2 x 3 tiles, row by row, then the whole picture
+        boxes = [(width * c / 3, height * r / 2, width * (c + 1) / 3, height * (r + 1) / 2) for r in range(2) for c in range(3)]
+        boxes.append((0.0, 0.0, float(width), float(height)))
+        each = n_side * n_side
+        return tuple(trace.Grid(0, number * each, n_side, n_side, False, box) for number, box in enumerate(boxes)), 7 * each
     if kind == "nowhere":
         return (), n_side * n_side
     return (whole,), n_side * n_side

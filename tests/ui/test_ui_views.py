@@ -229,6 +229,30 @@ def test_tokens_without_a_place_are_said_to_have_none(serve: Any, tab: Any) -> N
     assert one.errors == []
 
 
+def test_tiles_stand_together_over_their_picture(serve: Any, tab: Any) -> None:
+    """InternVL's and Idefics' tiles are one view, not one each; the whole picture, which comes last in the prompt, is the other."""
+    one = tab(serve("--pace", "0.002", "--kind", "cut", "--side", "8").url).open("?n=6")
+    page = one.page
+    one.run()
+    names = page.locator("[data-id=grid] option").all_inner_texts()
+    assert names == ["2 × 3 tiles, 16 × 24 tokens", "whole picture, 8 × 8 tokens"]
+    assert "Drawn: 384 of 448 image tokens. In both grids" in one.text("legend")
+    assert not page.locator("[data-id=crop]").is_visible(), "nothing of the picture is cut off"
+    at = """([x, y]) => { const canvas = document.querySelector('[data-id=overlay]');
+        return window.avlPlayer.overlay.tokenAt(x * (canvas.clientWidth - 2) + 1, y * (canvas.clientHeight - 2) + 1); }"""
+    assert [page.evaluate(at, corner) for corner in ([0, 0], [1, 0], [0, 1], [1, 1])] == [0, 2 * 64 + 7, 3 * 64 + 56, 5 * 64 + 63]
+    there_and_back = """() => { const { lattices } = window.avlPlayer.view;
+        return lattices.every((one) => one.tokens.every((token) => { const [row, col] = one.cell(token); return one.token(row, col) === token; })); }"""
+    assert page.evaluate(there_and_back)
+    assert page.evaluate("window.avlPlayer.view.lattices[0].cell(6 * 64)") is None, "a token of the whole picture is in no tile"
+    page.locator("[data-id=overlay]").click(position={"x": 3, "y": 3})
+    one.until("document.querySelector('[data-id=patch]').textContent.startsWith('Patch row 1, column 1 (token 0)')")
+    page.select_option("[data-id=grid]", "1")
+    one.until("document.querySelector('[data-id=legend]').textContent.includes('Drawn: 64 of 448')")
+    assert page.evaluate(at, [1, 1]) == 447
+    assert one.errors == []
+
+
 def test_counts_are_those_of_the_grid_that_is_drawn(serve: Any, tab: Any) -> None:
     """LLaVA-1.6 has two grids: the finer one comes first, and the legend's numbers add up to it."""
     one = tab(serve("--pace", "0.002", "--kind", "tiles", "--layers", "40").url).open("?n=6")
