@@ -67,7 +67,8 @@ class Start(Event):
     ``mode``: "single", "race" (the arm with less accumulated compute time steps next) or "isolated" (one arm after the other).
     ``model``: name, revision, class, dtype, device, layers, heads, kv_heads, head_dim. ``machine``: hardware and versions.
     ``token_bytes``: KV bytes of one token in all layers. ``spans``: (name, start, stop) over the prompt, names "system", "image",
-    "instruction", and "between" for text with image tokens on both sides. ``n_image``/``n_text``: prompt tokens of row 0. ``images``: (width, height) of each image. ``limit``: max new tokens.
+    "instruction", and "between" for text with image tokens on both sides. ``n_image``/``n_text``: prompt tokens of row 0. ``images``:
+    (width, height) of each image. ``limit``: max new tokens.
     """
 
     kind: ClassVar[str] = "start"

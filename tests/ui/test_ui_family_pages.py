@@ -39,9 +39,12 @@ def picture(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_visitor_compares_on(family: str, tab: Any, tmp_path: Path, picture: Path) -> None:
+def test_a_visitor_compares_on(family: str, tab: Any, tmp_path: Path, picture: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if family not in ONE_EACH:
         pytest.skip("this release of transformers has no processor for it without torchvision")
+    monkeypatch.setenv(
+        "GRADIO_TEMP_DIR", str(tmp_path / "uploads")
+    )  # as a server has its own: another page deletes its own files as it ends
     names, n_image = FAMILIES[family]
     model, processor = loaded(family, tmp_path / "model")
     run = functools.partial(scheduler.run, model, processor)

@@ -242,7 +242,7 @@ def test_tiles_stand_together_over_their_picture(serve: Any, tab: Any) -> None:
         return window.avlPlayer.overlay.tokenAt(x * (canvas.clientWidth - 2) + 1, y * (canvas.clientHeight - 2) + 1); }"""
     assert [page.evaluate(at, corner) for corner in ([0, 0], [1, 0], [0, 1], [1, 1])] == [0, 2 * 64 + 7, 3 * 64 + 56, 5 * 64 + 63]
     there_and_back = """() => { const { lattices } = window.avlPlayer.view;
-        return lattices.every((one) => one.tokens.every((token) => { const [row, col] = one.cell(token); return one.token(row, col) === token; })); }"""
+        return lattices.every((one) => one.tokens.every((token) => one.token(...one.cell(token)) === token)); }"""
     assert page.evaluate(there_and_back)
     assert page.evaluate("window.avlPlayer.view.lattices[0].cell(6 * 64)") is None, "a token of the whole picture is in no tile"
     page.locator("[data-id=overlay]").click(position={"x": 3, "y": 3})
