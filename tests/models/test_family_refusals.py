@@ -57,6 +57,12 @@ CASES: dict[str, tuple[str, str, dict[str, Any], str]] = {
         {"text_config": {"model_type": "gemma2", **TEXT}, "vision_config": {"model_type": "siglip_vision_model", **ONE}},
         "attn_logit_softcapping=50",
     ),
+    "OneVision without a number of tiles": (
+        "LlavaOnevision", "ForConditionalGeneration",
+        {"text_config": {"model_type": "qwen2", **TEXT}, "vision_config": {"model_type": "siglip_vision_model", **ONE},
+         "vision_aspect_ratio": "anyres"},
+        "takes no vision_aspect_ratio but 'anyres_max_9'",
+    ),
     "LLaVA with gpt-oss": ("Llava", "ForConditionalGeneration", llava("gpt_oss", num_local_experts=2), "'gpt_oss' text models has sinks"),
     "Qwen3.5": (
         "Qwen3_5", "ForConditionalGeneration",

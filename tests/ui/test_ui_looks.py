@@ -217,8 +217,10 @@ def test_the_strip_shows_that_there_is_more(serve: Any, tab: Any) -> None:
     page = one.page
     right, left = page.locator("[data-id=right]"), page.locator("[data-id=left]")
     assert (right.is_visible(), left.is_visible()) == (True, False)
-    for _ in range(6):
-        if right.is_visible():
-            right.click()
-            page.wait_for_timeout(500)
+    right.click()
+    one.until("!document.querySelector('[data-id=left]').hidden")
+    for _ in range(6):  # by script: the arrow may go while a smooth scroll ends, and Playwright would wait for it
+        page.evaluate("document.querySelector('[data-id=right]').click()")
+        page.wait_for_timeout(500)
+    one.until("document.querySelector('[data-id=right]').hidden")
     assert (right.is_visible(), left.is_visible()) == (False, True)

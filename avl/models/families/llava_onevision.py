@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -16,6 +17,12 @@ class LlavaOnevision(Family):
 
     model_type: ClassVar[str] = "llava_onevision"
     prefix: ClassVar[str] = "LlavaOnevision"
+
+    def misfit(self, config: Any) -> str | None:
+        ratio = config.vision_aspect_ratio
+        if re.fullmatch(r"anyres_max_[1-9]\d*", ratio):
+            return None
+        return f"{self.model_class} takes no vision_aspect_ratio but 'anyres_max_9' or another number, and its config.json says {ratio!r}"
 
     def grids(
         self, config: Any, processor: Any | None, sizes: Sequence[tuple[int, int]], inputs: dict[str, Any] | None = None
