@@ -38,13 +38,13 @@ class Lattice {
   }
 
   get tokens() {
-    return Array.from({ length: this.rows * this.cols }, (_, at) => this.token(Math.floor(at / this.cols), at % this.cols));
+    return this.all ||= Array.from({ length: this.rows * this.cols }, (_, at) => this.token(Math.floor(at / this.cols), at % this.cols));
   }
 
-  // [left, top, width, height] of a cell in pixels of the picture
+  // [left, top, right, bottom] of a cell in pixels of the picture; neighbors share their edge to the last bit
   rectangle(row, col) {
     const [left, top, right, bottom] = this.box, w = (right - left) / this.cols, h_ = (bottom - top) / this.rows;
-    return [left + col * w, top + row * h_, w, h_];
+    return [left + col * w, top + row * h_, left + (col + 1) * w, top + (row + 1) * h_];
   }
 
   // the token under a point of the picture, or -1

@@ -70,10 +70,10 @@ class Overlay {
 
   // a cell in device pixels, without gaps between neighbors
   canvasBox(row, col) {
-    const [left, top, w, h_] = this.lattice.rectangle(row, col);
+    const [left, top, right, bottom] = this.lattice.rectangle(row, col);
     const k = this.pixels, [x, y] = this.shown;
     const x0 = Math.round((left - x) * k), y0 = Math.round((top - y) * k);
-    return [x0, y0, Math.round((left - x + w) * k) - x0, Math.round((top - y + h_) * k) - y0];
+    return [x0, y0, Math.round((right - x) * k) - x0, Math.round((bottom - y) * k) - y0];
   }
 
   // which token lies under a point of the canvas (CSS pixels), or -1

@@ -78,7 +78,7 @@ function setLayer(layer) {
 
 // tokens of a lattice, or all image tokens where there is none to choose
 function tokensOf(lattice) {
-  return lattice ? (lattice.list ||= lattice.tokens) : Array.from({ length: view.run.start.n_image }, (_, token) => token);
+  return lattice ? lattice.tokens : Array.from({ length: view.run.start.n_image }, (_, token) => token);
 }
 
 const SET_WORDS = [[CORE, "core"], [SECONDARY, "secondary"], [MINOR, "minor"], [PRUNED, "dropped"]];

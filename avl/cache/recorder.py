@@ -17,6 +17,8 @@ from avl.cache.layout import Row
 MODALITIES = ("system", "image", "instruction", "generated", "between")
 """What a token read may be: the kinds of ``Row.kinds``, and tokens of the answer."""
 
+_IMAGE, _GENERATED = MODALITIES.index("image"), MODALITIES.index("generated")
+
 
 @dataclass(frozen=True)
 class LayerAttention:
@@ -55,9 +57,9 @@ class Recorder:
             heads = weights.shape[0] if weights.ndim == 2 else 1
             image, shares = np.zeros(self._row.n_image), np.zeros(len(MODALITIES))
             for weight, position in zip(weights.ravel() / heads, places.ravel(), strict=True):
-                kind = self._kinds[position] if position < self._row.length else MODALITIES.index("generated")
+                kind = self._kinds[position] if position < self._row.length else _GENERATED
                 shares[kind] += weight
-                if int(position) in self._image:
+                if kind == _IMAGE:
                     image[self._image[int(position)]] += weight
             result.append(LayerAttention(image, tuple(shares.tolist())))
         return result
