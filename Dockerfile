@@ -1,29 +1,68 @@
-# A workstation with an NVIDIA GPU: docker run --gpus all -p 127.0.0.1:7860:7860 -v hf:/home/user/.cache/huggingface avl --model llava-1.5-7b
-# Without --gpus the bundled model runs on the CPU. No GPU is needed to build, no weights beyond assets/ are in the image.
-FROM nvidia/cuda:13.0.1-runtime-ubuntu24.04
+# README.md, "Docker", has the lines that build and run it. No weights beyond assets/ are in the image, and no GPU is needed to build it.
+# No CUDA image: torch's wheels bring what it would hold, and it would refuse drivers that serve them
+ARG PYTHON=python:3.12-slim-trixie
 
-ENV PIP_NO_CACHE_DIR=1 \
-    PYTHONUNBUFFERED=1 \
-    GRADIO_SERVER_NAME=0.0.0.0 \
-    GRADIO_ANALYTICS_ENABLED=False \
-    GRADIO_TEMP_DIR=/home/user/.cache/gradio \
-    HF_HOME=/home/user/.cache/huggingface
+FROM ${PYTHON} AS packages
+# cuda: torch for NVIDIA GPUs, and Triton; cpu: neither
+ARG VARIANT=cuda
+# where the wheels of torch without CUDA are listed: a page, or a folder
+ARG TORCH_CPU=https://download.pytorch.org/whl/cpu/torch/
+ENV UV_COMPILE_BYTECODE=1 \
+    UV_LINK_MODE=copy \
+    UV_NO_PROGRESS=1
+COPY .docker/lock-uv.txt /locks/
+RUN python3 -m venv /uv \
+ && /uv/bin/pip install --no-cache-dir --disable-pip-version-check --require-hashes -r /locks/lock-uv.txt \
+ && python3 -m venv --without-pip /opt/venv
+COPY .docker/lock.txt .docker/lock-${VARIANT}.txt /locks/
+RUN --mount=type=cache,target=/root/.cache/uv \
+    if [ "${VARIANT}" = cpu ]; then export UV_FIND_LINKS="${TORCH_CPU}"; fi \
+ && /uv/bin/uv pip install --python /opt/venv --no-build --require-hashes -r /locks/lock.txt -r /locks/lock-${VARIANT}.txt \
+ && chmod -R go=rX /opt/venv
 
-# gcc and the Python headers: Triton compiles its launcher at run time
+FROM ${PYTHON} AS code
+WORKDIR /app
+COPY . .
+# readable whatever the umask of the checkout was; compiled here, because nothing can be written where it runs
+RUN mv .docker/health.py . \
+ && rm -r .docker \
+ && chmod -R u=rwX,go=rX . \
+ && python3 -m compileall -q --invalidation-mode unchecked-hash .
+
+FROM ${PYTHON}
+ARG VARIANT=cuda
+# tini forwards signals. Triton compiles its launcher at run time: gcc, the C library's headers, and Python's, which the base has
 RUN apt-get update \
- && apt-get install -y --no-install-recommends python3.12 python3.12-venv python3.12-dev gcc curl tini \
+ && if [ "${VARIANT}" = cuda ]; then launcher="gcc libc6-dev"; fi \
+ && apt-get install -y --no-install-recommends tini ${launcher} \
  && rm -rf /var/lib/apt/lists/* \
- && (userdel -r ubuntu || true) \
- && useradd -m -u 1000 user
+ && useradd --uid 1000 --no-create-home --home-dir /cache user \
+ && install -d -m 1777 /cache
+COPY --from=packages /opt/venv /opt/venv
+COPY --from=code /app /app
 
-USER user
-WORKDIR /home/user/app
-COPY --chown=user requirements.txt .
-RUN python3.12 -m venv /home/user/venv && /home/user/venv/bin/pip install -r requirements.txt
-COPY --chown=user . .
-# created here, so that a volume mounted over it belongs to the user
-RUN mkdir -p /home/user/.cache/huggingface /home/user/.cache/gradio
-
+# compute: CUDA; utility: NVML, which reads memory and power. All that is to last is in /cache: weights, and what Triton, numba and CUDA
+# compiled; uploads are in /tmp and end with the container
+ENV PATH=/opt/venv/bin:${PATH} \
+    PYTHONDONTWRITEBYTECODE=1 \
+    PYTHONUNBUFFERED=1 \
+    NVIDIA_VISIBLE_DEVICES=all \
+    NVIDIA_DRIVER_CAPABILITIES=compute,utility \
+    GRADIO_SERVER_NAME=0.0.0.0 \
+    GRADIO_SERVER_PORT=7860 \
+    GRADIO_ANALYTICS_ENABLED=False \
+    GRADIO_TEMP_DIR=/tmp/gradio \
+    HOME=/cache \
+    XDG_CACHE_HOME=/cache \
+    HF_HOME=/cache/huggingface \
+    TRITON_CACHE_DIR=/cache/triton \
+    NUMBA_CACHE_DIR=/cache/numba \
+    CUDA_CACHE_PATH=/cache/nv
+WORKDIR /app
+USER 1000:1000
+VOLUME /cache
 EXPOSE 7860
-HEALTHCHECK --start-period=15m --interval=30s CMD curl -fsS http://127.0.0.1:7860/healthz
-ENTRYPOINT ["tini", "--", "/home/user/venv/bin/python", "app.py"]
+STOPSIGNAL SIGTERM
+# the period is long because a first start downloads weights; a page that is ready sooner is healthy sooner
+HEALTHCHECK --start-period=1h --interval=15s --timeout=10s CMD ["python", "health.py"]
+ENTRYPOINT ["tini", "--", "python", "app.py"]

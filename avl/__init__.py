@@ -16,7 +16,9 @@ from avl.policies import *  # noqa: F403
 if TYPE_CHECKING:
     from avl.attention.attachment import attach, detach
     from avl.cache.cache import make_cache
-    from avl.engine.scheduler import race, stream
+    from avl.engine.conversation import Conversation
+    from avl.engine.scheduler import prompt_shape, race, stream
+    from avl.engine.sweep import sweep
     from avl.models.loading import load
     from avl.models.prompt import Prompt
 
@@ -24,15 +26,18 @@ _HOMES = {
     "attach": "avl.attention.attachment",
     "detach": "avl.attention.attachment",
     "make_cache": "avl.cache.cache",
+    "Conversation": "avl.engine.conversation",
+    "prompt_shape": "avl.engine.scheduler",
     "race": "avl.engine.scheduler",
     "stream": "avl.engine.scheduler",
+    "sweep": "avl.engine.sweep",
     "load": "avl.models.loading",
     "Prompt": "avl.models.prompt",
 }
 
 __version__ = "0.2.0"
 
-__all__ = ["Prompt", "attach", "detach", "load", "make_cache", "race", "stream"]
+__all__ = ["Conversation", "Prompt", "attach", "detach", "load", "make_cache", "prompt_shape", "race", "stream", "sweep"]
 __all__ += policies.__all__
 
 

@@ -75,14 +75,10 @@ def sdpa_backend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) ->
     return torch._fused_sdp_choice(query, key, value, None, 0.0, True, **options)
 
 
-def attend_with_lse(
-    backend: int, cudnn: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return causal attention and the log-sum-exp of every query, which the public function drops, by that backend's own operator."""
+def attend_with_lse(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return causal attention and the log-sum-exp of every query, which the public function drops, by flash attention's own operator."""
     operators = torch.ops.aten
-    if backend == cudnn:
-        out, lse = operators._scaled_dot_product_cudnn_attention(query, key, value, None, True, 0.0, True, False, scale=scale)[:2]
-    elif query.device.type == "cpu":
+    if query.device.type == "cpu":
         out, lse = operators._scaled_dot_product_flash_attention_for_cpu(query, key, value, 0.0, True, scale=scale)[:2]
     else:
         out, lse = operators._scaled_dot_product_flash_attention(query, key, value, 0.0, True, scale=scale)[:2]

@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import platform
 import threading
+from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
+
+PROC, CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
 
 _nvml_lock = threading.Lock()
 _nvml_state: dict[str | int, Any] = {}
@@ -58,6 +61,18 @@ def _handle(module: Any, number: int) -> Any:
     return reason
 
 
+def driver_version() -> str | None:
+    """Return the version of the NVIDIA driver (pynvml); None where there is none, or it does not tell."""
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+        told = pynvml.nvmlSystemGetDriverVersion()
+    except Exception:  # no library, no driver, no permission
+        return None
+    return told.decode() if isinstance(told, bytes) else str(told)
+
+
 def device_used_bytes(device: torch.device) -> int | None:
     """Return the memory in use on the whole device, by all processes (pynvml); None if unavailable."""
     nvml = _nvml(device)
@@ -94,19 +109,68 @@ def idle(device: torch.device) -> dict[str, Any]:
             total = int(nvml[0].nvmlDeviceGetMemoryInfo(nvml[1]).total)
         except Exception:
             total = None
-    if device.type == "cuda":
-        # the driver counts memory that torch's allocator has reserved but does not use; it is free for us
-        free, spare = torch.cuda.mem_get_info(device)[0], torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        free += spare
-    else:
-        free = psutil.virtual_memory().available
     return {
         "used_bytes": device_used_bytes(device),
         "total_bytes": total,
         "power_watts": device_power_watts(device),
         "rss_bytes": psutil.Process().memory_info().rss,
-        "free_bytes": free,
+        "free_bytes": free_bytes(device),
     }
+
+
+def free_bytes(device: torch.device) -> int:
+    """Return the memory that a run could take now, on the GPU or in main memory."""
+    if device.type != "cuda":
+        return main_memory()[0]
+    # the driver counts memory that torch's allocator has reserved but does not use; it is free for us
+    return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+
+
+def main_memory() -> tuple[int, int]:
+    """Return the bytes of main memory that this process could still take, and those it could have at most: a container has its own."""
+    machine = psutil.virtual_memory()
+    free, total = machine.available, machine.total
+    for most, used in _container_memory():
+        free, total = min(free, max(0, most - used)), min(total, most)
+    return free, total
+
+
+def _container_memory() -> Iterator[tuple[int, int]]:
+    """Yield (limit, in use without what can be dropped) of every control group around this process that has a limit."""
+    try:
+        groups = [line.split(":", 2) for line in (PROC / "self" / "cgroup").read_text().splitlines()]
+    except OSError:
+        return
+    for number, controllers, path in groups:
+        if number == "0":  # version 2
+            root, names = CGROUPS, ("memory.max", "memory.current", "inactive_file")
+        elif "memory" in controllers.split(","):
+            root, names = CGROUPS / "memory", ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+        else:
+            continue
+        inside = root / path.strip("/")
+        # a container may see its own group as the root, and the path from outside
+        for folder in dict.fromkeys([inside, *inside.parents, root]):
+            if folder == root or root in folder.parents:
+                try:
+                    most, used = ((folder / name).read_text().strip() for name in names[:2])
+                    stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+                    if most != "max":
+                        yield int(most), int(used) - int(stat.get(names[2], 0))
+                except (OSError, ValueError):
+                    continue
+
+
+def gpu_trouble() -> str | None:
+    """Return why a CUDA build of torch has no GPU to use, in the driver's words; None where it has one, and for other builds."""
+    if torch.version.cuda is None or torch.cuda.is_available():
+        return None
+    try:
+        torch.cuda.init()
+    except Exception as error:
+        lines = str(error).strip().splitlines()
+        return lines[0].rstrip(".") if lines else type(error).__name__
+    return "no GPU is found"
 
 
 def settle(device: torch.device) -> None:

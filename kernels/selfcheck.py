@@ -5,6 +5,9 @@ compile. The shapes are small: what depends on them is tested in tests/kernels; 
 shows here too.
 """
 
+import functools
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -21,11 +24,28 @@ def find_trouble(device: torch.device, dtype: torch.dtype, head_size: int) -> st
     """Return in one line what goes wrong with the Triton kernels on `device`, or None. Waits for the device."""
     try:
         with torch.inference_mode():
+            from avl.kernels.core import triton as core_triton
+
             for heads, kv_heads in ((4, 4), (4, 2)):
-                _attention(device, dtype, head_size, heads, kv_heads)
+                _attention(functools.partial(core_triton.attend, splits=2), device, dtype, head_size, heads, kv_heads)
+                _new_token(device, dtype, head_size, heads, kv_heads)
             _layer(device, dtype, head_size)
             _window(device)
     except Exception as error:  # a compiler, a driver, a launch: each raises its own kind
+        return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+    return None
+
+
+def find_numba_trouble(dtype: torch.dtype) -> str | None:
+    """Return in one line what goes wrong with the kernels that numba compiles, or None."""
+    device = torch.device("cpu")
+    try:
+        with torch.inference_mode():
+            from avl.kernels.core import numba as core_numba
+
+            for heads, kv_heads in ((4, 4), (4, 2)):
+                _attention(core_numba.attend, device, dtype, 40, heads, kv_heads)
+    except Exception as error:  # a compiler, a linker, a thread: each raises its own kind
         return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
     return None
 
@@ -42,16 +62,16 @@ def _normal(device: torch.device, *shape: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape)), dtype=torch.float64).to(device)
 
 
-def _attention(device: torch.device, dtype: torch.dtype, size: int, heads: int, kv_heads: int) -> None:
-    from avl.kernels.core import triton as core_triton
-
+def _attention(
+    attend: Callable[..., tuple[Tensor, Tensor | None]], device: torch.device, dtype: torch.dtype, size: int, heads: int, kv_heads: int
+) -> None:
     query = _normal(device, ROWS, heads, size).to(dtype)
     key, value = (_normal(device, rows, SLOTS, kv_heads, size)[:ROWS].to(dtype).transpose(1, 2) for rows in (ROWS, ROWS + 1))
-    index = torch.stack([torch.arange(SLOTS - 1, 9, -1), torch.arange(10, SLOTS)]).to(device)
+    index = torch.stack([torch.arange(SLOTS - 1, 9, -1), torch.arange(10, SLOTS)]).int().to(device)  # as the engine has it
     length = torch.tensor([index.shape[1], 77], device=device)
     sums = torch.ones(ROWS, 20, device=device)
     arguments = (index, length, size**-0.5, (0, index.shape[1]), False)
-    out, scores = core_triton.attend(query, key, value, *arguments, sums, splits=2)
+    out, scores = attend(query, key, value, *arguments, sums)
     exact, exact_scores = core_reference.attend(query.double(), key.double(), value.double(), *arguments)
     _near("attention", out, exact)
     assert scores is not None
@@ -63,9 +83,50 @@ def _attention(device: torch.device, dtype: torch.dtype, size: int, heads: int, 
         raise ArithmeticError("the sums of the attention's scores are off")
 
 
+def _new_token(device: torch.device, dtype: torch.dtype, size: int, heads: int, kv_heads: int) -> None:
+    from avl.kernels.core import triton as core_triton
+
+    qkv = _normal(device, ROWS, (heads + 2 * kv_heads) * size).to(dtype)
+    cos, sin = _normal(device, ROWS, size).to(dtype), _normal(device, ROWS + 1, size)[:ROWS].to(dtype)
+    weights = (1 + _normal(device, 2, size) / 4).to(dtype)
+    norms = HeadNorms(weights[0], weights[1], 1e-3) if heads > kv_heads else None
+    slot, image, read = torch.tensor([[30], [4]], device=device), SLOTS - 40, 90
+    # image slots in any order, then the window's
+    index = torch.cat([torch.arange(read - 1, -1, -1), torch.arange(image, SLOTS)]).int().to(device).expand(ROWS, -1)
+    length = torch.tensor([index.shape[1], read + 5], device=device)
+    arguments = (index, length, size**-0.5, (0, index.shape[1]), False)
+    states = [_normal(device, rows, SLOTS, kv_heads, size)[:ROWS].to(dtype) for rows in (ROWS, ROWS + 1)]
+    key, value = (state.clone() for state in states)
+    query = layer_reference.rotate_and_store(qkv, cos, sin, key, value, slot, image, norms).double()
+    exact, exact_scores = core_reference.attend(query, key.double().transpose(1, 2), value.double().transpose(1, 2), *arguments)
+    sums = torch.ones(ROWS, 40, device=device)
+    new = core_triton.NewToken(cos, sin, norms, slot, read, image)
+    by_head = [state.transpose(1, 2) for state in states]
+    out, scores = core_triton.attend_new(qkv, new, *by_head, *arguments, sums, splits=2)
+    _near("a new token's attention", out, exact)
+    _near("a new token's key as it is stored", states[0], key)
+    _near("a new token's value as it is stored", states[1], value)
+    assert scores is not None
+    assert exact_scores is not None
+    if not torch.allclose(scores.double(), exact_scores, rtol=5 * torch.finfo(dtype).eps + 1e-3, atol=1e-6):
+        raise ArithmeticError("the scores of a new token's attention are off")
+    if not torch.allclose(sums, 1 + scores[:, -40:], rtol=1e-5, atol=1e-6):
+        raise ArithmeticError("the sums of the scores of a new token's attention are off")
+
+
 def _layer(device: torch.device, dtype: torch.dtype, size: int) -> None:
     from avl.kernels.layer import triton as layer_triton
 
+    embedding, rotary = _normal(device, 50, 300).to(dtype), _normal(device, 9, 2, size).to(dtype)
+    begun = []
+    for ops in (layer_triton, layer_reference):
+        tokens, positions = torch.tensor([49, 0], device=device), torch.tensor([[8], [3]], device=device)
+        found = torch.zeros(ROWS, 300, dtype=dtype, device=device), torch.zeros(ROWS, 2, size, dtype=dtype, device=device)
+        ops.begin_step(tokens, positions, embedding, rotary, *found)
+        begun.append((*found, positions))
+    for one, two in zip(*begun, strict=True):
+        if not torch.equal(one, two):
+            raise ArithmeticError("what a step begins with is off")
     residual, delta, weight = (_normal(device, rows, 300)[:ROWS].to(dtype) for rows in (2, 3, 4))
     first, second = residual.clone(), residual.clone()
     _near(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import weakref
 
 import torch
@@ -44,12 +45,18 @@ class Cuda:
             cache.t, cache.update_step = t, kind
 
     def __init__(self):
+        self.left_open = []  # contexts; first, so that what a former test left open is left now
+        self.at_end = None  # raised when a capture ends
         self.current = 0
         self.streams = {0: None, 1: None}  # device -> current stream; the default ones come below
         self.shared = None  # torch.cuda.graph's own stream, made at its first use
         self.captures = 0
         self.made: list[GraphDecoder] = []
-        self.at_end = None  # raised when a capture ends
+
+    def forget(self):
+        """Let go of the decoders, and of their graphs, which hold them."""
+        self.made.clear()
+        gc.collect()
 
     def number(self, device):
         if device is None:
@@ -94,6 +101,7 @@ class Cuda:
             recorded = self.streams[self.MODEL] is stream  # where the model's launches went
         except Exception:
             if self.at_end is not None:
+                self.left_open.append(inside)  # were it collected, it would be left after all
                 raise self.at_end  # noqa: B904  (as torch's __exit__, which then does not leave the stream)
             inside.__exit__(None, None, None)
             raise
@@ -111,6 +119,7 @@ def install(monkeypatch):
     """Put the stand-in in place of torch.cuda, and return it."""
     CUDA.__init__()
     CUDA.streams = {number: Cuda.Stream(f"cuda:{number}") for number in (0, 1)}
+    monkeypatch.setattr(CUDA, "made", [])  # so that no cache outlives the test
     start = GraphDecoder.__init__
 
     def note(self, *args):

@@ -27,7 +27,7 @@ class _Rule:
 
     def __init__(self, row: Row, rule: Full, limit: int, layers: int):
         self.row, self.rule, self.limit, self.depth = row, rule, limit, layers
-        self.t = 0
+        self.t = self.new = 0  # new: tokens of a later turn's first pass, while that runs
         self.alive = list(range(row.length))
         self.scores: list[torch.Tensor] = []
         self.layers: list[Layer] = []
@@ -36,11 +36,13 @@ class _Rule:
     def visible(self, index: int, given: torch.Tensor | None, heads: int, length: int) -> torch.Tensor:
         """Who sees whom in this layer: bool ``[G, T, L]``."""
         row, rule = self.row, self.rule
-        if self.t:
-            layer = self.layers[index]
-            layer.stored = torch.cat([layer.stored, layer.stored.new_ones(heads, 1)], 1)
-            layer.core = torch.cat([layer.core, layer.core.new_zeros(1)])
-            layer.mass = torch.cat([layer.mass, layer.mass.new_zeros(heads, 1)], 1)
+        if self.t or self.new:
+            layer, more = self.layers[index], self.new or 1
+            layer.stored = torch.cat([layer.stored, layer.stored.new_ones(heads, more)], 1)
+            layer.core = torch.cat([layer.core, layer.core.new_zeros(more)])
+            layer.mass = torch.cat([layer.mass, layer.mass.new_zeros(heads, more)], 1)
+            if self.new:
+                return layer.stored[:, None] & (torch.arange(length) <= torch.arange(length - self.new, length)[:, None])
             seen = layer.stored & (row.is_text(length) | layer.core) if rule.reads_core(self.t) else layer.stored.clone()
             return seen[:, None]
         self.alive = rule.prune(index, self.scores, self.alive, row)
@@ -54,7 +56,12 @@ class _Rule:
         """Let the rule choose by the weights ``[H, T, L]`` of this layer."""
         row, rule, heads = self.row, self.rule, len(seen)
         scores = oracle._mean(weights, heads, rule.per_head)
-        if self.t:
+        if self.new:
+            layer = self.layers[index]
+            layer.mass += scores.sum(1)
+            rule.go_on(layer, scores[0, -1], row, self.limit)
+            n_read = int(seen[:, -1].sum()) / heads
+        elif self.t:
             layer = self.layers[index]
             layer.mass += scores[:, 0]
             rule.observe(layer, scores[0, 0], self.t, row, self.limit)
@@ -96,8 +103,18 @@ def _attend(
 
 
 @torch.no_grad()
-def run(model: Any, inputs: dict[str, torch.Tensor], rule: Full, limit: int, feed: Sequence[int]) -> Run:
-    """Feed the tokens of ``feed`` after the prompt of one row, without padding; return logits and sets of every step, in float64."""
+def run(
+    model: Any,
+    inputs: dict[str, torch.Tensor],
+    rule: Full,
+    limit: int,
+    feed: Sequence[int],
+    turns: Sequence[tuple[Sequence[int], int]] = (),
+) -> Run:
+    """Feed the tokens of ``feed`` after the prompt of one row, without padding; return logits and sets of every step, in float64.
+
+    ``turns`` as in oracle.run.
+    """
     AttentionInterface.register(NAME, _attend)
     AttentionMaskInterface.register(NAME, eager_mask)
     model = copy.deepcopy(model).double()
@@ -114,14 +131,21 @@ def run(model: Any, inputs: dict[str, torch.Tensor], rule: Full, limit: int, fee
     try:
         logits = model(**given, past_key_values=cache, use_cache=True).logits[0, -1]
         ahead = torch.as_tensor(family.ahead(model, bool(is_image.any()))).reshape(-1)[:1]
+        waiting = list(turns)
         while True:
             record.logits.append(logits)
             record.sets.append(state.snapshots)
-            record.tokens.append(feed[state.t])
-            state.t, state.snapshots = state.t + 1, []
-            if state.t == limit:
-                return record
-            position = (ahead + row.length + state.t - 1)[None]
-            logits = causal(input_ids=torch.tensor([[record.tokens[-1]]]), position_ids=position, past_key_values=cache).logits[0, -1]
+            record.tokens.append(feed[len(record.tokens)])
+            state.t, state.new, state.snapshots = state.t + 1, 0, []
+            tokens = record.tokens[-1:]
+            if state.t == state.limit:
+                if not waiting:
+                    return record
+                new, following = waiting.pop(0)
+                tokens += new
+                state.row, state.t, state.new, state.limit = state.row.grown(state.limit - 1 + len(tokens)), 0, len(tokens), following
+            end = state.row.length + state.t
+            positions = (ahead + torch.arange(end - len(tokens), end))[None]
+            logits = causal(input_ids=torch.tensor([tokens]), position_ids=positions, past_key_values=cache).logits[0, -1]
     finally:
         _running.clear()

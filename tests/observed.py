@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import oracle
@@ -12,6 +12,8 @@ from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
 
 import avl
+from avl import trace
+from avl.engine.cuda_graphs import make_decoder
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,43 @@ def generate(
     observed.logits = list(out.logits)
     observed.tokens = out.sequences[:, inputs["input_ids"].shape[1] :].tolist()
     return observed
+
+
+def converse(
+    model: Any, inputs: Any, policy: Any, limit: int, feed: Sequence[int], turns: Sequence[tuple[Sequence[int], int]], sets: bool = True
+) -> Observed:
+    """The engine's decoder over several turns of one row, observed at every pass; ``turns`` as in oracle.run, ``feed`` over all of them."""
+    observed = Observed(avl.make_cache(model, inputs, policy, max_new_tokens=limit))
+    cache, tokens = observed.cache, iter(feed)
+
+    def note(logits: Tensor) -> int:
+        observed.states.append(snapshot(cache, int(sets)))
+        observed.logits.append(logits)
+        return next(tokens)
+
+    decoder = make_decoder(model, cache)
+    token = note(decoder.prefill(dict(inputs)))
+    for new, following in [((), limit), *turns]:
+        if new:
+            cache.extend([1 + len(new)], following)
+            decoder = make_decoder(model, cache)
+            token = note(decoder.extend([[token, *new]]))
+        for _ in range(following - 1):
+            token = note(decoder.step(torch.tensor([token])))
+    return observed
+
+
+def timeless(events) -> list:
+    """Events without their clocks and readings."""
+    kept = []
+    for event in events:
+        if isinstance(event, trace.Reading):
+            continue
+        clocks = {name: 0.0 for name in ("ms", "clock_ms", "ttft_ms", "median_ms") if hasattr(event, name)}
+        if isinstance(event, trace.Start):
+            clocks = {"date": "", "machine": {}}
+        kept.append(replace(event, **clocks))
+    return kept
 
 
 def words(seed: int, n_rows: int, length: int) -> list[list[int]]:

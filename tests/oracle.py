@@ -16,6 +16,14 @@ The oracle keeps the key and value of every token of the sequence in every layer
         A        += score
         core     <- the best C % of N by score          update step only; read from step t + 1 on
         stored   <- less one text entry if more than W
+    a later turn's new tokens, in one pass
+        visible  <- all that is stored + the new tokens up to the one that asks
+        A        += column sums of the scores
+        core     <- the best C % of N of what is stored, by the last one's score
+        stored   <- less the text with the smallest A until W are left     (T; text and W of the whole conversation)
+    its decode steps: as above, t = 1, 2, …
+
+"Recent" tokens are counted among all tokens of the sequence, evicted ones included.
 
 "The best" always means: the largest score, of equal scores the lower position. Positions count from the row's first real token (padding
 is cut off before anything runs). Image features are taken from the model itself, in its own precision: the vision tower is not the subject.
@@ -73,6 +81,10 @@ class Row:
 
     embeds: Tensor
     is_image: Tensor
+
+    def grown(self, tokens: int) -> Row:
+        """The row with so many text tokens more, as a later turn sees it."""
+        return Row(self.embeds, torch.cat([self.is_image, torch.zeros(tokens, dtype=torch.bool)]))
 
     @cached_property
     def length(self) -> int:
@@ -176,6 +188,9 @@ class Full:
     def keep(self, layer: Layer, score: Tensor, alive: list[int], row: Row, limit: int) -> None:
         """After the prompt went through one layer."""
 
+    def go_on(self, layer: Layer, score: Tensor, row: Row, limit: int) -> None:
+        """After the new tokens of a later turn went through one layer; ``score`` is the last one's."""
+
     def reads_core(self, t: int) -> bool:
         """Whether decode step t reads core only."""
         return False
@@ -205,6 +220,10 @@ class AVL(Full):
         self._choose_core(layer, score, row)
         self._evict_text(layer, row, limit)
 
+    def go_on(self, layer: Layer, score: Tensor, row: Row, limit: int) -> None:
+        self._choose_core(layer, score, row)
+        self._evict_text(layer, row, limit)
+
     def reads_core(self, t: int) -> bool:
         if self.C is None:
             return False
@@ -225,11 +244,12 @@ class AVL(Full):
         if self.T is None:
             return
         window = share(self.T, row.n_text + limit)
-        recent = (window + 1) // 2
-        text = members(layer.stored[0] & row.is_text(layer.stored.shape[1]))
+        is_text = row.is_text(layer.stored.shape[1])
+        recent = set(members(is_text)[-((window + 1) // 2) :])
+        text = members(layer.stored[0] & is_text)
         mass = layer.mass[0].tolist()
         while len(text) > window:
-            victim = min(text[:-recent], key=lambda j: (mass[j], j))
+            victim = min((j for j in text if j not in recent), key=lambda j: (mass[j], j))
             text.remove(victim)
             layer.stored[:, victim] = False
 
@@ -254,6 +274,9 @@ class StreamingLLM(Full):
     def observe(self, layer: Layer, score: Tensor, t: int, row: Row, limit: int) -> None:
         self._slide(layer, row)
 
+    def go_on(self, layer: Layer, score: Tensor, row: Row, limit: int) -> None:
+        self._slide(layer, row)
+
     def _slide(self, layer: Layer, row: Row) -> None:
         budget = share(self.share, row.length)
         held = members(layer.stored[0])
@@ -273,13 +296,16 @@ class H2O(Full):
     def observe(self, layer: Layer, score: Tensor, t: int, row: Row, limit: int) -> None:
         self._evict(layer, row)
 
+    def go_on(self, layer: Layer, score: Tensor, row: Row, limit: int) -> None:
+        self._evict(layer, row)
+
     def _evict(self, layer: Layer, row: Row) -> None:
         budget = share(self.share, row.length)
-        recent = share(self.recent, budget)
+        older = layer.stored.shape[1] - share(self.recent, budget)
         for head, mass in zip(layer.stored, layer.mass.tolist(), strict=True):
             held = members(head)
             while len(held) > budget:
-                victim = min(held[: len(held) - recent], key=lambda j: (mass[j], j))
+                victim = min((j for j in held if j < older), key=lambda j: (mass[j], j))
                 held.remove(victim)
                 head[victim] = False
 
@@ -399,8 +425,11 @@ def run(
     feed: Iterable[int] | None = None,
     dtype: torch.dtype = torch.float64,
     imposed: list[list[Sets]] | None = None,
+    turns: Sequence[tuple[Sequence[int], int]] = (),
 ) -> Run:
     """Generate ``limit`` tokens: greedy, or feeding the tokens of ``feed`` whatever the logits say.
+
+    ``turns``: of every later turn, the new tokens behind the unfed last one, and its limit; passes, tokens and ``feed`` go on.
 
     ``imposed[t][layer]`` (``stored``, ``core`` and ``text`` are used) takes the place of the policy's choices; ``policy`` still says which
     steps read core only. With P or FastV the layer must store all it was given (S >= P): what left the hidden states is read off it.
@@ -424,7 +453,15 @@ def run(
         layer = layers[index]
         union = layer.stored.any(0)
         text = members(union & row.is_text(len(union)))
-        return Sets(members(union[image]), members(layer.core[image]), text, int(layer.stored.sum()) / len(layer.stored), n_read)
+        n_stored = int(layer.stored.sum()) / len(layer.stored)
+        return Sets(members(union[image]), members(layer.core[image]), text, n_stored, n_read)
+
+    def append(layer: Layer, key: Tensor, value: Tensor) -> None:
+        heads, new = key.shape[:2]
+        layer.key, layer.value = torch.cat([layer.key, key], 1), torch.cat([layer.value, value], 1)
+        layer.stored = torch.cat([layer.stored, layer.stored.new_ones(heads, new)], 1)
+        layer.core = torch.cat([layer.core, layer.core.new_zeros(new)])
+        layer.mass = torch.cat([layer.mass, layer.mass.new_zeros(heads, new)], 1)
 
     def emit(x: Tensor, snapshots: list[Sets]) -> int:
         record.logits.append(decoder.logits(x[-1]))
@@ -460,28 +497,49 @@ def run(
         x = decoder.finish(x, attended, block)
     token = emit(x, snapshots)
 
-    # one token at a time
-    for t in range(1, limit):
-        position = torch.tensor([row.length + t - 1])
-        x = decoder.embedding[token].to(dtype)[None]
+    def answer(token: int, row: Row, limit: int) -> int:
+        """One token at a time."""
+        for t in range(1, limit):
+            position = torch.tensor([row.length + t - 1])
+            x = decoder.embedding[token].to(dtype)[None]
+            snapshots = []
+            for index, block in enumerate(decoder.text.layers):
+                layer = layers[index]
+                query, key, value = decoder.project(x, block, position)
+                append(layer, key, value)
+                visible = layer.stored & (row.is_text(row.length + t) | layer.core) if policy.reads_core(t) else layer.stored.clone()
+                attended, weights = decoder.attend(query, layer.key, layer.value, visible[:, None])
+                score = _mean(weights, len(key), policy.per_head)[:, 0]
+                layer.mass += score
+                n_read = int(visible.sum()) / len(key)
+                policy.observe(layer, score[0], t, row, limit)
+                layer.core &= layer.stored.any(0)
+                impose(len(record.sets), index)
+                snapshots.append(snapshot(index, n_read))
+                x = decoder.finish(x, attended, block)
+            token = emit(x, snapshots)
+        return token
+
+    token = answer(token, row, limit)
+    for new, following in turns:
+        row = row.grown(limit - 1 + 1 + len(new))
+        limit = following
+        positions = torch.arange(row.length - len(new) - 1, row.length)
+        x = decoder.embedding[torch.tensor([token, *new])].to(dtype)
         snapshots = []
         for index, block in enumerate(decoder.text.layers):
             layer = layers[index]
-            query, key, value = decoder.project(x, block, position)
-            heads = len(key)
-            layer.key, layer.value = torch.cat([layer.key, key], 1), torch.cat([layer.value, value], 1)
-            layer.stored = torch.cat([layer.stored, layer.stored.new_ones(heads, 1)], 1)
-            layer.core = torch.cat([layer.core, layer.core.new_zeros(1)])
-            layer.mass = torch.cat([layer.mass, layer.mass.new_zeros(heads, 1)], 1)
-            visible = layer.stored & (row.is_text(row.length + t) | layer.core) if policy.reads_core(t) else layer.stored.clone()
-            attended, weights = decoder.attend(query, layer.key, layer.value, visible[:, None])
-            score = _mean(weights, heads, policy.per_head)[:, 0]
-            layer.mass += score
-            n_read = int(visible.sum()) / heads
-            policy.observe(layer, score[0], t, row, limit)
+            query, key, value = decoder.project(x, block, positions)
+            append(layer, key, value)
+            visible = layer.stored[:, None] & (torch.arange(row.length) <= positions[:, None])
+            attended, weights = decoder.attend(query, layer.key, layer.value, visible)
+            score = _mean(weights, len(key), policy.per_head)
+            layer.mass += score.sum(1)
+            n_read = int(visible[:, -1].sum()) / len(key)
+            policy.go_on(layer, score[0, -1], row, limit)
             layer.core &= layer.stored.any(0)
-            impose(t, index)
+            impose(len(record.sets), index)
             snapshots.append(snapshot(index, n_read))
             x = decoder.finish(x, attended, block)
-        token = emit(x, snapshots)
+        token = answer(emit(x, snapshots), row, limit)
     return record

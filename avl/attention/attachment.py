@@ -6,6 +6,7 @@ from typing import Any
 
 from avl._compat import attention_name, set_attention_name
 from avl.attention import hooks
+from avl.attention.exact import spare_plans
 from avl.attention.interface import PREFIX, register
 from avl.models.families import describe, family_of, language_model
 from avl.models.families.refusals import attention_misfit
@@ -16,7 +17,8 @@ def attach(model: Any) -> Any:
     """Prepare an unmodified model for caches made by ``avl.make_cache``, and return it; idempotent.
 
     Renames the text model's attention implementation and adds forward hooks to the model, its text model and its layers; replaces no class
-    or function. Without one of our caches the model computes exactly what it did before.
+    or function. Without one of our caches the model computes exactly what it did before; where it is on a GPU, torch's attention does so
+    without cuDNN from here on, in the whole process (``spare_plans``).
 
     Raises:
         TypeError: the model's class is not supported, which lists the supported ones; or its attention is more than a causal softmax
@@ -27,6 +29,7 @@ def attach(model: Any) -> Any:
     _refuse_unusual(text, family_of(model.config).bidirectional)
     set_attention_name(text.config, register(attention_name(text.config).removeprefix(PREFIX)))
     hooks.add(model)
+    spare_plans(parameter.device for parameter in model.parameters())
     return model
 
 

@@ -8,12 +8,23 @@ are checked once per device, dtype and head size, and where they are wrong or mi
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterable
 
 import torch
 from torch.nn.attention import SDPBackend
 from torch.nn.functional import scaled_dot_product_attention
 
 from avl._compat import attend_with_lse, sdpa_backend
+
+
+def spare_plans(devices: Iterable[torch.device]) -> None:
+    """Take cuDNN out of torch's choice of attention, for this process, where one of the devices is a GPU.
+
+    On Hopper and later torch prefers it, and it makes a plan for every new length of the prompt, in every thread: 0.4 s within the time to
+    the first token, to save a few percent of a long prompt.
+    """
+    if any(device.type == "cuda" for device in devices):
+        torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 def attend_exactly(
@@ -33,40 +44,48 @@ def attend_exactly(
         The output ``[B, H, L, D]``, and the natural log-sum-exp, float32 ``[B, H, L]``; None if it is not wanted, with a mask, or if no
         kernel returns it.
     """
-    times = query.shape[1] // key.shape[1]
-    if mask is not None:
-        if times > 1:
-            # with a mask, no memory-efficient backend supports grouped heads: SDPA would build the [L, L] matrix of all heads
-            key, value = key.repeat_interleave(times, dim=1), value.repeat_interleave(times, dim=1)
-        return scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale), None
-    causal = query.shape[2] > 1
+    causal = mask is None and query.shape[2] > 1
     if with_lse and causal:
         chosen = sdpa_backend(query, key, value)
-        if chosen == lse_backend(query.device, query.dtype, query.shape[-1], times):
-            return _attend_with_lse(chosen, query, key, value, scale)
-    return scaled_dot_product_attention(query, key, value, scale=scale, is_causal=causal, enable_gqa=times > 1), None
+        if chosen == lse_backend(query.device, query.dtype, query.shape[-1], query.shape[1] // key.shape[1]):
+            return _attend_with_lse(query, key, value, scale)
+    times = repeats(query, key, value, mask)
+    if times > 1:
+        key, value = key.repeat_interleave(times, dim=1), value.repeat_interleave(times, dim=1)
+    grouped = query.shape[1] != key.shape[1]
+    return scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale, is_causal=causal, enable_gqa=grouped), None
 
 
-def _attend_with_lse(
-    backend: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Run one backend's kernel and return its output and log-sum-exp."""
-    out, lse = attend_with_lse(backend, SDPBackend.CUDNN_ATTENTION.value, query, key, value, scale)
+def repeats(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None) -> int:
+    """Return how often each key-value head must be repeated for torch's attention not to build the [L, L] matrix of all heads.
+
+    Where no memory-efficient backend takes grouped heads as they are: with a mask none does, and without one only flash attention, which
+    float32 and older GPUs do not have.
+    """
+    times = query.shape[1] // key.shape[1]
+    needed = times > 1 and (mask is not None or sdpa_backend(query, key, value) == SDPBackend.MATH.value)
+    return times if needed else 1
+
+
+def _attend_with_lse(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Run flash attention and return its output and log-sum-exp."""
+    out, lse = attend_with_lse(query, key, value, scale)
     return out, lse.reshape(query.shape[:3])
 
 
 @functools.cache
 def lse_backend(device: torch.device, dtype: torch.dtype, head_size: int, times: int) -> int | None:
     """Return the SDPA backend that returns a correct log-sum-exp here, None if there is none; tested once, on random states."""
+    spare_plans([device])  # a model may have moved here since it was attached
     make = torch.Generator().manual_seed(0)
     length, scale = 200, head_size**-0.5
     with torch.inference_mode():
         query, key, value = (torch.randn(2, heads, length, head_size, generator=make).to(device, dtype) for heads in (2 * times, 2, 2))
         try:
             chosen = sdpa_backend(query, key, value)
-            if chosen not in (SDPBackend.FLASH_ATTENTION.value, SDPBackend.CUDNN_ATTENTION.value):
+            if chosen != SDPBackend.FLASH_ATTENTION.value:
                 return None
-            out, lse = _attend_with_lse(chosen, query, key, value, scale)
+            out, lse = _attend_with_lse(query, key, value, scale)
         except (RuntimeError, TypeError, AttributeError):  # another torch, another build, another device
             return None
         logits = scale * query.double() @ key.double().repeat_interleave(times, dim=1).transpose(2, 3)

@@ -16,7 +16,8 @@ from avl.attention.interface import PREFIX, register
 from avl.cache.cache import USED, AdaptiveCache
 from avl.cache.layer import NOT_ATTACHED
 from avl.cache.layout import check_mask
-from avl.models.families import language_model
+from avl.cache.turns import note_ids, positions
+from avl.models.families import family_of, language_model
 
 
 def add(model: Any) -> None:
@@ -53,14 +54,23 @@ def check_prompt(model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str
     if not isinstance(cache, AdaptiveCache):
         return
     ids = args[0] if args else kwargs.get("input_ids")
-    if not cache.tables:
+    if cache.turn is not None:
+        if kwargs.get("pixel_values") is not None:
+            raise ValueError("the pictures are in the cache already: leave them out of a later turn")
+        cache.turn.check_ids(ids)
+    elif not cache.tables:
         if ids is not None:
             cache.check_prompt(ids)
         mask = kwargs.get("attention_mask")
         if cache.facts.two_way and (mask is None or (isinstance(mask, torch.Tensor) and mask.dim() == 2)):
             check_mask(cache.rows, mask, None)  # the text model gets what the model makes of it
+        first = next(language_model(model).layers[0].parameters()).device
+        if first.type != "meta" and not cache.split:  # as weights are that accelerate fetches for each use
+            cache.prepare(first)  # now, while nothing is queued
     elif kwargs.get("pixel_values") is not None or (ids is not None and ids.shape[1] != 1):
         raise ValueError(USED)
+    if not cache.looped and not cache.split:
+        note_ids(cache, ids)
 
 
 def begin_pass(text_model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
@@ -77,7 +87,7 @@ def begin_pass(text_model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[
     if name.startswith(PREFIX):
         register(name.removeprefix(PREFIX))  # once: a model that was pickled attached runs in a process that has not attached one
     cache = kwargs.get("past_key_values")
-    if not isinstance(cache, AdaptiveCache):
+    if not isinstance(cache, AdaptiveCache) or cache.split:
         return None
     if not name.startswith(PREFIX):
         raise RuntimeError(NOT_ATTACHED)
@@ -90,6 +100,9 @@ def begin_pass(text_model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[
         raise ValueError("adaptive attention takes an attention_mask [batch, length] that hides padding, none that says who sees whom")
     # the model's own masks, one for every kind of layer, are looked at where a layer attends
     cache.begin_pass(text_model, tokens.shape[0], tokens.shape[1], None if own else mask, checked=own)
+    where = positions(cache, tokens.shape[1])
+    if where is not None:
+        return args, {**kwargs, "position_ids": where.to(tokens.device)}
     features = kwargs.get("deepstack_visual_embeds")
     if features is None or cache.tables:
         return None
@@ -100,8 +113,29 @@ def begin_pass(text_model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[
 def end_pass(text_model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
     """Complete the pass that :func:`begin_pass` began; the text model's hook."""
     cache = kwargs.get("past_key_values")
-    if isinstance(cache, AdaptiveCache):
-        cache.end_pass()
+    if not isinstance(cache, AdaptiveCache) or cache.split:
+        return
+    model, first = cache.model(), not cache.tables and cache.turn is None
+    cache.end_pass()
+    if first and not cache.part and model is not None:
+        cache.ahead = _ahead(model, cache, kwargs.get("position_ids"))
+
+
+def _ahead(model: Any, cache: AdaptiveCache, where: torch.Tensor | None) -> torch.Tensor | None:
+    """Return by how much the next position exceeds the length of a prompt that just ran, ``[B, 1]``; None where that is not known.
+
+    Args:
+        model: which counts it for its last prompt only, so that it is noted now.
+        cache: of the prompt.
+        where: the positions that its text model got, ``[B or 1, L]`` or ``[axes, B or 1, L]``; None where it counted them itself.
+    """
+    if where is None:
+        ahead = family_of(model.config).ahead(model, any(row.image for row in cache.rows))
+        return None if ahead is None else torch.as_tensor(ahead).expand(cache.batch_size, 1).clone()
+    if where.dim() == 3:
+        where = (where[1:] if len(where) == 4 else where).amax(dim=0)  # of four, the first count the tokens
+    lengths = torch.tensor([[row.length] for row in cache.rows], device=where.device)
+    return where[:, -1:] + 1 - lengths
 
 
 def before_layer(layer: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
@@ -112,7 +146,7 @@ def before_layer(layer: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str
     number: int = layer.self_attn.layer_idx  # type: ignore[assignment,union-attr]
     # decoder layers pass unknown keyword arguments on to the attention function
     kwargs = {**kwargs, "avl_layer": cache.layers[number]}
-    if cache.tables:
+    if cache.tables or cache.turn is not None:
         return args, kwargs
     hidden = args[0] if args else kwargs["hidden_states"]
     prefill = cache.prefill
@@ -146,8 +180,8 @@ def spread_out(features: list[torch.Tensor], where: torch.Tensor) -> list[torch.
     found = []
     for rows in features:
         whole = rows.new_zeros(*where.shape, rows.shape[-1])
-        whole[where.to(rows.device)] = rows
-        found.append(whole)
+        # an index by a mask would wait for the device, to count it
+        found.append(whole.masked_scatter_(where.to(rows.device)[..., None], rows))
     return found
 
 

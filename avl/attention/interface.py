@@ -14,6 +14,7 @@ from transformers.masking_utils import AttentionMaskInterface
 from avl._compat import is_registered, registered_mask
 from avl.attention.decode import attend_step
 from avl.attention.prefill import attend_prompt
+from avl.attention.turn import attend_turn
 from avl.cache.cache import AdaptiveCache
 from avl.cache.layer import AdaptiveLayer
 
@@ -49,7 +50,7 @@ def _dispatch(
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     cache = avl_layer.owner
     _refuse_unknown(kwargs, cache.longest)
-    if not cache.tables:
+    if not cache.tables and cache.turn is None:
         _check_mask(cache, attention_mask, getattr(module, "is_causal", True), before)
     cache.attended += 1
     kind = query.device.type
@@ -62,7 +63,9 @@ def _dispatch(
 
 
 def _attend(layer: AdaptiveLayer, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:
-    return attend_step(layer, query, scale) if layer.owner.tables else attend_prompt(layer, query, key, value, scale)
+    if layer.owner.tables:
+        return attend_step(layer, query, scale)
+    return (attend_prompt if layer.owner.turn is None else attend_turn)(layer, query, key, value, scale)
 
 
 def _check_mask(cache: AdaptiveCache, mask: Any, causal: bool, before: str) -> None:

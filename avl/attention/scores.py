@@ -5,21 +5,69 @@ Shapes: B rows, H query heads, G key-value heads, L keys, D head size.
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-_CHUNK_ELEMENTS = 1 << 22  # logits of one query chunk: 16 MiB of float32
+from avl.attention.exact import repeats
+from avl.kernels import core_attention
+
+_CHUNK_ELEMENTS = 1 << 22
+"""Logits of one query chunk: 16 MiB of float32, which a CPU's cache holds."""
+
+_GPU_CHUNK_ELEMENTS = 1 << 26
+"""The same on a GPU, 256 MiB: every chunk costs launches, and a product of few queries leaves it idle."""
+
+
+def _on_gpu(states: torch.Tensor) -> bool:
+    return states.device.type == "cuda"
+
+
+def _chunk_elements(states: torch.Tensor) -> int:
+    return _GPU_CHUNK_ELEMENTS if _on_gpu(states) else _CHUNK_ELEMENTS
+
+
+@functools.cache
+def widens(device: torch.device, dtype: torch.dtype) -> bool:
+    """Return whether a product of 16-bit matrices can be had in float32 here, without copies of them in float32; tried once."""
+    if device.type != "cuda" or dtype.itemsize > 2:
+        return False
+    one = torch.zeros(1, 16, 16, device=device, dtype=dtype)
+    try:
+        torch.bmm(one, one, out_dtype=torch.float32)
+    except (RuntimeError, TypeError):  # another build
+        return False
+    return True
+
+
+def _widened(states: torch.Tensor) -> torch.Tensor:
+    """Return states as :func:`_logits` takes them best: as they are where a product widens them, else in float32 or float64."""
+    if widens(states.device, states.dtype):
+        return states.contiguous()
+    return states.to(torch.promote_types(states.dtype, torch.float32))
+
+
+def _logits(query: torch.Tensor, key: torch.Tensor, scale: float) -> torch.Tensor:
+    """Return the logits ``[B, G, H / G, Q, L]`` of queries ``[B, H, Q, D]`` over keys ``[B, G, L, D]`` from :func:`_widened`.
+
+    In float32 or float64: low-precision logits tie, and ties are ranked by position.
+    """
+    b, h, q, d = query.shape
+    g, length = key.shape[1:3]
+    if key.dtype.itemsize == 2:
+        grouped, keys = query.reshape(b * g, h // g * q, d), key.reshape(b * g, length, d)
+        logits = torch.bmm(grouped, keys.transpose(1, 2), out_dtype=torch.float32).mul_(scale)
+    else:
+        logits = (query.to(key.dtype) * scale).reshape(b, g, h // g * q, d) @ key.transpose(2, 3)
+    return logits.view(b, g, h // g, q, length)
 
 
 def _weights(query: torch.Tensor, key: torch.Tensor, scale: float, visible: torch.Tensor | None) -> torch.Tensor:
-    """Return the attention weights ``[B, G, H / G, Q, L]``, float32 or float64, of queries ``[B, H, Q, D]`` over keys ``[B, G, L, D]``."""
-    b, h, q, d = query.shape
-    g = key.shape[1]
-    dtype = torch.promote_types(query.dtype, torch.float32)  # low-precision logits tie, and ties are ranked by position
-    grouped = (query.to(dtype) * scale).reshape(b, g, h // g * q, d)
-    logits = (grouped @ key.to(dtype).transpose(2, 3)).view(b, g, h // g, q, key.shape[2])
+    """Return the attention weights ``[B, G, H / G, Q, L]`` of queries ``[B, H, Q, D]`` over keys ``[B, G, L, D]`` (see :func:`_logits`)."""
+    logits = _logits(query, key, scale)
     if visible is not None:
-        logits = logits.masked_fill(~visible, -torch.inf)
+        logits = logits.masked_fill_(~visible, -torch.inf)
     return logits.softmax(dim=-1)
 
 
@@ -33,8 +81,28 @@ def last_query_scores(query: torch.Tensor, key: torch.Tensor, scale: float, vali
         scale: factor of the logits.
         valid: bool ``[B, L]``, False for padding, whose score is 0.
     """
+    if _on_gpu(key):
+        return _last_by_kernel(query[:, :, -1], key, scale, valid)
     visible = None if valid is None else valid[:, None, None, None, :]
-    return _weights(query[:, :, -1:], key, scale, visible).mean(dim=(1, 2)).squeeze(1)
+    return _weights(query[:, :, -1:], _widened(key), scale, visible).mean(dim=(1, 2)).squeeze(1)
+
+
+def _last_by_kernel(query: torch.Tensor, key: torch.Tensor, scale: float, valid: torch.Tensor | None) -> torch.Tensor:
+    """Return the scores ``[B, L]`` of one query ``[B, H, D]`` by the decode steps' kernel, which reads the keys once, in place.
+
+    Its output is not wanted, so the keys serve as values. Padding is on the left and the kernel's on the right: the keys are read in turn
+    from the first real one on.
+    """
+    if valid is None:
+        scores = core_attention(query, key, key, None, scale=scale, scores=True, validate=False)[1]
+        assert scores is not None
+        return scores
+    real = valid.sum(dim=1)
+    width = valid.shape[1]
+    index = (torch.arange(width, device=key.device) + (width - real)[:, None]) % width
+    scores = core_attention(query, key, key, index, real, scale=scale, scores=True, validate=False)[1]
+    assert scores is not None
+    return torch.zeros_like(scores).scatter_(1, index, scores)
 
 
 @torch.no_grad()
@@ -61,10 +129,9 @@ def accumulated_scores(
     """
     b, h, length, _ = query.shape
     g = key.shape[1]
-    dtype = torch.promote_types(query.dtype, torch.float32)
-    key = key.to(dtype)
-    total = torch.zeros(b, g, length, dtype=dtype, device=query.device)
-    chunk = max(1, min(_CHUNK_ELEMENTS // (b * h * length), length // 4))
+    key = _widened(key)
+    total = torch.zeros(b, g, length, dtype=torch.promote_types(query.dtype, torch.float32), device=query.device)
+    chunk = max(1, min(_chunk_elements(query) // (b * h * length), length // 4))
     positions = torch.arange(length, device=query.device)
     for start in range(0 if queries is None else max(0, length - queries), length, chunk):
         stop = min(start + chunk, length)
@@ -113,19 +180,19 @@ def accumulated_columns(
     """
     if lse is not None:
         return _columns_by_lse(query, key, columns, scale, lse)
-    b, g, length, d = key.shape
-    times = query.shape[1] // g
-    if mask is not None and times > 1:
-        key = key.repeat_interleave(times, dim=1)  # no backend supports grouped heads with a mask, see avl/attention/exact.py
-    rows = torch.arange(b, device=key.device)[:, None]
+    b, _, length, d = key.shape
+    times = repeats(query, key, key, mask)
+    if times > 1:
+        key = key.repeat_interleave(times, dim=1)
+    grouped = query.shape[1] != key.shape[1]
     sums = []
     for some in columns.split(d, dim=1):
         units = key.new_zeros(b, 1, length, d)
-        units[rows, 0, some, torch.arange(some.shape[1], device=key.device)] = 1
+        units.view(b, -1).scatter_(1, some * d + torch.arange(some.shape[1], device=key.device), 1)
         value = units.expand(key.shape)
-        weights = scaled_dot_product_attention(
-            query, key, value, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=times > 1 and mask is None
-        )[..., : some.shape[1]]
+        weights = scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=grouped)[
+            ..., : some.shape[1]
+        ]
         if valid is not None:
             weights = weights.masked_fill(~valid[:, None, :, None], 0)
         sums.append(weights.sum(dim=2, dtype=torch.promote_types(query.dtype, torch.float32)).mean(dim=1))
@@ -136,14 +203,50 @@ def _columns_by_lse(query: torch.Tensor, key: torch.Tensor, columns: torch.Tenso
     b, h, length, d = query.shape
     g = key.shape[1]
     dtype = torch.promote_types(query.dtype, torch.float32)
-    keys = key.gather(2, columns[:, None, :, None].expand(-1, g, -1, d)).to(dtype)
+    keys = _widened(key.gather(2, columns[:, None, :, None].expand(-1, g, -1, d)))
     positions = torch.arange(length, device=query.device)
     total = torch.zeros(b, columns.shape[1], dtype=dtype, device=query.device)
-    chunk = max(1, _CHUNK_ELEMENTS // (b * h * max(d, columns.shape[1])))
+    chunk = max(1, _chunk_elements(query) // (b * h * max(d, columns.shape[1])))
     for start in range(0, length, chunk):
         part = slice(start, min(start + chunk, length))
-        grouped = (query[:, :, part].to(dtype) * scale).reshape(b, g, -1, d)
-        logits = (grouped @ keys.transpose(2, 3)).view(b, h, -1, columns.shape[1])
+        logits = _logits(query[:, :, part], keys, scale).view(b, h, -1, columns.shape[1])
         hidden = positions[part, None] < columns[:, None, None]  # [B, 1, Q, W]
-        total += (logits - lse[:, :, part, None].to(dtype)).masked_fill(hidden, -torch.inf).exp_().sum(dim=2).mean(dim=1)
+        total += logits.sub_(lse[:, :, part, None].to(dtype)).masked_fill_(hidden, -torch.inf).exp_().sum(dim=2).mean(dim=1)
     return total
+
+
+@torch.no_grad()
+def turn_scores(
+    query: torch.Tensor, key: torch.Tensor, scale: float, *, last: bool, first: int | None, by_group: bool
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """Return the scores that the new tokens of a later turn give, which are the last keys and see one another causally.
+
+    Args:
+        query: ``[1, H, Q, D]`` after RoPE.
+        key: ``[1, G, L, D]`` after RoPE, of all that is stored and the new tokens.
+        scale: factor of the logits.
+        last: whether the last query's scores are wanted.
+        first: the first key whose accumulated scores are wanted, None for none.
+        by_group: whether they are means per key-value head rather than over all heads.
+
+    Returns:
+        The last query's scores ``[1, G, L]``, and the sums ``[1, 1 or G, L - first]`` over all queries; None for what is not wanted.
+    """
+    if not last and first is None:
+        return None, None
+    heads, new, length = query.shape[1], query.shape[2], key.shape[2]
+    key = _widened(key)
+    places = torch.arange(length, device=query.device)
+    total, newest = None, None
+    chunk = max(1, _chunk_elements(query) // (heads * length))
+    for start in range(new - 1 if first is None else 0, new, chunk):
+        stop = min(start + chunk, new)
+        visible = places <= places[length - new + start : length - new + stop, None]
+        weights = _weights(query[:, :, start:stop], key, scale, visible).mean(dim=2)  # [1, G, q, L]
+        newest = weights[:, :, -1]
+        if first is not None:
+            some = weights[..., first:].sum(dim=2)
+            total = some if total is None else total + some
+    if total is not None and not by_group:
+        total = total.mean(dim=1, keepdim=True)
+    return newest if last else None, total

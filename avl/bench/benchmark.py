@@ -139,7 +139,7 @@ def usual_batches(device: torch.device, quick: bool) -> tuple[int, ...]:
 
 def benchmark(
     subject: Subject, arms: Arms, batches: Sequence[int], repeats: int, *, quick: bool = False, references: bool = True,
-    largest_batch: bool = True, say: Callable[[str], None] = print,
+    largest_batch: bool = True, say: Callable[[str], None] = print, keep: Callable[[dict[str, Any]], None] = lambda _: None,
 ) -> dict[str, Any]:  # fmt: skip
     """Measure every arm at every batch size.
 
@@ -152,13 +152,14 @@ def benchmark(
         references: measure transformers' own generate too.
         largest_batch: find the largest batch that fits too.
         say: takes a line of progress.
+        keep: takes the result so far whenever something was measured, so that an end before its time loses little.
 
     Returns:
         The result, whose schema is :data:`SCHEMA`.
     """
     cuda = subject.device.type == "cuda"
     kind = subject.device, subject.model.dtype, describe(subject.model).head_dim
-    bandwidth, rates = measure_rates(subject.device, subject.model.dtype, quick)
+    bandwidth, rates = measure_rates(subject, batches, quick)
     result: dict[str, Any] = {
         "schema": SCHEMA,
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -175,22 +176,27 @@ def benchmark(
         "arms": {key: {"label": policy.label, "policy": policy.to_dict()} for key, policy in arms.items()},
         "bandwidth": bandwidth,
         "roofline": card(subject, arms, batches, rates),
+        "rows": [], "skipped": [], "references": [], "largest": {}, "finished": False,
     }  # fmt: skip
     say(report.header(result))
-    rows: list[dict[str, Any]] = []
-    skipped: list[dict[str, Any]] = []
     for batch in batches:
         done, left = compare(subject, arms, batch, repeats, rates)
-        rows, skipped = rows + done, skipped + left
+        result["rows"] += done
+        result["skipped"] += left
+        keep(result)
         for row in done:
             tpot, ttft = row["tpot_ms"]["median"], row["ttft_ms"]["median"]
             say(f"batch {batch:3} {row['arm']:8} {tpot:9.2f} ms per token, first after {ttft:.1f} ms")
         for gap in left:
             say(f"batch {batch:3} {gap['arm']:8} skipped: {gap['reason']}")
-    sizes = {key: largest(subject, policy) for key, policy in arms.items()} if largest_batch else {}
-    others = []  # last: what transformers compiles keeps memory
-    if references:
+    for key, policy in arms.items() if largest_batch else ():
+        result["largest"][key] = largest(subject, policy)
+        keep(result)
+    if references:  # last: what transformers compiles keeps memory
         for static in (False, True):
             for batch in batches[:1] if quick else batches:
-                others.append(reference(subject, batch, static, 1 if quick else min(3, repeats)))
-    return result | {"rows": rows, "skipped": skipped, "references": others, "largest": sizes}
+                result["references"].append(reference(subject, batch, static, 1 if quick else min(3, repeats)))
+                keep(result)
+    result["finished"] = True
+    keep(result)
+    return result

@@ -7,12 +7,12 @@ such pair of runs.
 from __future__ import annotations
 
 import contextlib
+import functools
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import psutil
 import torch
 
 from avl.attention.attachment import attach, detach
@@ -20,13 +20,15 @@ from avl.bench import roofline
 from avl.cache.cache import make_cache
 from avl.engine.cuda_graphs import GraphDecoder
 from avl.engine.decoder import Decoder
+from avl.engine.failures import out_of_memory
 from avl.engine.timing import Clock, Marks
+from avl.kernels import choose_product
 from avl.kernels.bench.timing import Timer, measure_bandwidth, one_line
 from avl.kernels.launch import on_device
 from avl.models.families import causal_model
 from avl.policies import Policy, PromptShape
 from avl.policies.cost import mean_cost, step_cost, update_steps
-from avl.telemetry import settle
+from avl.telemetry import free_bytes, settle
 
 Arms = dict[str, Policy]
 Rows = list[dict[str, Any]]
@@ -99,6 +101,8 @@ class _Answer:
         self._prepare_ms = 0.0
         if isinstance(self._decoder, GraphDecoder):
             self._decoder.prepare()
+            if self._decoder.out_of_memory:
+                raise torch.OutOfMemoryError(self._decoder.problem)
             if cuda and self._decoder.problem is not None:
                 raise RuntimeError(f"CUDA graphs cannot be used here ({self._decoder.problem}): run the benchmark with --decode eager")
             self._prepare_ms = self._decoder.prepare_ms
@@ -157,7 +161,12 @@ def compare(subject: Subject, arms: Arms, batch: int, repeats: int, rates: roofl
             there[key] = policy
     if not there:
         return [], skipped
-    inputs = subject.make(batch)
+    try:
+        inputs = subject.make(batch)
+    except Exception as error:
+        if not out_of_memory(error):
+            raise
+        return [], [*skipped, *({"batch": batch, "arm": key, "reason": "its inputs ran out of memory"} for key in there)]
     steps = subject.shape.max_new_tokens - 1
     runs: dict[str, list[Run]] = {key: [] for key in there}
     for number in range(-1, repeats):  # number -1 warms up: libraries, kernels and the allocator's blocks
@@ -165,7 +174,9 @@ def compare(subject: Subject, arms: Arms, batch: int, repeats: int, rates: roofl
         for group in together(subject.device, order):
             try:
                 done = run(subject, inputs, [there[key] for key in group], min(steps, 8) if number < 0 else steps)
-            except torch.OutOfMemoryError:
+            except Exception as error:
+                if not out_of_memory(error):
+                    raise
                 skipped += [{"batch": batch, "arm": key, "reason": "ran out of memory although it was predicted to fit"} for key in group]
                 for key in group:
                     del there[key]
@@ -227,13 +238,6 @@ def summary(subject: Subject, key: str, policy: Policy, batch: int, runs: list[R
     return row
 
 
-def free_bytes(device: torch.device) -> int:
-    """Memory that a run could take now; on a GPU with the allocator's own unused blocks."""
-    if device.type != "cuda":
-        return psutil.virtual_memory().available
-    return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-
-
 def largest(subject: Subject, policy: Policy) -> dict[str, Any]:
     """Find the largest batch that fits: predicted, and on a GPU tried around the prediction, with its tokens/s over a few steps."""
     settle(subject.device)
@@ -247,7 +251,9 @@ def largest(subject: Subject, policy: Policy) -> dict[str, Any]:
             (done,) = run(subject, subject.make(batch), [policy], min(16, subject.shape.max_new_tokens - 1))
             fits = batch
             found |= {"confirmed": batch, "tokens_per_s": 1e3 * batch / statistics.fmean(done.times)}
-        except torch.OutOfMemoryError:
+        except Exception as error:
+            if not out_of_memory(error):
+                raise
             fails = batch
         batch = (fits + fails) // 2 if fits and fails < 1 << 30 else max(1, round(batch * (1.1 if fits else 0.85)))
         if batch in (fits, fails) or fits + 1 >= fails:
@@ -307,12 +313,36 @@ def reference(subject: Subject, batch: int, static: bool, repeats: int) -> dict[
     }
 
 
-def measure_rates(device: torch.device, dtype: torch.dtype, quick: bool) -> tuple[dict[str, float], roofline.Rates]:
-    """Copy, triad and read bandwidth in GB/s and TFLOP/s of a large matrix product, on random data; the rates that floors are made of."""
-    side = 8192 if device.type == "cuda" else 768
+def measure_rates(subject: Subject, batches: Sequence[int], quick: bool) -> tuple[dict[str, float], roofline.Rates]:
+    """Copy, triad and read bandwidth in GB/s and TFLOP/s of a large matrix product, on random data; the rates that floors are made of.
+
+    On a CPU, arrays are as large as the model's weights, because caches may hold a small model's.
+    """
+    device, dtype, sizes = subject.device, subject.model.dtype, subject.sizes
+    cuda = device.type == "cuda"
     with on_device(device):
-        measured = measure_bandwidth(device, 2 if quick else 5, 0.02)
-        left, right = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
-        timer = Timer([lambda: left @ right], device, 0.05)
-        flops = 2 * side**3 / statistics.median(timer.seconds() for _ in range(3))
-    return measured | {"tflops": flops / 1e12}, roofline.Rates(measured["copy"] * 1e9, flops)
+        measured = measure_bandwidth(device, 2 if quick else 5, 0.02, None if cuda else min(sizes.weight_bytes, 1 << 28))
+        flops = matrix_flops(device, dtype)
+    products = {} if cuda else {batch: product_rate(sizes, batch, dtype, quick) for batch in batches}
+    return measured | {"tflops": flops / 1e12}, roofline.Rates(measured["copy"] * 1e9, flops, products)
+
+
+def matrix_flops(device: torch.device, dtype: torch.dtype) -> float:
+    """Return operations per second of a large matrix product on random data."""
+    side = 8192 if device.type == "cuda" else 768
+    left, right = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
+    timer = Timer([lambda: left @ right], device, 0.05)
+    return 2 * side**3 / statistics.median(timer.seconds() for _ in range(3))
+
+
+@torch.inference_mode()
+def product_rate(sizes: roofline.Sizes, batch: int, dtype: torch.dtype, quick: bool) -> float:
+    """Return the bytes of weights per second of the engine's product of ``batch`` rows on a CPU, at the model's width.
+
+    Weights alternate, as many as the model has or a GiB of them, so that caches hold what they would of the model.
+    """
+    bytes_each = sizes.hidden * sizes.ffn * dtype.itemsize
+    weights = torch.randn(max(1, min(sizes.weight_bytes, 1 << 30) // bytes_each), sizes.ffn, sizes.hidden).to(dtype)
+    x, multiply = torch.randn(batch, sizes.hidden).to(dtype), choose_product("cpu", batch, dtype=dtype)
+    timer = Timer([functools.partial(multiply, x, weight, None) for weight in weights], torch.device("cpu"), 0.05)
+    return bytes_each / statistics.median(timer.seconds() for _ in range(2 if quick else 5))

@@ -157,9 +157,43 @@ def sentences(result: Result) -> list[str]:
             continue
         lines.append(f"{verdict}; by bytes it could be {row['floor_ratio']:.2f} times faster.")
     lines += [f"Batch {gap['batch']}, {title(result, gap['arm'])}: skipped, {gap['reason']}." for gap in result["skipped"]]
+    if not result.get("finished", True):
+        lines.append("The run ended before all was measured.")
     if result["evidence"] != "gpu":
         lines.append("Measured on a CPU: these times say nothing about a GPU.")
     return lines
+
+
+def whole(result: Result) -> str:
+    """Return all tables of a result of ``avl bench``, of either kind."""
+    return widths(result) if result.get("schema") == "avl.widths/1" else tables(result)
+
+
+def widths(result: Result) -> str:
+    """Return what ``avl bench --width-of`` measured (avl/bench/widths.py)."""
+    model = result["model"]
+    rows = [
+        "| image tokens | rows | threads | full ms | evict only | by bytes | A-VL | by bytes | of that |",
+        "|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    for cell in result["cells"]:
+        full, evict, avl = (cell["arms"][key] for key in ("full", "evict", "avl"))
+        reached = 100 * avl["ratio"]["median"] / avl["predicted"]
+        rows.append(
+            f"| {cell['n_image']} | {cell['batch']} | {cell['threads']} | {full['ms']['median']:.1f} | {_quartiles(evict['ratio'])} | "
+            f"{evict['predicted']:.2f} | {_quartiles(avl['ratio'])} | {avl['predicted']:.2f} | {reached:.0f} % |"
+        )
+    for found in result["references"]:
+        if found["tpot_ms"] is not None:
+            time_ms = found["tpot_ms"]["median"]
+            cell = f"| {found['n_image']} | {found['batch']} | {found['threads']} | {time_ms:.1f} |"
+            rows.append(f"{cell} transformers' generate, DynamicCache | | | | |")
+    heading = (
+        f"**{model['layers']} of the layers of {model['name']}, random weights, {model['dtype']}; "
+        f"{result['rounds']} rounds of {result['steps_per_round']} steps, the arms in turns.** {machine(result)}; {result['date'][:10]}. "
+        "Times faster than full attention (quartiles), beside what the bytes moved allow at the rates of the same run."
+    )
+    return "\n".join([heading, "", *rows])
 
 
 def render(readme: str, results: Sequence[Result]) -> str:
@@ -171,5 +205,5 @@ def render(readme: str, results: Sequence[Result]) -> str:
     start, stop = readme.find(BEGIN), readme.find(END)
     if start < 0 or stop < start or readme.count(BEGIN) != 1 or readme.count(END) != 1:
         raise ValueError(f"the README needs the lines {BEGIN} and {END} once each, in this order")
-    body = "\n\n".join(tables(result) for result in results)
+    body = "\n\n".join(whole(result) for result in results)
     return f"{readme[:start]}{BEGIN}\n\n{body}\n\n{readme[stop:]}"

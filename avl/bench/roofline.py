@@ -8,7 +8,8 @@ token's own K and V.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from avl.engine.decoder import rows_at_once
@@ -66,14 +67,27 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Rates:
-    """What the machine reaches, measured in the same run: bytes per second of a large copy, operations per second of a large product."""
+    """What the machine reaches, measured in the same run.
+
+    Attributes:
+        bytes_per_s: of a large copy.
+        flops: operations per second of a large product.
+        products: rows -> bytes of weights per second that the engine's own product of so many rows gets through. For a CPU, where a product
+            of a few rows comes near neither of the two; empty elsewhere.
+    """
 
     bytes_per_s: float
     flops: float
+    products: Mapping[int, float] = field(default_factory=dict)
 
 
 def weights_ms(sizes: Sizes, batch: int, rates: Rates) -> float:
-    """Milliseconds of the weights alone: reading them, or multiplying with them where the batch is so large that this takes longer."""
+    """Milliseconds of the weights alone: reading them, or multiplying with them where the batch is so large that this takes longer.
+
+    Where the product of that batch was measured, at its rate: what an engine adds is then the rest.
+    """
+    if batch in rates.products:
+        return 1e3 * sizes.weight_bytes / rates.products[batch]
     return 1e3 * max(sizes.weight_bytes / rates.bytes_per_s, 2 * sizes.step_weights * batch / rates.flops)
 
 

@@ -2,7 +2,7 @@
 
 Every forward pass begins and ends explicitly. A pass that transformers runs, prompt or step: ``begin_pass``, the layers, ``end_pass``. A
 step of our own loop: ``begin_step`` (counts on the host), ``enter`` (gives the token its slots, on the device), the layers, ``evict`` (on
-the device), ``end_step`` (counts on the host).
+the device), ``end_step`` (counts on the host). A later turn of a conversation (avl/cache/turns.py) is ``extend``, a pass, and steps again.
 """
 
 from __future__ import annotations
@@ -10,31 +10,32 @@ from __future__ import annotations
 import contextlib
 import copy
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from transformers.cache_utils import Cache
 
-from avl.cache import inspect
-from avl.cache.contiguous import ContiguousSlotTable
+from avl.cache import inspect, joined
+from avl.cache.counts import Counted
 from avl.cache.layer import NOT_ATTACHED, AdaptiveLayer
-from avl.cache.layout import Row, check_image_tokens, check_images, check_mask, find_rows, ids_and_mask
+from avl.cache.layout import Row, check_image_tokens, check_images, check_mask, check_room, find_rows, ids_and_mask
+from avl.cache.parts import make_tables, merge
 from avl.cache.prefill_state import PrefillState
 from avl.cache.readback import Readback
 from avl.cache.recorder import Recorder
-from avl.cache.slots import LayerKV, RowBucket, SlotTable, StaticSlotTable
+from avl.cache.slots import RowBucket, SlotTable
+from avl.cache.turns import BROKEN, Past, Turn, begin_generated_turn, begin_turn, end_turn
 from avl.models.families import Facts, describe, family_of, language_model
 from avl.policies import Policy, check_policy
-from avl.policies.base import whole
+from avl.policies.base import PastTurn, whole
 
 USED = (
     "this cache holds another generation already, or the call feeds several tokens a step (assisted decoding, use_cache=False): "
-    "make a new one with avl.make_cache for every prompt, and feed one token a step"
+    "make a new one with avl.make_cache for every prompt, call its next_turn before a conversation goes on, and feed one token a step"
 )
 
 
-class AdaptiveCache(Cache):
+class AdaptiveCache(Counted):
     """KV cache of one generation under a policy; made by :func:`make_cache`, passed to ``model.generate(past_key_values=cache)``.
 
     Attributes:
@@ -45,34 +46,59 @@ class AdaptiveCache(Cache):
         looped: whether our own loop begins and ends steps (avl/engine/decoder.py), also those in which it runs the whole model.
         buckets: groups of rows with the same layout.
         tables: the slot tables of all layers; empty until the prompt is done.
+        joined: the same, where steps run rows of all buckets together; else empty.
         pruned: row -> image tokens removed from the hidden states in prefill.
         part: whether it holds some rows of another cache, which takes them back after the prompt (:meth:`chunk`).
+        turn: a later turn of the conversation whose first pass has not run yet, None otherwise.
+        turns: how many turns have begun.
+        ahead: ``[B, 1]``, by how much the position of the next token exceeds the number of those before it; None before the prompt is done.
+        split: whether its prompt runs now, in parts, so that passes begin and end for those.
         static: whether a step changes nothing but tensors at fixed addresses (see ``StaticSlotTable``); set before the prompt.
         peak_bytes: most bytes of keys and values held at any time, including the one layer whose full KV prefill holds.
     """
 
-    layers: list[AdaptiveLayer]  # type: ignore[assignment]
+    layers: list[AdaptiveLayer]
 
-    def __init__(self, model: Any, rows: tuple[Row, ...], policy: Policy, max_new_tokens: int, facts: Facts) -> None:
+    def __init__(
+        self,
+        model: Any,
+        rows: tuple[Row, ...],
+        policy: Policy,
+        max_new_tokens: int,
+        facts: Facts,
+        pasts: Sequence[PastTurn | None] | None = None,
+    ) -> None:
         n_layers = facts.layers
         super().__init__(layers=[AdaptiveLayer(self, number) for number in range(n_layers)])
         self.model = weakref.ref(model)
         self.facts = facts
-        self.rows, self.policy, self.max_new_tokens = rows, policy, max_new_tokens
+        self.policy = policy
         self.t = self.seen = self.peak_bytes = 0
-        self.update_step = self.in_pass = self.looped = self.static = self.part = False
+        self.update_step = self.in_pass = self.looped = self.static = self.part = self.split = False
         self.pruned: dict[int, list[int]] = {}
         self.recorder: Recorder | None = None  # of row 0, set by record()
-        alike: dict[Row, list[int]] = {}
-        for number, row in enumerate(rows):
-            alike.setdefault(row, []).append(number)
-        self.buckets = [RowBucket.of(numbers, row, policy, max_new_tokens, n_layers) for row, numbers in alike.items()]
+        self.lay_out(rows, pasts or [None] * len(rows), max_new_tokens)
+        self.turn: Turn | None = None
+        self.turns = 1
+        self.parked: dict[int, Past] = {}  # rows whose answer is complete while others go on
+        self.ahead: torch.Tensor | None = None
+        self.ids: list[torch.Tensor] | None = []  # ``[B, tokens]`` of every pass that ``generate`` ran; None where some are not known
         self.tables: list[SlotTable] = []
+        self.joined: list[joined.JoinedRows] = []
         self.attended = 0  # layers whose attention ran in this pass
-        self.stored_images: dict[int, list[Readback]] = {}  # kept by inspect.ImageSetsLater
+        self.stored_images: dict[int, list[Readback]] = {}  # kept by avl.cache.inspect.ImageSetsLater
         self._prefill: PrefillState | None = None
         self._read = [0] * n_layers
         self._token_bytes = 0
+
+    def lay_out(self, rows: tuple[Row, ...], pasts: Sequence[PastTurn | None], max_new_tokens: int) -> None:
+        """Take over the layout of all rows before an answer, and sort the rows into buckets."""
+        self.rows, self.max_new_tokens = rows, max_new_tokens
+        alike: dict[tuple[Row, PastTurn | None], list[int]] = {}
+        for number, kind in enumerate(zip(rows, pasts, strict=True)):
+            alike.setdefault(kind, []).append(number)
+        layers = len(self.layers)
+        self.buckets = [RowBucket.of(numbers, row, self.policy, max_new_tokens, layers, past) for (row, past), numbers in alike.items()]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> AdaptiveCache:
         """Copy everything but the model; the copy goes on independently, as for several continuations of one prompt."""
@@ -108,15 +134,24 @@ class AdaptiveCache(Cache):
             self._prefill = PrefillState(self.rows, [bucket.rows for bucket in self.buckets], self.policy.pins_image)
         return self._prefill
 
+    def prepare(self, device: torch.device) -> None:
+        """Copy to a device what the prompt's layers need there: within them, each copy would wait for all that is queued."""
+        if self.turn is None:
+            self.prefill.to(device)
+        for bucket in self.buckets:
+            bucket.cover.to(device)
+            bucket.index(device)
+
     def record(self) -> Recorder:
         """Record the attention of row 0 in every pass from now on, and return the recorder; passes become slower."""
         assert not self.static, "recorded tensors have another shape at every step"
+        assert not self.joined, "what is recorded is recorded from the prompt on"
         self.recorder = Recorder(self.rows[0], len(self.layers))
         return self.recorder
 
     def rows_of(self, states: torch.Tensor, bucket: RowBucket) -> torch.Tensor:
         """Return the rows of ``states [B, ...]`` that belong to ``bucket``; without a copy if those are all rows."""
-        return states if len(self.buckets) == 1 else states[list(bucket.rows)]
+        return states if len(self.buckets) == 1 else states.index_select(0, bucket.index(states.device))
 
     def begin_pass(self, text_model: Any, batch: int, length: int, mask: torch.Tensor | None, checked: bool = False) -> None:
         """Begin a forward pass driven by transformers: the prompt, or a step.
@@ -151,6 +186,13 @@ class AdaptiveCache(Cache):
             self.begin_step()
             self.enter()
             return
+        if self.turn is not None:
+            if length != self.turn.width:
+                raise ValueError(f"this turn feeds {self.turn.width} tokens, the model got {length}: {USED}")
+            if not (checked or self.part):  # a row by itself is fed without padding
+                check_mask(self.rows, mask, None)
+            self._begin()
+            return
         expected = self.rows[0].pad + self.rows[0].length
         if length != expected:
             raise ValueError(
@@ -175,19 +217,54 @@ class AdaptiveCache(Cache):
             raise RuntimeError(NOT_ATTACHED)
         if self.looped:
             return
-        if not self.tables:
+        if self.turn is not None:
+            end_turn(self)
+        elif not self.tables:
             self.end_prompt()
-            return
-        self.evict()
-        self.end_step()
+        else:
+            self.evict()
+            self.end_step()
 
     def end_prompt(self) -> None:
-        """Complete the prompt's pass and make the slot tables."""
-        self._open_tables()
+        """Complete the prompt's pass and make the slot tables.
+
+        Raises:
+            ValueError: the model's attention mask hides or shows more than padding.
+        """
+        self.prefill.finish()
+        self.open_tables()
         self._note_pruned()
         self._prefill = None
         self.seen = self.rows[0].pad + self.rows[0].length
         self.in_pass = False
+
+    def next_turn(self, inputs: Any, max_new_tokens: int = 64) -> None:
+        """Let a conversation go on: the next pass feeds what follows the tokens that this cache has seen.
+
+        Then call ``model.generate(**inputs, past_key_values=cache, max_new_tokens=max_new_tokens)`` with the same inputs. The new tokens
+        read all that is stored and one another; the last one's scores choose a new core, the text window is sized for the whole
+        conversation, and what was evicted stays evicted (avl/cache/turns.py).
+
+        Args:
+            inputs: ``input_ids [B, L]`` and ``attention_mask`` of the whole conversation, image tokens included, without its pictures: what
+                was fed before, the answer's last token, and the next question.
+            max_new_tokens: most tokens of the next answer.
+
+        Raises:
+            ValueError: the conversation does not begin with what the cache has seen, brings nothing new or new pictures, exceeds the
+                model's context, or a pass broke off.
+        """
+        begin_generated_turn(self, inputs, whole("max_new_tokens", max_new_tokens, 1))
+
+    def extend(self, new: list[int], max_new_tokens: int, said: list[int] | None = None) -> None:
+        """Let every row be fed ``new`` tokens in the next pass, as a later turn with at most ``max_new_tokens`` of an answer.
+
+        ``said``: how many of them, counted from the first, belong to the answer before; by default none.
+
+        Raises:
+            ValueError: there is nothing new, it exceeds the model's context, or a pass broke off.
+        """
+        begin_turn(self, new, said or [0] * len(new), max_new_tokens)
 
     def begin_step(self) -> None:
         """Begin a step and count its token.
@@ -214,11 +291,17 @@ class AdaptiveCache(Cache):
         """Give the step's token its slot in every layer."""
         for table in self.tables:
             table.enter()
+        for rows in self.joined:
+            rows.enter(self.update_step)
 
     def evict(self) -> None:
         """Re-select the core after an update step, and evict the token that exceeds a window's size."""
+        for rows in self.joined:
+            rows.leave()
         for table in self.tables:
             table.evict(self.update_step)
+        for rows in self.joined:
+            rows.left()
 
     @contextlib.contextmanager
     def rehearsal(self, update: bool) -> Iterator[None]:
@@ -232,8 +315,20 @@ class AdaptiveCache(Cache):
 
     def _begin(self) -> None:
         if self.in_pass:
-            raise ValueError("a pass of this cache broke off, so what it holds is not whole: make a new one with avl.make_cache")
+            raise ValueError(BROKEN)
         self.in_pass, self.attended = True, 0
+
+    def take_counts(self, other: AdaptiveCache, row: int) -> None:
+        """Become the cache of one row of ``other``, which has run a prompt, as far as counts and positions go."""
+        self._token_bytes = other._token_bytes
+        self.ahead = None if other.ahead is None else other.ahead[row : row + 1]
+        if row in other.pruned:
+            self.pruned = {0: other.pruned[row]}
+
+    def note_turn(self, layer: AdaptiveLayer, read: int, peak: int) -> None:
+        """Count the tokens that the last query of a later turn's pass read in ``layer``, and the bytes held there at most; one row."""
+        self._read[layer.number] = read
+        self.peak_bytes = max(self.peak_bytes, peak)
 
     def note_prompt(self, layer: AdaptiveLayer) -> None:
         """Count the tokens that ``layer`` keeps of the prompt, while its full keys and values are still in memory."""
@@ -243,19 +338,9 @@ class AdaptiveCache(Cache):
         self._read[layer.number] = prefill.real_tokens()
         self.peak_bytes = max(self.peak_bytes, self.batch_size * prefill.length * self._token_bytes + self.allocated_bytes)
 
-    def _open_tables(self) -> None:
-        for place, bucket in enumerate(self.buckets):
-            alike: dict[Any, list[LayerKV]] = {}
-            for layer in self.layers:
-                kv = layer.kvs[place]
-                alike.setdefault((kv.keys.device, kv.image, kv.core, kv.window), []).append(kv)
-            for (device, _, core, _), kvs in alike.items():
-                if self.static:
-                    self.tables.append(StaticSlotTable(bucket, kvs, core))
-                elif core is not None and bucket.b == 1 and device.type == "cpu" and not self.part:
-                    self.tables.append(ContiguousSlotTable(bucket, kvs, core))
-                else:
-                    self.tables.append(SlotTable(bucket, kvs, core))
+    def open_tables(self) -> None:
+        """Make the slot tables, when all layers hold what they keep."""
+        self.tables, self.joined = make_tables(self)
 
     def chunk(self, first: int, last: int) -> AdaptiveCache:
         """Return a cache for rows ``first`` to ``last - 1``, so that their prompt can run separately; :meth:`merge` takes it back."""
@@ -266,24 +351,15 @@ class AdaptiveCache(Cache):
         return chunk
 
     def merge(self, chunks: list[AdaptiveCache]) -> None:
-        """Take over the keys and values of all chunks, layer by layer, so that only one layer is ever held twice.
+        """Take over the keys and values of all chunks, in row order, each with its first pass done. They are empty afterwards."""
+        merge(self, chunks)
 
-        Args:
-            chunks: from :meth:`chunk`, in row order, each with its prompt done. They are empty afterwards.
-        """
-        assert len(self.buckets) == 1, "chunks hold consecutive rows of one layout"
-        held, first = 0, 0
-        for chunk in chunks:
-            self.peak_bytes = max(self.peak_bytes, held + chunk.peak_bytes)
-            held += chunk.allocated_bytes
-            self.pruned |= {first + row: tokens for row, tokens in chunk.pruned.items()}
-            first += chunk.batch_size
-        for number, layer in enumerate(self.layers):
-            layer.merge([chunk.layers[number] for chunk in chunks])
-            self.peak_bytes = max(self.peak_bytes, held + sum(flat.nbytes for flat in layer.flat or ()))
+    def take_over(self, chunks: list[AdaptiveCache]) -> None:
+        """Take over counts and positions of the chunks whose rows were merged."""
         self._read = [sum(counts) for counts in zip(*(chunk.read_tokens for chunk in chunks), strict=True)]
-        self.seen, self._token_bytes = chunks[0].seen, chunks[0]._token_bytes
-        self._open_tables()
+        self.seen, self._token_bytes = self.rows[0].pad + self.rows[0].length, chunks[0]._token_bytes
+        aheads = [chunk.ahead for chunk in chunks if chunk.ahead is not None]
+        self.ahead = torch.cat(aheads) if len(aheads) == len(chunks) else None
 
     def _note_pruned(self) -> None:
         prefill = self.prefill
@@ -292,34 +368,6 @@ class AdaptiveCache(Cache):
         for bucket, columns in zip(self.buckets, prefill.columns, strict=True):
             for row, image_idx in zip(bucket.rows, columns.image_idx.tolist(), strict=True):
                 self.pruned[row] = sorted(set(range(bucket.row.n_image)) - set(image_idx))
-
-    @property
-    def stored_tokens(self) -> list[int]:
-        """Tokens stored now per layer, summed over rows (one token: the keys and values of all heads)."""
-        pairs = (zip(self.buckets, layer.kvs, strict=False) for layer in self.layers)  # no KV before the layer's prompt has run
-        return [sum(bucket.b * (kv.image + kv.count) for bucket, kv in alike) for alike in pairs]
-
-    @property
-    def read_tokens(self) -> list[int]:
-        """Tokens read by the last step's attention per layer, summed over rows; after prefill, those visible to its last query."""
-        if self.t == 0:
-            return list(self._read)
-        return [sum(kv.table.bucket.b * kv.table.read for kv in layer.kvs if kv.table) for layer in self.layers]
-
-    @property
-    def stored_bytes(self) -> int:
-        """Bytes of keys and values stored now, all layers and rows; excludes free slots (see ``allocated_bytes``)."""
-        return sum(self.stored_tokens) * self._token_bytes
-
-    @property
-    def read_bytes(self) -> int:
-        """Bytes of keys and values read by the last step's attention, all layers and rows."""
-        return sum(self.read_tokens) * self._token_bytes
-
-    @property
-    def allocated_bytes(self) -> int:
-        """Bytes allocated for keys and values: ``stored_bytes`` plus the windows' free slots."""
-        return sum(flat.untyped_storage().nbytes() for layer in self.layers for flat in layer.flat or ())
 
     def image_sets(self, row: int = 0) -> inspect.ImageSets:
         """Return, per layer, the image tokens (0 to N - 1) of one row that are stored and those that a core step reads, both ascending.
@@ -356,15 +404,5 @@ def make_cache(model: Any, inputs: Any, policy: Policy, max_new_tokens: int = 64
     policy.check_model(facts.layers)
     rows = find_rows(*ids_and_mask(inputs), facts.image_token_id)
     check_images(rows, inputs, family_of(model.config), policy)
-    longest = max(row.length for row in rows) + max_new_tokens
-    if longest > facts.context:
-        raise ValueError(
-            f"prompt and answer need {longest} tokens, the model's context has {facts.context}: "
-            f"shorten the question, use fewer or smaller images, or lower max_new_tokens={max_new_tokens}"
-        )
-    if facts.window is not None and longest > facts.window:
-        raise ValueError(
-            f"prompt and answer need {longest} tokens, and some layers of this model see a window of {facts.window}, within which adaptive "
-            f"attention chooses nothing: shorten the question, use fewer or smaller images, or lower max_new_tokens={max_new_tokens}"
-        )
+    check_room(facts, max(row.length for row in rows) + max_new_tokens, max_new_tokens)
     return AdaptiveCache(model, rows, policy, max_new_tokens, facts)

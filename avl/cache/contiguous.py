@@ -12,8 +12,7 @@ from avl.cache.slots import LayerKV, RowBucket, SlotTable
 class ContiguousSlotTable(SlotTable):
     """A table whose core always fills the last image slots: tokens swap places whenever the core is re-selected.
 
-    For a single row on a CPU, where attention over scattered slots would first copy them, at every step. Moving a few tokens every K steps
-    is cheaper.
+    For torch's operations on a CPU, which would first copy scattered slots, at every step. Moving a few tokens every K steps is cheaper.
     """
 
     contiguous = True
@@ -32,10 +31,13 @@ class ContiguousSlotTable(SlotTable):
 
     def adopt(self, kvs: list[LayerKV]) -> None:
         # not the LayerKV objects: they refer to this table, and a reference cycle would keep the memory until the garbage collector runs
-        self._held = [[_by_slot(kv.keys[0]), _by_slot(kv.values[0]), kv.image_idx[0].numpy()] for kv in kvs]
-        if self.weights is not None:
-            for held, weights in zip(self._held, self.weights, strict=True):
-                held.append(weights[0].numpy())
+        self._held = []  # of every layer and row
+        for kv in kvs:
+            for row in range(self.bucket.b):
+                held = [_by_slot(kv.keys[row]), _by_slot(kv.values[row]), kv.image_idx[row].numpy()]
+                if self.weights is not None:
+                    held.append(self.weights[kv.place, row].numpy())
+                self._held.append(held)
 
     def choose_core(self) -> None:
         """Re-select the core as :meth:`SlotTable.choose_core` does; slots are unordered here, so ties are broken by token index."""
@@ -44,16 +46,17 @@ class ContiguousSlotTable(SlotTable):
         self._gather_up(among_best(lift(self.image_scores, self.weights), self.core, self.image_idx))
 
     def _gather_up(self, chosen: np.ndarray) -> None:
-        """Swap the tokens of slots ``chosen [n, 1, image]`` (bool) with those in the last image slots."""
+        """Swap the tokens of slots ``chosen [n, b, image]`` (bool) with those in the last image slots."""
         assert self.core is not None
+        chosen = chosen.reshape(len(self._held), -1)
         first = self.image - self.core
-        come, go = chosen[:, 0, :first], ~chosen[:, 0, first:]
-        ends = come.sum(axis=-1).cumsum()  # in every layer, as many tokens come as go
+        come, go = chosen[:, :first], ~chosen[:, first:]
+        ends = come.sum(axis=-1).cumsum()  # in every layer and row, as many tokens come as go
         come, go = np.nonzero(come)[1], np.nonzero(go)[1] + first
         to, source = np.stack([go, come]), np.stack([come, go])
         start = 0
-        for layer, end in zip(self._held, ends.tolist(), strict=True):
-            for held in layer:
+        for row, end in zip(self._held, ends.tolist(), strict=True):
+            for held in row:
                 held[to[:, start:end]] = held[source[:, start:end]]
             start = end
 

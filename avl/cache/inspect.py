@@ -16,7 +16,7 @@ ImageSets = list[tuple[list[int], list[int]]]
 """Per layer: image tokens stored, and image tokens that a core step reads."""
 
 
-def _find(cache: AdaptiveCache, row: int) -> tuple[int, int]:
+def find(cache: AdaptiveCache, row: int) -> tuple[int, int]:
     """Return the number of the bucket that holds ``row``, and the row's index in it."""
     for number, bucket in enumerate(cache.buckets):
         if row in bucket.rows:
@@ -28,7 +28,7 @@ class ImageSetsLater:
     """A snapshot of the image tokens of one row that every layer stores and reads; only :meth:`get` waits for the device."""
 
     def __init__(self, cache: AdaptiveCache, row: int) -> None:
-        place, self._place = _find(cache, row)
+        place, self._place = find(cache, row)
         self._bucket = cache.buckets[place]
         self._kvs = [layer.kvs[place] for layer in cache.layers]
         self._pins_image = cache.policy.pins_image
@@ -68,7 +68,7 @@ class ImageSetsLater:
 
 def text_positions(cache: AdaptiveCache, layer: int, row: int) -> list[int]:
     """Return the positions of the text tokens that ``layer`` stores, ascending, from the row's first real token. Waits for the device."""
-    place, number = _find(cache, row)
+    place, number = find(cache, row)
     bucket, kv = cache.buckets[place], cache.layers[layer].kvs[place]
     known = bucket.row.text if cache.policy.pins_image else tuple(range(bucket.row.length))
     positions = known + tuple(range(bucket.row.length, bucket.row.length + cache.t))
@@ -87,3 +87,19 @@ def positions_read(cache: AdaptiveCache, kv: LayerKV, update: bool) -> torch.Ten
     image_idx = kv.image_idx[0] if update or kv.index is None else kv.image_idx[0, kv.index[0, : kv.core]]
     image = torch.tensor(row.image, dtype=torch.int64, device=device)[image_idx].expand(window.shape[0], -1)
     return torch.cat([image, window], dim=1).squeeze(0)
+
+
+def positions_held(cache: AdaptiveCache, image_idx: torch.Tensor, token_idx: torch.Tensor, new: int) -> torch.Tensor:
+    """Return the positions ``[1 or G, I + n + new]`` of what a later turn's pass reads of row 0.
+
+    Args:
+        cache: of one row.
+        image_idx: ``[I]`` image tokens stored.
+        token_idx: ``[1 or G, n]`` tokens of the window.
+        new: tokens of the pass, the row's last.
+    """
+    row, device = cache.buckets[0].row, token_idx.device
+    known = torch.tensor(row.text if cache.policy.pins_image else range(row.length), device=device)
+    image = torch.tensor(row.image, dtype=torch.int64, device=device)[image_idx].expand(len(token_idx), -1)
+    newest = torch.arange(row.length - new, row.length, device=device).expand(len(token_idx), -1)
+    return torch.cat([image, known[token_idx], newest], dim=1)

@@ -29,6 +29,7 @@ from avl.kernels.window.reference import FREE
 
 if TYPE_CHECKING:
     from avl.cache.cache import AdaptiveCache
+    from avl.cache.joined import JoinedRows
 
 NOT_ATTACHED = (
     "this cache needs adaptive attention, but the model does not run it: call avl.attach(model), also after set_attn_implementation"
@@ -42,6 +43,7 @@ class AdaptiveLayer(CacheLayerMixin):
 
     def __init__(self, owner: AdaptiveCache, number: int) -> None:
         self.kvs: list[LayerKV] = []
+        self.joined: tuple[JoinedRows, int] | None = None  # where rows of all buckets run together, and this layer's number there
         self.flat: tuple[torch.Tensor, torch.Tensor] | None = None
         super().__init__()  # type: ignore[no-untyped-call]
         self.number = number
@@ -94,16 +96,27 @@ class AdaptiveLayer(CacheLayerMixin):
         owner = self.owner
         if not owner.in_pass:
             raise RuntimeError(NOT_ATTACHED)
-        if owner.tables:
+        if self.joined is not None and self.flat is not None:
+            place = self.place()
+            head = torch.arange(place.shape[1] if place.shape[1] > 1 else key_states.shape[1], device=place.device)
+            for stored, states in zip(self.flat, (key_states, value_states), strict=True):
+                stored[place, head] = states.detach()[:, :, 0].to(stored.dtype)
+        elif owner.tables:
             for bucket, kv in zip(owner.buckets, self.kvs, strict=True):
                 for stored, states in ((kv.keys, key_states), (kv.values, value_states)):
                     _write(stored, owner.rows_of(states.detach(), bucket)[:, :, 0].to(stored.dtype), kv)
         return key_states, value_states
 
+    def place(self) -> torch.Tensor:
+        """Return where the step's token goes in the storage, ``[B, 1 or G]``, where rows of all buckets run together."""
+        assert self.joined is not None
+        rows, number = self.joined
+        return rows.place[number]
+
     def append_rope(
         self, ops: Any, qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, norms: HeadNorms | None = None
     ) -> torch.Tensor:
-        """Rotate a step's queries and keys and store the new token in its slot, in one launch per bucket.
+        """Rotate a step's queries and keys and store the new token in its slot, in one launch where rows run together, else per bucket.
 
         Args:
             ops: from ``avl.kernels.layer_ops``.
@@ -115,15 +128,19 @@ class AdaptiveLayer(CacheLayerMixin):
         Returns:
             Queries ``[B, H, 1, D]`` after RoPE.
         """
+        if self.joined is not None and self.flat is not None:
+            keys, values = (flat.expand(len(qkv), *flat.shape) for flat in self.flat)
+            found: torch.Tensor = ops.rotate_and_store(qkv, cos, sin, keys, values, self.place(), 0, norms)
+            return found[:, :, None]
         if len(self.kvs) == 1:
             return _append(ops, self.kvs[0], qkv, cos, sin, norms)[:, :, None]
         owner, query = self.owner, None
         for bucket, kv in zip(owner.buckets, self.kvs, strict=True):
             of_rows, cosines, sines = (owner.rows_of(states, bucket) for states in (qkv, cos, sin))
-            found = _append(ops, kv, of_rows, cosines, sines, norms)
+            some = _append(ops, kv, of_rows, cosines, sines, norms)
             if query is None:
-                query = found.new_empty(qkv.shape[0], 1, *found.shape[1:])
-            query[list(bucket.rows), 0] = found
+                query = some.new_empty(qkv.shape[0], 1, *some.shape[1:])
+            query[:, 0].index_copy_(0, bucket.index(some.device), some)
         assert query is not None
         return query.transpose(1, 2)
 
@@ -170,25 +187,32 @@ class AdaptiveLayer(CacheLayerMixin):
 
     def merge(self, others: list[AdaptiveLayer]) -> None:
         """Take over the rows that the same layer of other caches holds, one after another; those layers are empty afterwards."""
-        kvs = [other.kvs[0] for other in others]
-        shape = (sum(kv.keys.shape[0] for kv in kvs), *kvs[0].keys.shape[1:])
-        flats = [other.flat for other in others if other.flat is not None]
-        self.flat = (torch.cat([keys for keys, _ in flats]), torch.cat([values for _, values in flats]))
-        sums = [kv.sums for kv in kvs if kv.sums is not None]
-        index = [kv.index for kv in kvs if kv.index is not None]
-        weights = [kv.weights for kv in kvs if kv.weights is not None]
-        self.kvs = [
-            LayerKV(
-                keys=self.flat[0].view(shape),
-                values=self.flat[1].view(shape),
-                image_idx=torch.cat([kv.image_idx for kv in kvs]),
-                token_idx=torch.cat([kv.token_idx for kv in kvs]),
-                sums=torch.cat(sums) if sums else None,
-                index=torch.cat(index) if index else None,
-                window=kvs[0].window,
-                weights=torch.cat(weights) if weights else None,
-            )
+        held = [
+            [kv for other in others for part, kv in zip(other.owner.buckets, other.kvs, strict=True) if part.alike(bucket)]
+            for bucket in self.owner.buckets
         ]
+        flats = zip(*((kv.keys.flatten(0, 1), kv.values.flatten(0, 1)) for kvs in held for kv in kvs), strict=True)
+        keys, values = (torch.cat(parts) for parts in flats)
+        self.flat, self.kvs, start = (keys, values), [], 0
+        for kvs in held:
+            shape = (sum(kv.keys.shape[0] for kv in kvs), *kvs[0].keys.shape[1:])
+            stop = start + shape[0] * shape[1]
+            sums = [kv.sums for kv in kvs if kv.sums is not None]
+            index = [kv.index for kv in kvs if kv.index is not None]
+            weights = [kv.weights for kv in kvs if kv.weights is not None]
+            self.kvs.append(
+                LayerKV(
+                    keys=keys[start:stop].view(shape),
+                    values=values[start:stop].view(shape),
+                    image_idx=torch.cat([kv.image_idx for kv in kvs]),
+                    token_idx=torch.cat([kv.token_idx for kv in kvs]),
+                    sums=torch.cat(sums) if sums else None,
+                    index=torch.cat(index) if index else None,
+                    window=kvs[0].window,
+                    weights=torch.cat(weights) if weights else None,
+                )
+            )
+            start = stop
         self.is_initialized = True
         for other in others:
             other.flat, other.kvs = None, []
@@ -232,8 +256,8 @@ class AdaptiveLayer(CacheLayerMixin):
         tokens = states.detach().transpose(1, 2)  # [B, L, G, D]
         head = torch.arange(tokens.shape[2], device=tokens.device)
         pieces = []
-        for bucket, source in zip(self.owner.buckets, sources, strict=True):
-            row = torch.tensor(bucket.rows, device=tokens.device)[:, None]
+        for columns, source in zip(self.owner.prefill.columns, sources, strict=True):
+            row = columns.row_idx[:, None]
             picked = tokens[row, source[..., 0]] if source.shape[2] == 1 else tokens[row[..., None], source, head]
             pieces.append(picked.flatten(0, 1))
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
@@ -319,8 +343,8 @@ def _window(window: WindowPlan, b: int, scores: torch.Tensor | None, device: tor
             scores = torch.cat([max_pool(scores[..., : n - recent], observation.pool), scores[..., n - recent :]], dim=-1)
         chosen = heavy_and_recent(scores, stay, recent, evicting=observation.decode)
     else:
-        oldest = torch.cat([torch.arange(window.sinks), torch.arange(n - stay + window.sinks, n)])
-        chosen = oldest.to(device).expand(b, 1, stay)
+        parts = torch.arange(window.sinks, device=device), torch.arange(n - stay + window.sinks, n, device=device)
+        chosen = torch.cat(parts).expand(b, 1, stay)
     if scores is None or not window.accumulates:
         return chosen, None
     return chosen, pad(scores.gather(2, chosen), (0, window.capacity - stay))

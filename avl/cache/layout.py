@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from avl.models.families import Family
+from avl.models.families import Facts, Family
 from avl.policies import Policy
 
 
@@ -22,11 +22,13 @@ class Row:
         pad: left padding tokens.
         length: real tokens.
         image: positions of the image tokens, counted from the first real token.
+        answers: (start, stop) of earlier answers, in a later turn of a conversation: the tokens of each that were decode steps.
     """
 
     pad: int
     length: int
     image: tuple[int, ...]
+    answers: tuple[tuple[int, int], ...] = ()
 
     @property
     def n_image(self) -> int:
@@ -49,14 +51,14 @@ class Row:
         """What every position holds: "system" text before the image tokens, "image", "instruction" after them (Fig. 2), "between" them.
 
         "between" is text with image tokens on both sides: row breaks, separators of tiles, words between pictures. A prompt without image
-        is an instruction.
+        is an instruction. Earlier answers are "generated".
         """
-        if not self.image:
-            return ("instruction",) * self.length
-        first, last = self.image[0], self.image[-1]
+        first, last = (self.image[0], self.image[-1]) if self.image else (0, -1)
         kinds = ["system"] * first + ["between"] * (last + 1 - first) + ["instruction"] * (self.length - last - 1)
         for position in self.image:
             kinds[position] = "image"
+        for start, stop in self.answers:
+            kinds[start:stop] = ["generated"] * (stop - start)
         return tuple(kinds)
 
     @property
@@ -140,6 +142,22 @@ def check_images(rows: Sequence[Row], inputs: Any, family: Family, policy: Polic
     if policy.pins_image and policy.budget is not None:
         where = "the prompts hold no image" if len(without) == len(rows) else f"row {without[0]} of the batch holds no image"
         warnings.warn(f"{where}: {policy.label} has only the text of it to act on", stacklevel=3)
+
+
+def check_room(facts: Facts, longest: int, max_new_tokens: int) -> None:
+    """Refuse a row of ``longest`` tokens, prompt and answer, that the model has no positions for, or that some layer would not see whole.
+
+    Raises:
+        ValueError: it exceeds the model's context or the window of its layers.
+    """
+    advice = f"shorten the question, use fewer or smaller images, or lower max_new_tokens={max_new_tokens}"
+    if longest > facts.context:
+        raise ValueError(f"prompt and answer need {longest} tokens, the model's context has {facts.context}: {advice}")
+    if facts.window is not None and longest > facts.window:
+        raise ValueError(
+            f"prompt and answer need {longest} tokens, and some layers of this model see a window of {facts.window}, within which adaptive "
+            f"attention chooses nothing: {advice}"
+        )
 
 
 def check_image_tokens(rows: Sequence[Row], input_ids: torch.Tensor, image_token_id: int | None) -> None:

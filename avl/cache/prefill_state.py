@@ -19,6 +19,7 @@ class PromptColumns:
 
     Attributes:
         rows: the bucket's rows.
+        row_idx: ``[b]``, the same as a tensor.
         pad: columns of left padding.
         length: real columns of each row.
         image: ``[b, M]`` columns of the image tokens, ascending.
@@ -28,6 +29,7 @@ class PromptColumns:
     """
 
     rows: tuple[int, ...]
+    row_idx: torch.Tensor
     pad: int
     length: int
     image: torch.Tensor
@@ -37,8 +39,8 @@ class PromptColumns:
 
     def to(self, device: torch.device) -> None:
         """Move the index tensors to the device of the next layer."""
-        if self.image.device != device:
-            self.image, self.image_idx, self.window = self.image.to(device), self.image_idx.to(device), self.window.to(device)
+        self.row_idx, self.window = self.row_idx.to(device), self.window.to(device)
+        self.image, self.image_idx = self.image.to(device), self.image_idx.to(device)
 
 
 class PrefillState:
@@ -51,17 +53,35 @@ class PrefillState:
             window = row.text if pins_image else range(row.length)
             tensors = [torch.tensor(list(columns), dtype=torch.int64) for columns in (row.image, range(row.n_image), window)]
             image, image_idx, window_columns = (tensor.expand(len(numbers), -1) for tensor in tensors)
-            asks = bool(row.image) and row.image[-1] == row.length - 1
-            self.columns.append(PromptColumns(numbers, row.pad, row.length, image + row.pad, image_idx, window_columns + row.pad, asks))
+            self.columns.append(
+                PromptColumns(
+                    rows=numbers,
+                    row_idx=torch.tensor(numbers),
+                    pad=row.pad,
+                    length=row.length,
+                    image=image + row.pad,
+                    image_idx=image_idx,
+                    window=window_columns + row.pad,
+                    asks=bool(row.image) and row.image[-1] == row.length - 1,
+                )
+            )
         self.length = rows[0].pad + rows[0].length
         self._first_pad = rows[0].pad
+        self._starts = torch.tensor([row.pad for row in rows])  # [B] first real column
         self.survivors: torch.Tensor | None = None  # [B, L] columns of the first layer that remain, None for all
         self.scores: list[torch.Tensor] | None = None  # per bucket [b, M]: the last layer's scores of the image tokens
         self.added: list[torch.Tensor] = []  # [B, columns of the first layer, hidden] to add after layers 0, 1, ... (deepstack)
-        self._checked: tuple[torch.Tensor, ...] = ()  # masks that check() found right
+        self._checked: tuple[torch.Tensor, ...] = ()  # masks that check() compared
+        self._differ: list[torch.Tensor] = []  # bool [], of each of them: whether it was found wrong
         self._given: torch.Tensor | None = None  # bool [B or 1, 1, L, L] over the first layer's columns: who sees whom beyond causality
         self._mask: torch.Tensor | None = None
         self._valid: torch.Tensor | None = None
+
+    def to(self, device: torch.device) -> None:
+        """Move all index tensors before the prompt runs: a copy to a GPU waits for what is queued, so none must be made in a layer."""
+        for columns in self.columns:
+            columns.to(device)
+        self._starts = self._starts.to(device)
 
     @property
     def padded(self) -> bool:
@@ -73,9 +93,7 @@ class PrefillState:
         if not self.padded:
             return None
         if self._valid is None or self._valid.device != device:
-            pads = {number: columns.pad for columns in self.columns for number in columns.rows}
-            starts = torch.tensor([pads[number] for number in range(len(pads))], device=device)
-            self._valid = torch.arange(self.length, device=device) >= starts[:, None]
+            self._valid = torch.arange(self.length, device=device) >= self._starts.to(device)[:, None]
         return self._valid
 
     def mask(self, device: torch.device) -> torch.Tensor | None:
@@ -102,14 +120,11 @@ class PrefillState:
         return given.gather(3, columns[:, None, None, :].expand(-1, 1, given.shape[2], -1))
 
     def check(self, given: torch.Tensor, two_way: bool = False) -> None:
-        """Compare the mask that transformers made with ours: its layers would ignore a difference.
+        """Compare the mask that transformers made with ours: its layers would ignore a difference. :meth:`finish` tells what was found.
 
         Args:
             given: ``[B or 1, 1, L, L]``, bool (True where a query sees a key), or numbers to add to the logits.
             two_way: whether tokens may see later ones too; then the mask of the first layer is taken, and the others must agree with it.
-
-        Raises:
-            ValueError: a real token would see other tokens.
         """
         if any(given is one for one in self._checked):
             return
@@ -125,10 +140,18 @@ class PrefillState:
         differs = visible != wanted
         if valid is not None:
             differs &= valid[:, None, :, None]
-        if differs.any():
-            what = "is not causal over" if not two_way else "hides some of"
-            raise ValueError(f"the model's attention mask {what} the real tokens, which adaptive attention does not compute")
+        self._differ.append(differs.any())
         self._checked = (*self._checked, given)
+
+    def finish(self) -> None:
+        """Refuse masks that :meth:`check` found wrong. Waits for the device, so it is asked when the layers are done.
+
+        Raises:
+            ValueError: a real token would have seen other tokens.
+        """
+        if any(map(bool, self._differ)):
+            what = "is not causal over" if not self.two_way else "hides some of"
+            raise ValueError(f"the model's attention mask {what} the real tokens, which adaptive attention does not compute")
 
     @property
     def two_way(self) -> bool:
@@ -168,6 +191,7 @@ class PrefillState:
         length = max(lengths)
         total = sum(len(columns.rows) for columns in self.columns)
         survivors = torch.empty(total, length, dtype=torch.int64, device=device)
+        self._starts = torch.empty(total, dtype=torch.int64, device=device)
         for number, (count, columns, new_length) in enumerate(zip(keep, self.columns, lengths, strict=True)):
             columns.to(device)
             scores = self.scores[number]
@@ -188,7 +212,8 @@ class PrefillState:
             columns.image, columns.image_idx = place.gather(1, image), columns.image_idx.gather(1, chosen)
             columns.window = place.gather(1, columns.window)
             columns.pad, columns.length = pad, new_length
-            survivors[list(columns.rows)] = torch.cat([old[:, -1:].expand(b, pad), old], dim=1)
+            survivors.index_copy_(0, columns.row_idx, torch.cat([old[:, -1:].expand(b, pad), old], dim=1))
+            self._starts.index_fill_(0, columns.row_idx, pad)
         before = self.survivors
         self.survivors = survivors if before is None else before.to(device).gather(1, survivors)
         self.length, self._mask, self._valid = length, None, None

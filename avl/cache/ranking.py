@@ -25,6 +25,11 @@ class Cover:
                     layer[:, places] = torch.linspace(3, 2, max(2, len(places)))[: len(places)]
                     layer[1, places[cover.core :]] = 0
 
+    def to(self, device: torch.device) -> None:
+        """Move the weights to a device, all layers' at once."""
+        if self._weights is not None:
+            self._weights = self._weights.to(device)
+
     def of(self, layer: int, image_idx: torch.Tensor, core: bool) -> torch.Tensor | None:
         """Return the weights, shaped as ``image_idx``, of those image tokens in ``layer``; None where none has one.
 
@@ -35,8 +40,7 @@ class Cover:
         """
         if self._weights is None:
             return None
-        if self._weights.device != image_idx.device:
-            self._weights = self._weights.to(image_idx.device)  # all layers at once: one wait, not one a layer
+        self.to(image_idx.device)
         return self._weights[layer, int(core)][image_idx]
 
 
@@ -95,6 +99,19 @@ def heavy_and_recent(scores: torch.Tensor, keep: int, recent: int, evicting: boo
         chosen = ranking(scores[..., :older])[..., :heavy]
     newest = torch.arange(older, n, device=scores.device).expand(*scores.shape[:-1], recent)
     return torch.cat([chosen.sort(dim=-1).values, newest], dim=-1)
+
+
+def survivors(scores: torch.Tensor, safe: torch.Tensor, keep: int) -> torch.Tensor:
+    """Return the indices ``[..., keep]``, ascending, that repeated eviction of the smallest score leaves; ties evict the lower index.
+
+    Args:
+        scores: ``[..., n]`` in order of position.
+        safe: bool ``[..., n]``, tokens that are never evicted, at most ``keep`` of them.
+        keep: number of tokens that stay, at most n.
+    """
+    n = scores.shape[-1]
+    lifted = torch.where(safe, torch.inf, scores)
+    return (n - 1 - ranking(lifted.flip(-1))[..., :keep]).sort(dim=-1).values
 
 
 def max_pool(scores: torch.Tensor, width: int) -> torch.Tensor:

@@ -17,7 +17,7 @@ from avl.cache.layout import Row
 MODALITIES = ("system", "image", "instruction", "generated", "between")
 """What a token read may be: the kinds of ``Row.kinds``, and tokens of the answer."""
 
-_IMAGE, _GENERATED = MODALITIES.index("image"), MODALITIES.index("generated")
+_GENERATED = MODALITIES.index("generated")
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,10 @@ class Recorder:
 
     def __init__(self, row: Row, n_layers: int) -> None:
         self._row = row
-        self._image = {position: number for number, position in enumerate(row.image)}
-        self._kinds = [MODALITIES.index(kind) for kind in row.kinds]
+        # of every position of the prompt, and of the answer's behind them; N where it is no image token
+        self._number = np.full(row.length + 1, row.n_image)
+        self._number[list(row.image)] = np.arange(row.n_image)
+        self._kind = np.array([*map(MODALITIES.index, row.kinds), _GENERATED])
         self._raw: list[tuple[torch.Tensor, torch.Tensor] | None] = [None] * n_layers
 
     def note(self, layer: int, scores: torch.Tensor, positions: torch.Tensor) -> None:
@@ -53,13 +55,9 @@ class Recorder:
         for raw in self._raw:
             assert raw is not None, "every layer was noted"
             weights = raw[0].double().cpu().numpy()
-            places = raw[1].cpu().numpy()
-            heads = weights.shape[0] if weights.ndim == 2 else 1
-            image, shares = np.zeros(self._row.n_image), np.zeros(len(MODALITIES))
-            for weight, position in zip(weights.ravel() / heads, places.ravel(), strict=True):
-                kind = self._kinds[position] if position < self._row.length else _GENERATED
-                shares[kind] += weight
-                if kind == _IMAGE:
-                    image[self._image[int(position)]] += weight
+            places = np.minimum(raw[1].cpu().numpy().ravel(), self._row.length)
+            weights = weights.ravel() / (weights.shape[0] if weights.ndim == 2 else 1)
+            image = np.bincount(self._number[places], weights, minlength=self._row.n_image)[: self._row.n_image]
+            shares = np.bincount(self._kind[places], weights, minlength=len(MODALITIES))
             result.append(LayerAttention(image, tuple(shares.tolist())))
         return result

@@ -16,7 +16,8 @@ from avl.kernels import window_ops
 from avl.kernels.window.eviction import weakest
 from avl.kernels.window.types import FREE, Window
 from avl.policies import Observation, Policy, PromptShape
-from avl.policies.cost import window_tokens
+from avl.policies.base import PastTurn
+from avl.policies.cost import window_start, window_tokens
 
 
 @dataclass(frozen=True)
@@ -24,8 +25,8 @@ class WindowPlan:
     """The evictable window of one layer, for rows with the same layout.
 
     Attributes:
-        prompt: number of prompt tokens that belong to it.
-        start: number of tokens stored after prefill.
+        prompt: number of prompt tokens that belong to it; in a later turn of a conversation, of all tokens before the turn's answer.
+        start: number of tokens stored before the first step.
         size: most tokens stored between steps, None for unlimited.
         recent: number of newest tokens that are never evicted.
         sinks: number of oldest tokens that are never evicted.
@@ -44,14 +45,14 @@ class WindowPlan:
     @classmethod
     def of(cls, policy: Policy, layer: int, shape: PromptShape) -> WindowPlan:
         """Return the window that ``policy`` plans for ``layer``."""
-        budget, tokens = policy.store(layer, shape), window_tokens(policy, shape)
+        budget, start = policy.store(layer, shape), window_start(policy, layer, shape)
         return cls(
-            prompt=tokens,
-            start=budget.start(tokens),
+            prompt=window_tokens(policy, shape),
+            start=start,
             size=budget.window,
             recent=budget.recent,
             sinks=budget.sinks,
-            capacity=budget.capacity(tokens, shape.max_new_tokens),
+            capacity=budget.capacity(start, shape.max_new_tokens),
             observation=policy.observe(layer, shape),
         )
 
@@ -83,13 +84,24 @@ class RowBucket:
     shape: PromptShape
     windows: tuple[WindowPlan, ...]
     cover: Cover
+    _index: dict[torch.device, torch.Tensor] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
-    def of(cls, rows: list[int], row: Row, policy: Policy, max_new_tokens: int, n_layers: int) -> RowBucket:
-        """Return the bucket of ``rows``, which all have the layout ``row``."""
-        shape = PromptShape(row.n_image, row.n_text, max_new_tokens, n_layers)
+    def of(cls, rows: list[int], row: Row, policy: Policy, max_new_tokens: int, n_layers: int, past: PastTurn | None = None) -> RowBucket:
+        """Return the bucket of ``rows``, which all have the layout ``row`` and, in a later turn, the same turn behind them."""
+        shape = PromptShape(row.n_image, row.n_text, max_new_tokens, n_layers, past)
         windows = tuple(WindowPlan.of(policy, layer, shape) for layer in range(n_layers))
         return cls(tuple(rows), row, shape, windows, Cover(policy, shape))
+
+    def index(self, device: torch.device) -> torch.Tensor:
+        """Return ``rows`` as a tensor ``[b]`` on a device; made once, because a list as an index is copied there at every use."""
+        if device not in self._index:
+            self._index[device] = torch.tensor(self.rows, device=device)
+        return self._index[device]
+
+    def alike(self, other: RowBucket) -> bool:
+        """Return whether the rows of another bucket are laid out as those of this one."""
+        return (self.row, self.shape) == (other.row, other.shape)
 
     @property
     def b(self) -> int:
@@ -117,11 +129,6 @@ class StepView(NamedTuple):
     sums: torch.Tensor | None
     image_scores: torch.Tensor | None
     per_head: bool
-
-    @property
-    def plain(self) -> bool:
-        """Whether this is ordinary attention over all columns, without scores."""
-        return self.slots is None and self.length is None and self.sums is None and self.image_scores is None
 
 
 @dataclass
@@ -316,6 +323,11 @@ class StaticSlotTable(SlotTable):
     def __init__(self, bucket: RowBucket, kvs: list[LayerKV], core: int | None) -> None:
         super().__init__(bucket, kvs, core)
         device, window = self.token_idx.device, self.window
+        if self.index is not None:
+            # half the bytes, and the kernels are compiled for one kind of index
+            self.index = self.index.int()
+            for place, kv in enumerate(kvs):
+                kv.index = self.index[place]
         self.slot = torch.full(self.token_idx.shape[:-1], window.start, device=device)
         self.new = torch.zeros_like(self.slot)
         self.lengths = {image: torch.full((bucket.b,), window.start, device=device) for image in (self.image, core) if image is not None}

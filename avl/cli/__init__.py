@@ -8,19 +8,27 @@ from collections.abc import Callable, Sequence
 import typer
 from typer.main import get_command
 
-from avl.cli import bench, compare, doctor, evaluation, figures, page, record, train
+from avl.cli import bench, chat, compare, doctor, evaluation, figures, gpu_check, page, record, space, sweep, train, variables, what_if
 from avl.cli.options import Spread
 
 HELP = {"help_option_names": ["-h", "--help"]}
 
+BY_ENVIRONMENT = {"page": {"auto_envvar_prefix": variables.PREFIX}}
+"""Commands whose options may come from the environment: a Space and a container start it without arguments."""
+
 COMMANDS: dict[str, Callable[..., None]] = {
     "doctor": doctor.doctor,
     "compare": compare.compare,
+    "chat": chat.chat,
+    "sweep": sweep.sweep,
     "record": record.record,
     "page": page.page,
+    "space": space.space,
     "bench": bench.bench,
+    "what-if": what_if.what_if,
+    "gpu-check": gpu_check.gpu_check,
     "eval": evaluation.evaluate,
-    "sweep": evaluation.sweep,
+    "eval-sweep": evaluation.sweep,
     "figures": figures.figures,
     "train-tiny": train.train_tiny,
 }
@@ -35,7 +43,7 @@ def _application(commands: Sequence[str]) -> typer.Typer:
         context_settings=HELP,
     )
     for name in commands:
-        made.command(name, cls=Spread, context_settings=HELP)(COMMANDS[name])
+        made.command(name, cls=Spread, context_settings=HELP | BY_ENVIRONMENT.get(name, {}))(COMMANDS[name])
     return made
 
 
@@ -53,6 +61,9 @@ def main(argv: Sequence[str] | None = None, *, only: str | None = None, program:
     arguments = list(sys.argv[1:] if argv is None else argv)
     if only is None and not arguments:
         arguments = ["--help"]
+    if only is None and arguments[0] == "sweep" and sweep.moved(arguments[1:]):
+        print(f"sweep: {sweep.MOVED}", file=sys.stderr)
+        return 2
     command = get_command(_application([only] if only else list(COMMANDS)))
     try:
         command.main(args=arguments, prog_name=program)

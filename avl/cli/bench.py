@@ -31,6 +31,10 @@ def bench(
     random_weights: Annotated[
         str | None, typer.Option(metavar="NAME", help=f"full-size random model instead: {', '.join(RANDOM_WEIGHTS)}")
     ] = None,
+    width_of: Annotated[
+        str | None, typer.Option(metavar="NAME", help="few layers of that random model instead, rows and threads in turns; for a CPU")
+    ] = None,
+    layers: Annotated[int, typer.Option(help="layers with --width-of")] = 1,
     scale: Annotated[float, typer.Option(help="shrink the random model (tests)")] = 1.0,
     picture: Annotated[str | None, typer.Option(metavar="WxH", help="picture of the random model; default: the family's usual one")] = None,
     image: Annotated[Path, typer.Option(help="picture of a loaded model", show_default=False)] = ASSETS / "gallery" / "scene-4.png",
@@ -69,11 +73,16 @@ def bench(
         results = [_result(file) for file in files]
         readme.write_text(report.render(text, results), encoding="utf-8", errors="surrogateescape")
         return
+    if width_of is not None:
+        _widths(width_of, layers, batch or [1, 4, 8, 16], threads, repeats or 5, scale, not no_references, json)
+        return
     size = None if picture is None else _size(picture)
     new_tokens = new_tokens or (32 if quick else 128)
     repeats = (2 if quick else 5) if repeats is None else repeats
     if new_tokens < 4 or repeats < 1 or min(batch or [1]) < 1:
         raise ValueError("--new-tokens is at least 4 (an update step and a core step), --repeats and --batch at least 1")
+    if random_weights is not None and source.device_map is not None:
+        raise ValueError("--device-map spreads a checkpoint, and random weights are made on one device: pass --device, or --model")
     import torch
 
     from avl.bench import benchmark, report
@@ -95,6 +104,8 @@ def bench(
             dtype=source.dtype,
             decode=decode,
         )
+    if json:
+        json.parent.mkdir(parents=True, exist_ok=True)
     if (note := benchmark.paper_note(subject)) is not None:
         print(note, file=sys.stderr)
     result = benchmark.benchmark(
@@ -105,11 +116,9 @@ def bench(
         quick=quick,
         references=not no_references,
         largest_batch=not no_largest,
+        keep=lambda so_far: _keep(so_far, json),
     )
     print(report.tables(result))
-    if json:
-        json.parent.mkdir(parents=True, exist_ok=True)
-        json.write_text(json_format.dumps(result, indent=1) + "\n")
     if plots:
         from avl.bench.plots import draw
 
@@ -118,13 +127,38 @@ def bench(
     print(json_format.dumps(result))
 
 
+def _widths(
+    name: str, layers: int, batches: list[int], threads: int | None, rounds: int, scale: float, references: bool, json: Path | None
+) -> None:
+    import torch
+
+    from avl.bench import report, widths
+
+    counts = [threads] if threads else sorted({1, torch.get_num_threads()})
+    if json:
+        json.parent.mkdir(parents=True, exist_ok=True)
+    result = widths.measure(
+        name, layers, batches, counts, rounds, scale=scale, references=references, keep=lambda so_far: _keep(so_far, json)
+    )
+    print(report.widths(result))
+    print(json_format.dumps(result))
+
+
+def _keep(result: dict[str, Any], file: Path | None) -> None:
+    """Write a result whole, so that whatever ends the run leaves the last one."""
+    if file is not None:
+        part = file.with_name(f"{file.name}.part")
+        part.write_text(json_format.dumps(result, indent=1) + "\n")
+        part.replace(file)
+
+
 def _result(file: Path) -> dict[str, Any]:
     """Return what ``--json`` wrote. Raises ValueError where the file holds anything else."""
     from avl.bench import report
 
     try:
         result: dict[str, Any] = json_format.loads(read_file(file))
-        report.tables(result)
+        report.whole(result)
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
         raise ValueError(f"{file} is not a result that avl bench --json wrote ({type(error).__name__}: {error})") from None
     return result

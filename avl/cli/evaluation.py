@@ -1,4 +1,4 @@
-"""``avl eval`` and ``avl sweep``: how right answers are under each policy."""
+"""``avl eval`` and ``avl eval-sweep``: how right answers are under each policy."""
 
 from __future__ import annotations
 
@@ -29,26 +29,49 @@ def _percent(text: str) -> str:
         raise typer.BadParameter(f"{text!r} is not a number") from None
 
 
-def _measured(source: Source, samples: int, seed: int, batch: int, file: Path | None) -> Any:
-    """Load the model, and take up what the file holds."""
+def _made(source: Source, samples: int, seed: int, batch: int, file: Path | None, **more: Any) -> tuple[Any, Any, Any]:
+    """Load the model, and take up what the file holds. Returns model, processor, rows."""
     from avl.attention.attachment import attach
-    from avl.evaluation.evaluate import Measured
     from avl.evaluation.rows import Rows
-    from avl.evaluation.tasks import held_out
     from avl.telemetry import machine_card
 
-    asked = held_out(samples, seed)
     model, processor = source.load()
     attach(model)
-    made = {"model": source.model, "revision": source.revision, "samples": samples, "seed": seed, "batch": batch}
+    made = {"model": source.model, "revision": source.revision, "samples": samples, "seed": seed, "batch": batch, **more}
     made |= {"device": model.device.type, "dtype": str(model.dtype).removeprefix("torch.")}
-    return Measured(model, processor, asked, Rows(made, machine_card(), file), batch)
+    return model, processor, Rows(made, machine_card(), file)
+
+
+def _measured(source: Source, samples: int, seed: int, batch: int, file: Path | None) -> Any:
+    """Return single questions as what is measured."""
+    from avl.evaluation.evaluate import Measured
+    from avl.evaluation.tasks import held_out
+
+    asked = held_out(samples, seed)
+    model, processor, rows = _made(source, samples, seed, batch, file)
+    return Measured.single(model, processor, asked, rows, batch)
+
+
+def _conversations(source: Source, samples: int, turns: int, seed: int, file: Path | None) -> Any:
+    """Return conversations as what is measured; notes beside the rows what full attention knows without them."""
+    from avl.evaluation.tasks import dialogs
+    from avl.evaluation.turns import asked_first, turns_of
+
+    asked = dialogs(samples, turns, seed)
+    model, processor, rows = _made(source, samples, seed, 1, file, turns=turns)
+    if "asked first" not in rows.notes:
+        rows.notes["asked first"] = asked_first(model, processor, asked)
+        rows.write()
+    print(
+        "full attention, each as a first question:", ", ".join(f"{turn} {value:.1%}" for turn, value in rows.notes["asked first"].items())
+    )
+    return turns_of(model, processor, asked, rows)
 
 
 @grouped
 def evaluate(
     source: Source,
-    samples: Samples = 500,
+    samples: Annotated[int | None, typer.Option(help="held-out questions, or conversations. Default: 500, or 200 conversations")] = None,
     seed: Seed = 0,
     policies: Annotated[
         list[str] | None,
@@ -59,7 +82,19 @@ def evaluate(
             "Default: A-VL with and without spread, and all others",
         ),
     ] = None,
-    batch: Batch = 16,
+    turns: Annotated[
+        int,
+        typer.Option(
+            help="questions of a conversation; from 2 on each is asked of what is kept, and of the picture read again", min=1, max=10
+        ),
+    ] = 1,
+    stored: Annotated[
+        float | None,
+        typer.Option(
+            metavar="PERCENT", help="of a full cache that every policy stores; default: what the first A-VL stores", min=1, max=100
+        ),
+    ] = None,
+    batch: Annotated[int | None, typer.Option(help="samples at a time, 16; conversations run one by one", min=1)] = None,
     json: Annotated[
         Path | None,
         typer.Option("--json", metavar="FILE", help="keep each row in FILE as soon as it is known; rows in it are not measured again"),
@@ -68,13 +103,22 @@ def evaluate(
     """Score the policies on held-out samples of the bundled model: a table, and one JSON line last.
 
     A-VL without parameters runs with S=45 C=30 K=3 P=90 T=60; other policies without parameters store what the first A-VL stores, averaged
-    over the steps of right answers. The difference to full attention is a 95 % interval.
+    over the steps of right answers. The difference to full attention is a 95 % interval. With --turns 2 or more, conversations of so many
+    questions: the score of every turn on what is kept, and of later ones after reading the picture again.
     """
+    from avl.evaluation import turns as conversing
     from avl.evaluation.evaluate import TABLE, evaluate_all, wanted
 
-    asked = wanted(TABLE if policies is None else chosen(policies))
-    measured = _measured(source, samples, seed, batch, json)
-    evaluate_all(measured, asked)
+    asked = wanted((conversing.TABLE if turns > 1 else TABLE) if policies is None else chosen(policies))
+    share = None if stored is None else stored / 100
+    if turns > 1:
+        if batch not in (None, 1):
+            raise ValueError(f"--batch {batch} is not possible with --turns, whose conversations run one by one: leave it out")
+        measured = _conversations(source, 200 if samples is None else samples, turns, seed, json)
+        evaluate_all(measured, asked, share, lines=conversing.table)
+    else:
+        measured = _measured(source, 500 if samples is None else samples, seed, batch or 16, json)
+        evaluate_all(measured, asked, share)
     print(json_format.dumps(measured.rows.record()))
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import os
+import sys
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 import typer
 from typer.core import TyperCommand
 
+from avl.cli import variables
 from avl.models.checkpoints import CHECKPOINTS
 from avl.policies import AVL, POLICIES, Param, Policy, cli_name, find_policy
 
@@ -33,13 +36,16 @@ class Source:
     model: Annotated[str, typer.Option(help=f"tiny (bundled), {', '.join(CHECKPOINTS)}, a Hub id or a local folder")] = "tiny"
     revision: Annotated[str | None, typer.Option(help="branch, tag or commit of a Hub model")] = None
     device: Annotated[str, typer.Option(help="auto, cuda, cuda:1 or cpu")] = "auto"
+    device_map: Annotated[
+        str | None, typer.Option(help="auto, balanced, balanced_low_0 or sequential: spread over all GPUs, instead of --device")
+    ] = None
     dtype: Annotated[str, typer.Option(help="auto, bf16, fp16 or fp32")] = "auto"
 
     def load(self) -> tuple[Any, Any]:
         """Return (model, processor), as ``avl.load``."""
         from avl.models.loading import load
 
-        return load(self.model, device=self.device, dtype=self.dtype, revision=self.revision)
+        return load(self.model, device=self.device, dtype=self.dtype, revision=self.revision, device_map=self.device_map)
 
 
 @dataclass(frozen=True)
@@ -56,8 +62,12 @@ class Asked:
     top_p: Annotated[float, typer.Option(help="nucleus of the sampling")] = 1.0
     seed: Annotated[int | None, typer.Option(help="of the sampling")] = None
 
-    def request(self, policies: Sequence[Policy], scores: bool) -> GenerationRequest:
+    def request(self, policies: Sequence[Policy], **recorded: Any) -> GenerationRequest:
         """Return the request, checked.
+
+        Args:
+            policies: one run each.
+            recorded: what is to be found out afterwards: ``scores``, ``agreement``.
 
         Raises:
             ValueError: as ``GenerationRequest``.
@@ -67,7 +77,7 @@ class Asked:
 
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         fields["question"] = Question(fields["question"])
-        return GenerationRequest(images=tuple(fields.pop("image")), policies=tuple(policies), scores=scores, **fields)
+        return GenerationRequest(images=tuple(fields.pop("image")), policies=tuple(policies), **(fields | recorded))
 
 
 Json = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="also write the result to FILE")]
@@ -177,12 +187,30 @@ def _policy_option(param: Param, default: Any) -> inspect.Parameter:
 class Spread(TyperCommand):
     """A command whose repeatable options take every value up to the next flag: ``--batch 1 8`` means ``--batch 1 --batch 8``.
 
-    A flag without a value means :data:`NONE` where the option's metavar names that.
+    A flag without a value means :data:`NONE` where the option's metavar names that. A bad value of the environment is told with its
+    variable's name.
     """
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         several = {flag: NONE in (param.metavar or "") for param in self.params if getattr(param, "multiple", False) for flag in param.opts}
-        return super().parse_args(ctx, spread(args, several))
+        try:
+            return super().parse_args(ctx, spread(args, several))
+        except typer.BadParameter as error:
+            name = "" if error.param is None else variables.variable(error.param)
+            if name not in variables.given(ctx):
+                raise
+            raise ValueError(f"{name}={os.environ[name]!r}: {error.message.rstrip('.')}") from None
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command. What it refuses is told with the variable that it came from."""
+        for sentence in variables.unknown(self.params) if ctx.auto_envvar_prefix else []:
+            print(f"{ctx.info_name}: {sentence}", file=sys.stderr)
+        try:
+            return super().invoke(ctx)
+        except (ValueError, TypeError, OSError) as error:
+            if type(error) not in (ValueError, TypeError, OSError):
+                raise
+            raise variables.blamed(ctx, error) from None
 
 
 def spread(args: Sequence[str], several: dict[str, bool]) -> list[str]:

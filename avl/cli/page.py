@@ -19,7 +19,8 @@ def page(
         str | None, typer.Option(help="host names to answer for, by commas; default: all, or this machine's where only it can connect")
     ] = None,
     trusted_proxies: Annotated[
-        str | None, typer.Option(help="addresses of proxies whose X-Forwarded-For names the visitor; default: those of this machine")
+        str | None,
+        typer.Option(help="proxies whose X-Forwarded-For names the visitor; default: this machine; on Spaces, private networks"),
     ] = None,
     max_waiting: Annotated[int, typer.Option(min=1, max=1000, help="runs that wait, of one visitor at most 2")] = 20,
     max_tokens_per_run: Annotated[int, typer.Option(min=1, help="arms × batch × new tokens × repeats")] = 1 << 17,
@@ -38,6 +39,7 @@ def page(
         revision=source.revision,
         device=source.device,
         dtype=source.dtype,
+        device_map=source.device_map,
         host=host,
         port=port,
         share=share,

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from avl.cli.compare import Against
+from avl.cli.compare import Against, arms
 from avl.cli.options import ADAPTIVE, Asked, Source, grouped
-from avl.policies import AVL, parse_policy
+from avl.policies import AVL
 
 if TYPE_CHECKING:
     from avl.trace import Trace
@@ -50,20 +50,20 @@ def record(
     asked: Recorded,
     source: Source,
     out: Annotated[Path, typer.Option(help="the trace (JSON); the page shows the first file of assets/traces")],
-    against: Against = "full",
+    against: Against = None,
     adaptive: AVL = ADAPTIVE,
     no_scores: Annotated[bool, typer.Option("--no-scores", help="leave the attention out: the file is a tenth as large")] = False,
     answer: Annotated[str, typer.Option(help="the right answer, if there is one")] = "",
 ) -> None:
-    """Keep a run as a trace, with its attention and the spread of its times, for the page to open with."""
+    """Keep a run as a trace, with its attention, its agreement and the spread of its times, for the page to open with."""
     if out.suffix != ".json":
         raise ValueError(f"--out {out} is not a trace's name: it ends in .json")
-    from avl.cli import terminal
-    from avl.trace import Error
+    from avl.cli import tables, terminal
+    from avl.trace import SCORES_BYTES, Error
 
-    request, loaded = asked.request((parse_policy(against), adaptive), scores=not no_scores), source.load()
+    request, loaded = asked.request(arms(against, adaptive), scores=not no_scores, scores_bytes=SCORES_BYTES, agreement=True), source.load()
     # the page draws the first run, so that one should be like the others: warm, and in the middle of them
-    terminal.run(lambda: loaded, dataclasses.replace(request, repeats=1, scores=False))
+    terminal.run(lambda: loaded, dataclasses.replace(request, repeats=1, scores=False, agreement=False))
     for _ in range(ATTEMPTS):
         trace = terminal.run(lambda: loaded, request)
         if trace.of(Error):
@@ -77,4 +77,4 @@ def record(
     if answer:
         trace.meta["expected"] = answer
     terminal.write(trace, out)
-    print(f"{terminal.table(trace)}\n\ntrace written to {out} ({out.stat().st_size / 1e6:.1f} MB)")
+    print(f"{tables.comparison(trace)}\n\ntrace written to {out} ({out.stat().st_size / 1e6:.1f} MB)")

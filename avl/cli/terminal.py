@@ -1,4 +1,4 @@
-"""A run in a terminal: live while it lasts, as a table after it, and as a file."""
+"""A run in a terminal: live while it lasts, and as a file. Its tables are in tables.py."""
 
 from __future__ import annotations
 
@@ -17,8 +17,11 @@ from rich.text import Text
 from avl.engine import scheduler
 from avl.engine.request import GenerationRequest
 from avl.models.images import data_uri
-from avl.policies import Policy
-from avl.trace import End, Error, Prefill, Repeat, Scores, Start, Step, Trace
+from avl.policies import Policy, labels
+from avl.trace import Agreement, End, Error, Prefill, Repeat, Scores, Start, Step, Trace
+
+MOST_BESIDE = 3
+"""Answers that are shown side by side; more are shown below one another."""
 
 
 def run(load: Callable[[], tuple[Any, Any]], request: GenerationRequest) -> Trace:
@@ -45,16 +48,16 @@ def run(load: Callable[[], tuple[Any, Any]], request: GenerationRequest) -> Trac
 
 
 class _Board:
-    """The live view: both answers side by side, a line of figures and a progress bar for each arm."""
+    """The live view: the answers, side by side where they are few, a line of figures and a progress bar for each arm."""
 
     def __init__(self, policies: Sequence[Policy], limit: int) -> None:
-        self._labels = [policy.label for policy in policies]
+        self._labels = labels(policies)
         self._texts = ["" for _ in policies]
         self._figures: list[list[str]] = [["–"] * 4 for _ in policies]
         self._times: list[list[float]] = [[] for _ in policies]
         self._more = ""
         self._progress = Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("tokens"))
-        self._bars = [self._progress.add_task(policy.label, total=limit) for policy in policies]
+        self._bars = [self._progress.add_task(label, total=limit) for label in self._labels]
 
     def show(self, trace: Trace, event: object) -> None:
         """Take one event in."""
@@ -75,14 +78,22 @@ class _Board:
             self._more = f"run {event.number + 1} done"
         elif isinstance(event, Scores):
             self._more = f"attention recorded up to token {event.t + 1}"
+        elif isinstance(event, Agreement):
+            self._more = f"agreement with full attention: {self._labels[event.arm]}"
         elif isinstance(event, Start):
             self._more = f"{event.n_image} image tokens, {event.n_text} text tokens"
 
     def __rich__(self) -> Group:
         answers, figures = Table(expand=True, show_lines=False), Table(expand=False)
-        for label in self._labels:
-            answers.add_column(Text(label), ratio=1)
-        answers.add_row(*(Text(text.strip() or "…") for text in self._texts))
+        texts = [Text(text.strip() or "…") for text in self._texts]
+        if len(texts) <= MOST_BESIDE:
+            for label in self._labels:
+                answers.add_column(Text(label), ratio=1)
+            answers.add_row(*texts)
+        else:
+            answers.show_header = False
+            for label, text in zip(self._labels, texts, strict=True):
+                answers.add_row(Text(label), text)
         for title in ("", "first token", "per token", "KV stored", "KV read"):
             figures.add_column(title, justify="right" if title else "left")
         for label, row in zip(self._labels, self._figures, strict=True):
@@ -92,29 +103,6 @@ class _Board:
 
 def _mib(count: float) -> str:
     return f"{count / 2**20:.2f} MiB"
-
-
-def table(trace: Trace) -> str:
-    """Both answers, then one line per arm: first token, median step (with its spread), rate, KV stored and read (mean over the steps)."""
-    start, ends = trace.start, {end.arm: end for end in trace.of(End)}
-    hardware = start.machine["gpu"] or start.machine["cpu"]
-    batch = f" · batch {start.batch}" if start.batch > 1 else ""
-    lines = [f"{start.model['name']} · {start.model['dtype']} · {hardware} · {start.n_image} image tokens{batch}", ""]
-    for number, end in sorted(ends.items()):
-        lines += [f"{start.arms[number].label}:", f"  {end.text}", ""]
-    lines.append(f"{'':<34}{'first token':>12}{'ms/token':>10}{'tokens/s':>10}{'KV stored':>12}{'KV read':>12}")
-    for number, end in sorted(ends.items()):
-        times = sorted(ms for ms in (end.median_ms, *(event.median_ms for event in trace.of(Repeat, number))) if ms)
-        middle = statistics.median(times) if times else None
-        rate = f"{1000 * start.batch / middle:.1f}" if middle else "–"
-        step = f"{middle:.2f}" if middle else "–"
-        lines.append(
-            f"{start.arms[number].label:<34}{end.ttft_ms:>9.0f} ms{step:>10}{rate:>10}"
-            f"{end.stored_bytes / 2**20:>8.2f} MiB{end.read_bytes / 2**20:>8.2f} MiB"
-        )
-        if len(times) > 1:
-            lines.append(f"{'':<34}{'':>12}{f'({times[0]:.2f} to {times[-1]:.2f}, {len(times)} runs)':>32}")
-    return "\n".join(lines)
 
 
 def write(trace: Trace, path: Path) -> None:

@@ -40,6 +40,8 @@ def why_not(model: Any) -> str | None:
         return "autocast is on"
     if any_global_hook():
         return "a hook is registered for all modules"
+    if len({parameter.device for parameter in text.parameters()}) > 1:
+        return "its layers are on several devices"
     family, text_family = family_of(model.config), TEXT_FAMILIES.get(text.config.model_type)
     if text_family is None:
         return f"its text model, {text.config.model_type}, has other layers than those that are fused"
@@ -77,11 +79,23 @@ def why_not(model: Any) -> str | None:
     # a dynamic one grows where a sequence exceeds the context, which a cache of ours refuses, and shrinks again after it
     if rotary.rope_type not in _ROTARY and not (rotary.rope_type == "dynamic" and rotary.max_seq_len_cached <= rotary.original_max_seq_len):
         return f"its rotary embedding, {rotary.rope_type!r}, depends on the length"
-    dtypes = {parameter.dtype for parameter in text.parameters()}
-    devices = {parameter.device for parameter in text.parameters()}
-    if len(dtypes) > 1 or len(devices) > 1:
-        return "its parameters differ in dtype or device"
+    if len({parameter.dtype for parameter in text.parameters()}) > 1:
+        return "its parameters differ in dtype"
     return None
+
+
+def plain_linear(module: Any) -> bool:
+    """Return whether a module is torch's own linear layer and nothing else, so that its product may be computed elsewhere."""
+    own = type(module) is torch.nn.Linear and _written_in(torch.nn.Linear.forward, inspect.getmodule(torch.nn.Linear))
+    return own and _altered(module) is None
+
+
+def plain_embedding(text: Any) -> bool:
+    """Return whether all that the embedding of a text model does is to look up rows of its weight."""
+    module = text.embed_tokens
+    home = inspect.getmodule(torch.nn.Embedding)
+    known = type(module) is torch.nn.Embedding and _written_in(module.forward, home) and _written_in(type(module).__call__, torch_module)
+    return known and module.max_norm is None and _altered(module) is None and module.weight.stride(-1) == 1
 
 
 def _modeling(model_type: str) -> ModuleType:

@@ -9,9 +9,9 @@ from avl.kernels.window.types import FREE
 
 
 class NotFiniteError(ArithmeticError):
-    """No token can be chosen. The message is one sentence for the user; ``arm`` is the run's number."""
+    """No token can be chosen. The message is one sentence for the user; ``arm`` is the run's number, None for one that is not told of."""
 
-    def __init__(self, message: str, arm: int) -> None:
+    def __init__(self, message: str, arm: int | None) -> None:
         super().__init__(message)
         self.arm = arm
 

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from avl.models.images import open_image
-from avl.policies import Policy, check_policy
+from avl.policies import Full, Policy, check_policy
 from avl.policies.base import number, shown, whole
 
 MODES = ("race", "isolated")
@@ -19,6 +19,7 @@ MAX_BATCH = 4096
 MAX_NEW_TOKENS = 1_000_000
 MAX_SEED = 2**64 - 1
 MAX_TEMPERATURE = 10
+MAX_SCORES_BYTES = 10**12
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,11 @@ class GenerationRequest:
         seed: of the sampling, 0 to 2**64 - 1; None for a random one.
         repeats: number of times to run; the first is reported in full, later ones as one Repeat event per policy, to show timing variance.
         scores: replay the answers afterwards and record the attention of every pass (Scores events); timings are unaffected.
+        scores_bytes: most bytes of JSON that they take, all policies together: scores then have 8 bits, and where that is not enough, a
+            layer lists its highest alone (``avl.trace.listed_tokens``). None for no limit: every score, as float16.
+        agreement: feed full attention's answer through every policy afterwards and compare the next token's distributions (one Agreement
+            event per policy, see avl/engine/agreement.py); timings are unaffected. Without ``Full`` among the policies, full attention
+            answers first, unreported.
 
     Raises:
         ValueError: a value is of the wrong type or out of range, or a policy or image is missing or invalid; in one sentence.
@@ -56,6 +62,8 @@ class GenerationRequest:
     seed: int | None = None
     repeats: int = 1
     scores: bool = False
+    scores_bytes: int | None = None
+    agreement: bool = False
 
     def __post_init__(self) -> None:
         set_field: Any = object.__setattr__
@@ -88,9 +96,20 @@ class GenerationRequest:
             raise ValueError(f"top_p={shown(self.top_p)} is out of range: above 0 and at most 1")
         set_field(self, "temperature", temperature)
         set_field(self, "top_p", top_p)
-        if not isinstance(self.scores, bool | np.bool_):
-            raise ValueError(f"scores={shown(self.scores)} is neither True nor False")
-        set_field(self, "scores", bool(self.scores))
+        for name in ("scores", "agreement"):
+            value = getattr(self, name)
+            if not isinstance(value, bool | np.bool_):
+                raise ValueError(f"{name}={shown(value)} is neither True nor False")
+            set_field(self, name, bool(value))
+        if self.scores_bytes is not None:
+            set_field(self, "scores_bytes", whole("scores_bytes", self.scores_bytes, 1, MAX_SCORES_BYTES))
+
+    @property
+    def forced_passes(self) -> int:
+        """Answers that :attr:`agreement` feeds through the model, one row each; without ``Full``, its answer and its replay count too."""
+        if not self.agreement:
+            return 0
+        return len(self.policies) + (0 if any(isinstance(policy, Full) for policy in self.policies) else 2)
 
 
 def check_stop(stop: Any) -> None:

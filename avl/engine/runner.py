@@ -7,49 +7,28 @@ import threading
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
+import numpy as np
 import torch
 
-from avl.cache.cache import AdaptiveCache, make_cache
+from avl.cache.cache import AdaptiveCache
+from avl.cache.evictions import Freed, TextTokens
 from avl.cache.inspect import ImageSetsLater
 from avl.cache.readback import Readback
 from avl.engine.cuda_graphs import GraphDecoder, make_decoder
 from avl.engine.decoder import Decoder, Stopped
-from avl.engine.generation import Settings
+from avl.engine.lanes import Lane
 from avl.engine.not_finite import NotFiniteError, explain
 from avl.engine.request import GenerationRequest
-from avl.engine.sampling import NOT_FINITE, Chooser
+from avl.engine.sampling import NOT_FINITE
 from avl.engine.text import TextStream
 from avl.engine.timing import Clock, Span
-from avl.policies import Policy
 from avl.telemetry import Meter
-from avl.trace import End, Event, Prefill, Reading, Repeat, Scores, Sets, Step, Warning, pack_bits, pack_scores
+from avl.trace import End, Event, Prefill, Reading, Repeat, Scores, Sets, Step, TextSets, Warning, pack_bits
 
+MS_DIGITS = 4  # of times in milliseconds: no clock here is finer, and a trace holds thousands of them
 _READ_EVERY = 8  # steps between two memory readings
 _SETS_EVERY = 4  # steps between two Sets of a policy whose stored image tokens change at every step
-
-
-@dataclass(frozen=True)
-class Job:
-    """The model, inputs and generation settings that all runs of a request share."""
-
-    model: Any
-    processor: Any
-    inputs: dict[str, Any]
-    request: GenerationRequest
-    settings: Settings
-
-    def make_cache(self, policy: Policy) -> AdaptiveCache:
-        """Return a new cache for this prompt under ``policy``."""
-        return make_cache(self.model, self.inputs, policy, self.request.max_new_tokens)
-
-    def make_chooser(self) -> Chooser:
-        """Return a new chooser of this request's tokens, which begins with its seed."""
-        request, generator = self.request, None
-        if request.temperature > 0 and request.seed is not None:
-            generator = torch.Generator().manual_seed(request.seed)
-        return Chooser(self.settings, self.inputs, request.temperature, generator)
 
 
 def steps_ahead(request: GenerationRequest, devices: set[torch.device]) -> int:
@@ -74,15 +53,17 @@ class _Queued:
     stored_bytes: int
     read_bytes: int
     sets: ImageSetsLater | None
+    freed: Freed | None
 
 
 class Runner:
     """One run: a request under one policy, with its cache, its clock and its progress.
 
     Attributes:
-        number: index of the policy in the request.
+        number: of its arm.
         policy: what to store and read.
         job: the model and inputs.
+        later: what it continues, None for a prompt of its own.
         times: milliseconds of every reported step; one more may be queued.
         fed: the tokens ``[B]`` that every pass so far has chosen.
         reason: why the run ended, None while it continues.
@@ -90,15 +71,17 @@ class Runner:
         tokens: the newest tokens ``[B]``, None before prefill.
     """
 
-    def __init__(self, number: int, policy: Policy, job: Job, meter: Meter) -> None:
-        self.number, self.policy, self.job = number, policy, job
+    def __init__(self, lane: Lane, meter: Meter) -> None:
+        self.number, self.policy, self.job = lane.number, lane.policy, lane.job
+        self.later, job = lane.later, lane.job
         self.times: list[float] = []
         self.fed: list[torch.Tensor] = []
         self.reason: str | None = None
         self.ttft_ms = 0.0
         self.tokens: torch.Tensor | None = None
         self._meter = meter
-        self._cache: AdaptiveCache | None = job.make_cache(policy)
+        self._keeps = lane.keeps
+        self._cache: AdaptiveCache | None = job.make_cache(lane.policy) if lane.later is None else lane.later.cache
         self._decoder: Decoder | None = make_decoder(job.model, self._cache)
         self._text = TextStream(job.processor.tokenizer)
         self._devices = {parameter.device for parameter in job.model.parameters()}
@@ -107,11 +90,13 @@ class Runner:
         # stop strings look at what came before; the prompt is part of it, as in model.generate
         self._sequences = job.inputs["input_ids"].cpu() if job.settings.stop_strings is not None else None
         self._queued: deque[_Queued] = deque()
-        self._ahead = steps_ahead(job.request, self._devices)
+        # a step beyond the end of an answer would be in the next turn's cache
+        self._ahead = 0 if lane.keeps is not None else steps_ahead(job.request, self._devices)
         self._stored: list[int] = []
         self._read: list[int] = []
         self._finished_rows = torch.zeros(self.cache.batch_size, dtype=torch.bool)
         self._last_sets: list[list[int]] | None = None
+        self._text_tokens: TextTokens | None = None
 
     @property
     def cache(self) -> AdaptiveCache:
@@ -127,22 +112,29 @@ class Runner:
 
     @property
     def clock_ms(self) -> float:
-        return self.ttft_ms + sum(self.times)
+        return round(self.ttft_ms + sum(self.times), MS_DIGITS)
 
     @property
     def t(self) -> int:
         return len(self.times)
 
+    @property
+    def answer(self) -> list[int]:
+        """The answer of row 0, with the end of the sequence where it ends with one."""
+        told = list(self._text.ids)
+        end = [int(tokens[0]) for tokens in self.fed[len(told) : len(told) + 1]]
+        return told + [token for token in end if token in self.job.settings.eos]
+
     def prefill(self, stop: threading.Event | None = None) -> Iterator[Event]:
-        """Run the prompt, choose token 0, and yield their events; end the run where ``stop`` is set between two pieces of the prompt."""
+        """Run the first pass, choose token 0, and yield their events; end the run where ``stop`` is set between two pieces of a prompt."""
         self._clock.start()
         try:
-            logits = self.decoder.prefill(self.job.inputs, stop)
+            logits = self.decoder.prefill(self.job.inputs, stop) if self.later is None else self.decoder.extend([self.later.new], stop)
         except Stopped:
             yield from self.stop()
             return
         self.tokens, told = self._chooser.choose(logits)
-        self.ttft_ms = self._clock.stop()
+        self.ttft_ms = round(self._clock.stop(), MS_DIGITS)
         tokens, ids = self.tokens, told.tolist()
         piece = self._take(tokens, ids)
         cache = self.cache
@@ -156,6 +148,11 @@ class Runner:
             peak_bytes=cache.peak_bytes,
         )
         yield from self._report_sets(self._sets())
+        self._text_tokens = TextTokens(cache)
+        kept = self._text_tokens.prompt
+        if kept is not None:
+            n = cache.rows[0].n_text
+            yield TextSets(self.number, 0, tuple(pack_bits(tokens, n) for tokens in kept))
         yield Reading(self.number, self.clock_ms, **self._meter.read())
         yield from self._prepare()
         yield from self._end()
@@ -190,13 +187,25 @@ class Runner:
         span.end()
         cache = self.cache
         stored, read = sum(cache.stored_tokens), sum(cache.read_tokens)
+        assert self._text_tokens is not None
         self._queued.append(
-            _Queued(span, self.tokens, Readback(told), cache.update_step, stored, read, cache.stored_bytes, cache.read_bytes, self._sets())
+            _Queued(
+                span=span,
+                tokens=self.tokens,
+                ids=Readback(told),
+                update=cache.update_step,
+                stored=stored,
+                read=read,
+                stored_bytes=cache.stored_bytes,
+                read_bytes=cache.read_bytes,
+                sets=self._sets(),
+                freed=self._text_tokens.freed(cache.t),
+            )
         )
 
     def _report(self, step: _Queued) -> Iterator[Event]:
         """Wait for a step and yield its events."""
-        self.times.append(step.span.ms())
+        self.times.append(round(step.span.ms(), MS_DIGITS))
         ids = step.ids.get().tolist()
         piece = self._take(step.tokens, ids)
         self._stored.append(step.stored_bytes)
@@ -215,6 +224,7 @@ class Runner:
             update=step.update,
         )
         yield from self._report_sets(step.sets)
+        yield from self._report_text(step.freed)
         if self.t % _READ_EVERY == 0:
             yield Reading(self.number, self.clock_ms, **self._meter.read())
         yield from self._end()
@@ -291,6 +301,13 @@ class Runner:
             pruned=pack_bits(cache.pruned[0], n) if first and 0 in cache.pruned else None,
         )
 
+    def _report_text(self, freed: Freed | None) -> Iterator[Event]:
+        """Yield the text tokens that the step took away, if any."""
+        assert self._text_tokens is not None
+        gone = self._text_tokens.follow(self.t, freed)
+        if gone is not None:
+            yield TextSets(self.number, self.t, None, tuple(map(tuple, gone)))
+
     def _end(self) -> Iterator[Event]:
         if self.reason is None:
             return
@@ -308,8 +325,10 @@ class Runner:
         )
 
     def close(self) -> None:
-        """Free the cache's memory; tokens and times stay."""
-        self._cache = self._decoder = None
+        """Hand the cache on where another turn will continue it, else free its memory; tokens and times stay."""
+        if self._keeps is not None and self._cache is not None:
+            self._keeps(self)
+        self._cache = self._decoder = self._text_tokens = None
 
     def again(self, number: int) -> Repeat:
         """Return the times and tokens of this run as those of repeat ``number``."""
@@ -317,22 +336,37 @@ class Runner:
         return Repeat(self.number, number, self.ttft_ms, middle, self.clock_ms, self.reason or "stopped", tuple(self._text.ids))
 
 
-def attention(runner: Runner, stop: threading.Event | None = None) -> Iterator[Scores]:
+def attention(runner: Runner, listed: int | None = None, stop: threading.Event | None = None) -> Iterator[Scores]:
     """Replay the tokens of a finished run and yield the attention of every pass.
 
     Recording computes all scores in every layer; replaying the answer keeps that out of the run's own timings.
+
+    Args:
+        runner: whose answer.
+        listed: image tokens that each layer lists per pass after the prompt's, as :func:`avl.trace.listed_tokens`.
+        stop: ends it when set.
     """
-    job = runner.job
-    cache = job.make_cache(runner.policy)
-    recorder = cache.record()
-    decoder = Decoder(job.model, cache)
+    job, later = runner.job, runner.later
+    try:
+        if later is None:
+            cache = job.make_cache(runner.policy)
+            cache.record()
+        else:
+            cache = later.again(stop)
+            cache.extend([len(later.new)], job.request.max_new_tokens, [later.said])
+    except Stopped:
+        return
+    recorder, decoder = cache.recorder, Decoder(job.model, cache)
+    assert recorder is not None
     for t in range(len(runner.fed)):
         if t:
             decoder.step(runner.fed[t - 1])
         else:
             try:
-                decoder.prefill(job.inputs, stop)
+                decoder.prefill(job.inputs, stop) if later is None else decoder.extend([later.new], stop)
             except Stopped:
                 return
         layers = recorder.layers()
-        yield Scores(runner.number, t, tuple(pack_scores(layer.image) for layer in layers), tuple(layer.shares for layer in layers))
+        image, shares = np.stack([layer.image for layer in layers]), [layer.shares for layer in layers]
+        exact = job.request.scores_bytes is None
+        yield Scores.pack(runner.number, t, image, shares, exact=exact, listed=listed if t else None)

@@ -70,3 +70,21 @@ class TextStream:
 
     def _decode(self, ids: list[int]) -> str:
         return self._tokenizer.decode(ids, skip_special_tokens=True)
+
+
+def token_texts(tokenizer: Any, ids: list[int]) -> tuple[str, ...]:
+    """Return what each of a prompt's tokens says, with its spaces; a special token by its name, part of a character as U+FFFD."""
+    special = set(tokenizer.all_special_ids)
+    texts: list[str] = []
+    before: int | None = None
+    for token in ids:
+        if token in special:
+            texts.append(str(tokenizer.convert_ids_to_tokens(token)))
+            before = None
+            continue
+        # beside the token before it: decoders drop the space of a text's first token
+        last: list[int] = [] if before is None else [before]
+        known, both = (tokenizer.decode(some, clean_up_tokenization_spaces=False) for some in (last, [*last, token]))
+        texts.append(both[len(known) :] if both.startswith(known) else tokenizer.decode([token]))
+        before = token
+    return tuple(texts)

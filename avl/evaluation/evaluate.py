@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Self
 
 import torch
 
 from avl.cache.cache import make_cache
-from avl.evaluation.memory import Workload, at_equal_memory, batches, prompt, stored_share, workload
+from avl.evaluation.memory import batches, prompt, workload
 from avl.evaluation.rows import Row, Rows, table, today
 from avl.evaluation.tasks import TASKS, Sample, score
 from avl.models.families import describe
 from avl.policies import AVL, POLICIES, Full, Policy, cli_name, parse_policy
+from avl.policies.equal_memory import Workload, at_share, stored_share
 
 MAX_NEW_TOKENS = 96  # the longest right answer needs 80
 
@@ -86,36 +87,44 @@ def evaluate(model: Any, processor: Any, samples: Sequence[Sample], policy: Poli
 
 
 class Measured:
-    """A model and its questions: measures what its rows do not hold yet.
+    """What is asked of a model: measures the policies that its rows do not hold yet.
 
     Args:
-        model: an attached model.
-        processor: its processor.
-        samples: what to ask.
         rows: where rows go.
-        batch: samples at a time.
+        steps: the decode steps of right answers, over which memory is equal.
+        measure: asks everything under a policy.
     """
 
-    def __init__(self, model: Any, processor: Any, samples: Sequence[Sample], rows: Rows, batch: int = 16) -> None:
-        self._model, self._processor, self._samples, self.rows, self._batch = model, processor, samples, rows, batch
-        self.steps: Workload = workload(model, processor, samples, batch, MAX_NEW_TOKENS)
+    def __init__(self, rows: Rows, steps: Workload, measure: Callable[[Policy], Row]) -> None:
+        self.rows, self.steps, self._measure = rows, steps, measure
+
+    @classmethod
+    def single(cls, model: Any, processor: Any, samples: Sequence[Sample], rows: Rows, batch: int = 16) -> Self:
+        """Return single questions to an attached model, ``batch`` at a time."""
+        steps = workload(model, processor, samples, batch, MAX_NEW_TOKENS)
+        return cls(rows, steps, lambda policy: evaluate(model, processor, samples, policy, batch))
 
     def row(self, policy: Policy) -> Row:
         """Return a policy's row, measured now unless it has been before."""
         row = self.rows.find(policy)
         if row is None:
-            row = evaluate(self._model, self._processor, self._samples, policy, self._batch)
+            row = self._measure(policy)
             self.rows.add(row)
         return row
 
-    def equal(self, policy: Policy, to: Policy) -> Policy | None:
-        """Return a policy at the memory of another one; None, and a note beside the rows, where it cannot be."""
+    def equal(self, policy: Policy, to: Policy | float) -> Policy | None:
+        """Return a policy at the memory of another one, or at a stored share; None, and a note beside the rows, where it cannot be."""
         try:
-            return at_equal_memory(policy, stored_share(to, self.steps), self.steps)
+            return at_share(policy, stored_share(to, self.steps) if isinstance(to, Policy) else to, self.steps)
         except ValueError as error:
-            self.rows.notes.setdefault("left out", {})[f"{policy.title} at the memory of {to.label}"] = str(error)
+            self.rows.notes.setdefault("left out", {})[f"{policy.title} at {memory_of(to)}"] = str(error)
             self.rows.write()
             return None
+
+
+def memory_of(to: Policy | float) -> str:
+    """Name the memory that policies get."""
+    return f"the memory of {to.label}" if isinstance(to, Policy) else f"{to:.4g} of a full cache"
 
 
 def wanted(specs: Sequence[str]) -> list[tuple[Policy, bool]]:
@@ -134,20 +143,29 @@ def wanted(specs: Sequence[str]) -> list[tuple[Policy, bool]]:
     return found
 
 
-def evaluate_all(measured: Measured, policies: Sequence[tuple[Policy, bool]], say: Callable[[str], None] = print) -> None:
+def evaluate_all(
+    measured: Measured,
+    policies: Sequence[tuple[Policy, bool]],
+    stored: float | None = None,
+    say: Callable[[str], None] = print,
+    lines: Callable[[Sequence[Row], Row], str] = table,
+) -> None:
     """Score full attention and policies.
 
     Args:
         measured: what is asked, and where rows go.
         policies: as from :func:`wanted`; the memory is that of the first A-VL among them, else of :data:`ADAPTIVE`.
+        stored: a share of a full cache (0 to 1) that every policy with a budget gets instead.
         say: takes each line of the table as soon as it is known.
+        lines: writes rows, beside full attention's, as a table: a head, and a line for each.
     """
     full = measured.row(Full())
-    say(table([full], full))
-    reference = next((policy for policy, _ in policies if isinstance(policy, AVL)), ADAPTIVE)
+    say(lines([full], full))
+    reference = stored or next((policy for policy, _ in policies if isinstance(policy, AVL)), ADAPTIVE)
     for policy, equal in policies:
-        chosen = measured.equal(policy, reference) if equal else policy
+        set_to = policy.budget is not None if stored else equal
+        chosen = measured.equal(policy, reference) if set_to else policy
         if chosen is None:
-            say(f"{policy.title} is left out: it cannot store what {reference.label} stores")
+            say(f"{policy.title} is left out: it cannot store {memory_of(reference)}")
         elif not isinstance(chosen, Full):
-            say(table([measured.row(chosen)], full).splitlines()[1])
+            say(lines([measured.row(chosen)], full).splitlines()[1])

@@ -45,8 +45,20 @@ def _scores(trace: Trace, arm: int) -> list[Scores]:
 
 
 def image_scores(trace: Trace, arm: int = 0) -> np.ndarray:
-    """Scores over the image tokens, ``[passes, layers, N]``; pass 0 is the prompt's last query (Figure 3)."""
-    return np.stack([np.stack([unpack_scores(layer) for layer in event.image]) for event in _scores(trace, arm)])
+    """Scores over the image tokens, ``[passes, layers, N]``; pass 0 is the prompt's last query (Figure 3).
+
+    Raises:
+        ValueError: the trace holds no scores of that arm, or lists only the highest of each layer.
+    """
+    n = trace.start.n_image
+    scores = np.stack([np.stack([unpack_scores(layer, n) for layer in event.image]) for event in _scores(trace, arm)])
+    fewest = n - int(np.isnan(scores).sum(axis=2).max())
+    if fewest < n:
+        raise ValueError(
+            f"this trace lists the {fewest} highest of {n} scores per layer, as the page records them, and these figures need all: record "
+            "it with avl compare --scores --out FILE.json"
+        )
+    return scores
 
 
 def modality_shares(trace: Trace, arm: int = 0) -> np.ndarray:
@@ -115,7 +127,7 @@ def summary(trace: Trace, arm: int = 0, p: float = 50, mass: float = 80) -> dict
     if not 0 < mass <= 100:
         raise ValueError(f"mass={mass!r} is out of range: above 0 and at most 100 percent")
     scores = image_scores(trace, arm)
-    ended = len(trace.of(End)) > 1
+    other = _other(trace, arm)
     return {
         "arm": trace.start.arms[arm].label,
         "p": p,
@@ -127,8 +139,16 @@ def summary(trace: Trace, arm: int = 0, p: float = 50, mass: float = 80) -> dict
         "layer_concordance": layer_concordance(trace, p, arm).round(4).tolist(),
         "step_concordance": step_concordance(trace, p, arm).mean(axis=0).round(4).tolist(),
         "sparsity": sparsity(trace, mass / 100, arm).mean(axis=0).round(4).tolist(),
-        "divergence": asdict(divergence(trace)) if ended else None,
+        "other": None if other is None else trace.start.arms[other].label,
+        "divergence": None if other is None else asdict(divergence(trace, (arm, other))),
     }
+
+
+def _other(trace: Trace, arm: int) -> int | None:
+    """Return the arm whose answer that of ``arm`` is compared with: full attention's, else the first other one that ended."""
+    ended = {end.arm for end in trace.of(End)}
+    others = sorted(ended - {arm}, key=lambda one: (trace.start.arms[one].policy.get("name") != "Full", one))
+    return others[0] if others and arm in ended else None
 
 
 def tables(result: dict[str, Any]) -> Iterator[Table | str]:
@@ -157,4 +177,5 @@ def tables(result: dict[str, Any]) -> Iterator[Table | str]:
     yield layers
     parted = result["divergence"]
     if parted is not None:
-        yield "Both answers are the same." if parted["same"] else f"The answers share their first {parted['common']} tokens."
+        same = "the same" if parted["same"] else f"the same for {parted['common']} tokens"
+        yield f"The answer is {same} as under {result['other']}."

@@ -1,27 +1,17 @@
-"""Equal memory: a policy's budget is set so that it stores, on average over the very steps that are measured, what another one stores.
-
-By the cost model over the samples' own lengths, so nothing is run. Prompt shares would not do: SnapKV's cache grows with the answer,
-H2O's does not.
-"""
+"""The decode steps of an evaluation, known before it runs: what policies are set to equal memory over."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
-from avl.evaluation.tasks import Sample
+from avl.evaluation.tasks import Dialog, Sample
+from avl.models.dialog import following_ids, following_text
 from avl.models.families import describe, family_of, image_token_id
-from avl.policies import Policy, PromptShape
-from avl.policies.base import nearest_budget
-from avl.policies.cost import step_cost
-
-TOLERANCE = 0.003
-"""Stored shares closer than this count as equal. A token more or less per layer of LLaVA's 576 is 0.0017."""
-
-Workload = dict[PromptShape, Counter[int]]
-"""Shape of a prompt -> decode step -> the rows of that shape that take the step."""
+from avl.policies import PromptShape
+from avl.policies.base import PastTurn
+from avl.policies.equal_memory import Workload
 
 
 def batches(samples: Sequence[Sample], size: int) -> list[list[int]]:
@@ -58,37 +48,24 @@ def workload(model: Any, processor: Any, samples: Sequence[Sample], batch: int, 
     return steps
 
 
-def stored_share(policy: Policy, steps: Workload) -> float:
-    """Return which share of a full cache the policy stores, averaged over the steps as `evaluate` measures it."""
-    stored = full = 0.0
-    for shape, counts in steps.items():
-        for step, rows in counts.items():
-            stored += rows * step_cost(policy, shape, step).stored
-            full += rows * shape.n_layers * (shape.length + step)
-    return stored / full
-
-
-def at_equal_memory(policy: Policy, share: float, steps: Workload) -> Policy:
-    """Return the policy with its budget set to store ``share`` (0 to 1) of a full cache on average over ``steps``.
-
-    Raises:
-        ValueError: it cannot come within :data:`TOLERANCE`; says what it can store.
-    """
-    knob = policy.budget
-    if knob is None:
-        raise ValueError(f"{policy.title} stores everything: it has no memory to set")
-
-    def stored(thousandths: int) -> float:
-        return stored_share(policy.with_budget(thousandths), steps)
-
-    def distance(one: Policy) -> float:
-        return abs(stored_share(one, steps) - share)
-
-    best = policy.with_budget(nearest_budget(stored, share))
-    if distance(best) > TOLERANCE:
-        least, most = (stored(value) for value in (1, 100_000))
-        raise ValueError(f"{policy.title} cannot store {share:.1%}: with {knob} from 0.001 to 100 it stores {least:.1%} to {most:.1%}")
-    enough = max(distance(best), TOLERANCE / 10)  # a round number that stores next to the same reads better
-    exact = getattr(best, knob)
-    rounded = (replace(policy, **{knob: round(exact, digits)}) for digits in range(3) if round(exact, digits) > 0)
-    return next((one for one in rounded if distance(one) <= enough), best)
+def dialog_workload(model: Any, processor: Any, dialogs: Sequence[Dialog], limit: int) -> Workload:
+    """Return the steps of conversations in which every answer is the right one, continued on one cache; ``limit``: most tokens of each."""
+    tokenizer, config, layers = processor.tokenizer, model.config, describe(model).layers
+    end = tokenizer.eos_token_id
+    steps: Workload = {}
+    for dialog in dialogs:
+        image = family_of(config).image_tokens(config, dialog.image.size)
+        asked = [question.text for question in dialog.questions]
+        before = prompt(processor, Sample(dialog.image, dialog.questions[0]))
+        ids = tokenizer(before)["input_ids"]
+        text, past = len(ids) - ids.count(image_token_id(config)), None
+        for turn, question in enumerate(dialog.questions):
+            if turn:
+                told = [one.answer for one in dialog.questions[:turn]]
+                text += len(following_ids(tokenizer, following_text(config, processor, asked[: turn + 1], told, 1), end, [end]))
+            shape = PromptShape(image, text, limit, layers, past)
+            spoken = len(tokenizer(f"{before} {question.answer}")["input_ids"]) - len(ids)  # with the space, words are other tokens
+            answer = min(spoken, limit - 1)
+            steps.setdefault(shape, Counter()).update(range(1, answer + 1))
+            text, past = text + answer, PastTurn(shape, answer)
+    return steps

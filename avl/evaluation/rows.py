@@ -6,7 +6,7 @@ import datetime
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +24,12 @@ class Row:
     Attributes:
         policy: its label.
         parameters: its name and parameters.
-        points: task -> the score of each sample, 0 to 1 in at most four decimals, in the samples' order.
+        points: task -> the score of each sample, 0 to 1 in at most four decimals, in the samples' order. Of conversations, by turn.
         stored: share of a full cache that is stored, averaged over decode steps.
         read: share of a full cache that is read, likewise.
         seconds: how long it took.
         date: of the measurement.
+        more: further figures, plain values by name.
     """
 
     policy: str
@@ -38,6 +39,7 @@ class Row:
     read: float
     seconds: float
     date: str
+    more: dict[str, Any] = field(default_factory=dict)
 
     @property
     def scores(self) -> dict[str, float]:
@@ -51,13 +53,15 @@ class Row:
 
     def interval(self, full: Row) -> dict[str, tuple[float, float]]:
         """Return the 95 % interval of the difference to full attention by task, from a paired bootstrap over the samples."""
-        found = {}
-        for task in self.scores:
-            difference = np.subtract(self.points[task], full.points[task])
-            drawn = np.random.default_rng(0).integers(len(difference), size=(DRAWS, len(difference)))
-            low, high = np.quantile(difference[drawn].mean(axis=1), (0.025, 0.975))
-            found[task] = (float(low), float(high))
-        return found
+        return {task: paired(self.points[task], full.points[task]) for task in self.scores}
+
+
+def paired(points: Sequence[float], others: Sequence[float]) -> tuple[float, float]:
+    """Return the 95 % interval of the mean difference of the same samples' scores, from a paired bootstrap."""
+    difference = np.subtract(points, others)
+    drawn = np.random.default_rng(0).integers(len(difference), size=(DRAWS, len(difference)))
+    low, high = np.quantile(difference[drawn].mean(axis=1), (0.025, 0.975))
+    return float(low), float(high)
 
 
 def today() -> str:
@@ -136,14 +140,14 @@ def _plain(row: Row, full: Row | None) -> dict[str, Any]:
     if full is not None:
         plain["kept"] = {task: round(value, 4) for task, value in row.kept(full).items()}
         plain["difference"] = {task: " to ".join(f"{end:+.4f}" for end in ends) for task, ends in row.interval(full).items()}
-    plain |= {"stored": row.stored, "read": row.read, "seconds": row.seconds}
+    plain |= {"stored": row.stored, "read": row.read, "seconds": row.seconds, **({"more": row.more} if row.more else {})}
     return plain | {"points": {task: " ".join(f"{point:.4g}" for point in points) for task, points in row.points.items()}}
 
 
 def _row(plain: dict[str, Any]) -> Row:
     points = {task: tuple(map(float, text.split())) for task, text in plain["points"].items()}
     stored, read, seconds = (float(plain[key]) for key in ("stored", "read", "seconds"))
-    return Row(plain["policy"], dict(plain["parameters"]), points, stored, read, seconds, plain["date"])
+    return Row(plain["policy"], dict(plain["parameters"]), points, stored, read, seconds, plain["date"], plain.get("more", {}))
 
 
 def table(rows: Sequence[Row], full: Row) -> str:

@@ -1,4 +1,4 @@
-"""``avl sweep``: answers against memory. A-VL's S from 100 to 5, with and without spread, and the other policies at the same memory."""
+"""``avl eval-sweep``: answers against memory. A-VL over S from 100 to 5, with and without spread; the other policies at the same memory."""
 
 from __future__ import annotations
 

@@ -15,6 +15,8 @@ from avl.tiny.data.scenes import COLORS, SETTINGS, SHAPES, SIZES, Question
 TASKS = ("qa", "read", "describe")
 SHARES = {"qa": 0.4, "read": 0.3, "describe": 0.3}
 FIRST_SEED = 1_000_000  # scenes of the held-out set; the page draws from lower seeds
+FIRST_DIALOG = 500_000  # scenes of conversations begin so much later
+MOST_TURNS = 10  # questions of different kinds that every scene has
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,14 @@ class Sample:
 
     image: Image.Image
     question: Question
+
+
+@dataclass(frozen=True)
+class Dialog:
+    """One picture and several questions about it, in the order in which they are asked."""
+
+    image: Image.Image
+    questions: tuple[Question, ...]
 
 
 def held_out(n: int = 500, seed: int = 0) -> list[Sample]:
@@ -62,6 +72,37 @@ def held_out(n: int = 500, seed: int = 0) -> list[Sample]:
             samples.append(Sample(scene.image, fitting[int(rng.integers(len(fitting)))]))
             break
     return samples
+
+
+def dialogs(n: int = 200, turns: int = 3, seed: int = 0) -> list[Dialog]:
+    """Return conversations about test scenes, none of which :func:`held_out` asks about (up to half a million samples).
+
+    Questions of one conversation are of different kinds. Every kind that a scene offers is equally likely in every turn, so that turns
+    differ in nothing but what came before.
+
+    Args:
+        n: conversations, a scene each.
+        turns: questions of each, 1 to 10.
+        seed: another seed gives other scenes.
+
+    Returns:
+        The conversations, the same on every machine.
+
+    Raises:
+        ValueError: if `n` or `turns` is out of range.
+    """
+    if n < 1:
+        raise ValueError(f"n must be at least 1, not {n}")
+    if not 1 <= turns <= MOST_TURNS:
+        raise ValueError(f"turns must be 1 to {MOST_TURNS}, not {turns}: more kinds of questions no scene has for certain")
+    rng = np.random.default_rng([seed, 11])
+    found = []
+    for index in range(n):
+        scene = scenes.draw(FIRST_SEED * (1 + seed) + FIRST_DIALOG + index, "test")
+        kinds = rng.permutation(sorted({q.kind for q in scene.questions}))[:turns]
+        fitting = [[q for q in scene.questions if q.kind == kind] for kind in kinds]
+        found.append(Dialog(scene.image, tuple(some[int(rng.integers(len(some)))] for some in fitting)))
+    return found
 
 
 def score(question: Question, model_answer: str) -> float:

@@ -71,3 +71,8 @@ def _says_nothing(name: str, value: torch.Tensor, given: dict[str, Any], image_t
 def repeat(inputs: dict[str, Any], batch: int) -> dict[str, Any]:
     """Return inputs for ``batch`` copies of a request: every tensor repeated along its first dimension."""
     return {key: torch.cat([value] * batch) if batch > 1 else value for key, value in inputs.items()}
+
+
+def first(inputs: dict[str, Any], batch: int) -> dict[str, Any]:
+    """Return the inputs of one of the ``batch`` copies that :func:`repeat` made."""
+    return {key: value[: len(value) // batch] for key, value in inputs.items()}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -12,9 +14,14 @@ from avl._compat import name_or_path, set_commit_hash
 from avl.models.families import describe, family_of, supported
 from avl.models.families.refusals import remote
 from avl.models.files import check_present, check_report, check_texts, check_weights
+from avl.models.memory import check_memory
 from avl.models.pictures_only import read_processor
 from avl.models.processing import check_processor, complete
+from avl.models.progress import Report, reported
 from avl.models.source import TINY, Source, find_source
+from avl.telemetry import gpu_trouble
+
+log = logging.getLogger(__name__)
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 DTYPES |= {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -27,11 +34,13 @@ def load(
     dtype: str | torch.dtype = "auto",
     revision: str | None = None,
     device_map: str | dict[str, Any] | None = None,
+    progress: Report | None = None,
 ) -> tuple[Any, Any]:
     """Load a model and its processor for inference, with left padding.
 
     A checkpoint loads whole or not at all: nothing of it is initialized at random, and its processor fits its model. Only the processor's
-    part for videos is left out where it cannot be had, which needs torchvision.
+    part for videos is left out where it cannot be had, which needs torchvision. Whether it fits is known from its config, before its
+    weights are fetched; a large model runs on a CPU only where ``device`` and ``dtype`` say so.
 
     Args:
         name: "tiny" (bundled), a key of :data:`CHECKPOINTS`, the Hub id of a model of a supported class, or a local folder.
@@ -39,6 +48,7 @@ def load(
         dtype: "auto" (bfloat16 on GPUs that support it, float16 on others, float32 on CPU), "fp32", "bf16", "fp16" or a torch dtype.
         revision: branch, tag or commit of a Hub repository.
         device_map: as in accelerate; "auto" shards over the available GPUs.
+        progress: hears how much is downloaded and loaded, as (what, done, total, unit).
 
     Returns:
         (model, processor).
@@ -46,7 +56,7 @@ def load(
     Raises:
         OSError: files are missing, damaged, of another model, or cannot be fetched; names the file or the weight and says what to do.
         TypeError: the checkpoint's class is not supported, lists the supported ones; or an argument has a wrong type.
-        ValueError: the dtype, the device or the device map is unknown, or does not hold the model.
+        ValueError: the dtype, the device or the device map is unknown, or does not hold the model; or a large one would run on a CPU.
     """
     import transformers
 
@@ -68,10 +78,12 @@ def load(
         )
     if getattr(config, "quantization_config", None) is not None:
         raise TypeError(f"{source.label} is a quantized checkpoint: pass one in float32, bfloat16 or float16")
+    check_memory(source, config, device, target, dtype, kind, device_map)
     processor = _processor(source, config)
     if source.local:
         check_weights(source, Path(source.place))
-    model = _model(source, getattr(transformers, family.model_class), kind, device_map)
+    with reported(progress) as hooked:
+        model = _model(source, getattr(transformers, family.model_class), kind, device_map or _straight_to(target), hooked)
     _check_offload(source, model)
     if device_map is None:
         model = model.to(target)
@@ -155,7 +167,15 @@ def _reader(source: Source) -> str:
     return ""
 
 
-def _model(source: Source, cls: Any, dtype: torch.dtype, device_map: str | dict[str, Any] | None) -> Any:
+def _straight_to(target: torch.device) -> dict[str, Any] | None:
+    """Return the device map that loads weights onto a GPU without a copy in main memory, which may be smaller.
+
+    None for a CPU, and on ZeroGPU, whose library moves a whole model later.
+    """
+    return {"": target} if target.type == "cuda" and not os.environ.get("SPACES_ZERO_GPU") else None
+
+
+def _model(source: Source, cls: Any, dtype: torch.dtype, device_map: str | dict[str, Any] | None, hooked: dict[str, Any]) -> Any:
     """Return the model, loaded whole."""
     from transformers.utils import logging
 
@@ -170,6 +190,7 @@ def _model(source: Source, cls: Any, dtype: torch.dtype, device_map: str | dict[
             use_safetensors=True,
             ignore_mismatched_sizes=True,  # reported, and refused below
             output_loading_info=True,
+            **hooked,
         )
     except (MemoryError, torch.OutOfMemoryError):
         raise ValueError(f"{source.label} does not fit into the memory: pass a smaller dtype, another device, or a device_map") from None
@@ -220,17 +241,26 @@ def _check_map(device_map: Any) -> None:
         return
     if not isinstance(device_map, str):
         raise TypeError(f"device_map={device_map!r} is none: pass {', '.join(known)}, a device, or a dict of modules and devices")
+    try:
+        torch.device(device_map)
+    except RuntimeError:
+        raise ValueError(f"device_map={device_map!r} is unknown: use {', '.join(known)} or a device") from None
     _device(device_map, "device_map")
 
 
 def _device(device: str | torch.device, argument: str = "device") -> torch.device:
     if device == "auto":
+        if (trouble := gpu_trouble()) is not None:
+            log.warning("torch is a CUDA build, but no GPU can be used (%s): the CPU is used", trouble)
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         target = torch.device(device)
     except (RuntimeError, TypeError):
         raise ValueError(f"{argument}={device!r} is unknown: use auto, cpu, cuda or cuda:N") from None
     if target.type == "cuda" and not torch.cuda.is_available():
+        trouble = gpu_trouble()
+        if trouble is not None:
+            raise ValueError(f"{argument}={device!r} cannot be used, though torch is a CUDA build ({trouble}): use device='cpu'")
         raise ValueError(f"{argument}={device!r} needs an NVIDIA GPU and a CUDA build of torch, neither is found here: use device='cpu'")
     if target.type == "cuda" and (target.index or 0) >= torch.cuda.device_count():
         raise ValueError(f"{argument}={device!r} is not there: this machine has {torch.cuda.device_count()} GPUs, numbered from 0")

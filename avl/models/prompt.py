@@ -43,7 +43,7 @@ def build_prompt(config: Any, processor: Any, question: str, n_images: int) -> s
         ValueError: the question is no text, empty, or holds what would not be read as text; the placeholders do not match the images; or
             the template is missing, fails, or leaves out an image or the question.
     """
-    _check_text(question)
+    check_text(question)
     image_token, family = image_token_of(processor), family_of(config)
     if not family.placeholders and n_images != 1:
         raise ValueError(f"{family.model_class} takes one picture, not {n_images}: pass one")
@@ -58,8 +58,8 @@ def build_prompt(config: Any, processor: Any, question: str, n_images: int) -> s
             )
         return str(question)
     question = question.strip()
-    _check_plain(processor, question)
-    owner = next((one for one in (processor, processor.tokenizer) if getattr(one, "chat_template", None)), None)
+    check_plain(processor, question)
+    owner = template_owner(processor)
     if owner is None:
         prompt = family.plain_prompt(config, f"{image_token}\n" * n_images, question)
         if prompt is None:
@@ -81,7 +81,13 @@ def build_prompt(config: Any, processor: Any, question: str, n_images: int) -> s
     return prompt
 
 
-def _check_text(question: Any) -> None:
+def template_owner(processor: Any) -> Any | None:
+    """Return what holds the chat template, the processor or its tokenizer; None where there is none."""
+    return next((one for one in (processor, processor.tokenizer) if getattr(one, "chat_template", None)), None)
+
+
+def check_text(question: Any) -> None:
+    """Refuse what is no text to ask (``ValueError``)."""
     if question is None:
         raise ValueError("the question is empty: ask something about the image")
     if not isinstance(question, str):
@@ -94,7 +100,7 @@ def _check_text(question: Any) -> None:
         raise ValueError(f"the question holds {what} at position {strange.start() + 1}, which is no text: remove it")
 
 
-def _check_plain(processor: Any, question: str) -> None:
+def check_plain(processor: Any, question: str) -> None:
     """Refuse text that the tokenizer reads as something other than text: it would change the prompt that the template writes."""
     tokenizer = processor.tokenizer
     special = {number: token.content for number, token in tokenizer.added_tokens_decoder.items() if token.special}

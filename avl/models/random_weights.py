@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from avl._compat import from_config
-from avl.models.families import FAMILIES, family_of, image_token_id
+from avl.models.families import FAMILIES, family_of, image_token_id, text_config
 from avl.models.random_configs import Architecture, Scale, Single, gemma_3_12b, internvl3_8b, qwen2_5_vl_7b, qwen3_vl_8b
 
 SYSTEM_TOKENS, QUESTION_TOKENS = 35, 30
@@ -43,15 +43,35 @@ def config(name: str, scale: float = 1.0) -> Any:
     return ARCHITECTURES[name].config(Scale(scale))
 
 
-def build(name: str, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32, scale: float = 1.0, seed: int = 0) -> Any:
+def build(
+    name: str, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32, scale: float = 1.0, seed: int = 0,
+    layers: int | None = None,
+) -> Any:  # fmt: skip
     """Return a model of that architecture in evaluation mode, with small normally distributed weights drawn on ``device`` itself.
 
+    Args:
+        name: of the architecture.
+        device: where.
+        dtype: of the weights.
+        scale: see :func:`config`.
+        seed: of the weights.
+        layers: how many of its text decoder's layers there are, the vision tower's two; None for all of both.
+
     Raises:
-        ValueError: see :func:`config`.
+        ValueError: see :func:`config`; or ``layers`` is out of range.
     """
     import transformers
 
     sizes = config(name, scale)
+    if layers is not None:
+        text = text_config(sizes)
+        if not 1 <= layers <= text.num_hidden_layers:
+            raise ValueError(f"layers={layers!r} is out of range: {name} has 1 to {text.num_hidden_layers}")
+        text.num_hidden_layers = layers
+        if getattr(text, "layer_types", None):
+            text.layer_types = text.layer_types[:layers]
+        if hasattr(sizes.vision_config, "num_hidden_layers"):
+            sizes.vision_config.num_hidden_layers = 2
     model_class = getattr(transformers, FAMILIES[ARCHITECTURES[name].family].model_class)
     torch.manual_seed(seed)
     # transformers' own initialization, run on the device: it also fills buffers such as RoPE frequencies

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 from avl.policies.avl import AVL
 from avl.policies.base import Coverage, KVBudget, Observation, Param, Policy, PromptShape, shown
+from avl.policies.equal_memory import EqualMemory, at_equal_memory
 from avl.policies.fastv import FastV
 from avl.policies.full import Full
 from avl.policies.h2o import H2O
@@ -42,6 +45,7 @@ __all__ = [
     "SPREAD_PRESETS",
     "TABLE_3",
     "Coverage",
+    "EqualMemory",
     "FastV",
     "Full",
     "KVBudget",
@@ -52,6 +56,7 @@ __all__ = [
     "PyramidKV",
     "SnapKV",
     "StreamingLLM",
+    "at_equal_memory",
 ]
 
 
@@ -60,6 +65,16 @@ def check_policy(policy: object) -> None:
     if not isinstance(policy, Policy):
         names = ", ".join(f"avl.{name}(...)" for name in POLICIES)
         raise ValueError(f"{shown(policy)} is not a policy: pass one of {names}")
+
+
+def labels(policies: Sequence[Policy]) -> list[str]:
+    """Return the label of each policy, with a number where several are equal: ``A-VL S=45 K=3 (2)``."""
+    names = [policy.label for policy in policies]
+    total, seen, found = Counter(names), Counter[str](), []
+    for name in names:
+        seen[name] += 1
+        found.append(f"{name} ({seen[name]})" if total[name] > 1 else name)
+    return found
 
 
 def cli_name(policy: type[Policy]) -> str:

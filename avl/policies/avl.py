@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
-from avl.policies.base import Coverage, KVBudget, Observation, Policy, PromptShape, param, share
+from avl.policies.base import Coverage, KVBudget, Observation, Policy, PromptShape, number, param, share
 from avl.policies.lattice import lattice
 
 PRUNED_BEFORE = 2
@@ -87,6 +87,14 @@ class AVL(Policy):
 
     def observe(self, layer: int, shape: PromptShape) -> Observation | None:
         return Observation("shared") if self.T is not None else None
+
+    def changed(self, **values: Any) -> Self:
+        most = number(values.get("S", self.S))
+        for name in ("C", "spread"):
+            part = getattr(self, name)
+            if name not in values and None not in (most, part) and part > most:
+                values[name] = most
+        return replace(self, **values)
 
     def with_budget(self, thousandths: int) -> Self:
         full = replace(self, C=None, spread=None)

@@ -25,17 +25,35 @@ from typing import Any, ClassVar, Literal, Self
 
 @dataclass(frozen=True)
 class PromptShape:
-    """Sizes of one row: image and text tokens of its prompt, max new tokens, and the model's decoder layers."""
+    """Sizes of one row: image and text tokens of its prompt, max new tokens, and the model's decoder layers.
+
+    In a later turn of a conversation the prompt is all that came before the turn's answer, and ``past`` says what of it the turn before has
+    left in the cache.
+    """
 
     n_image: int
     n_text: int
     max_new_tokens: int
     n_layers: int
+    past: PastTurn | None = None
 
     @property
     def length(self) -> int:
         """Tokens of the prompt."""
         return self.n_image + self.n_text
+
+    @property
+    def new(self) -> int:
+        """Tokens that the first pass of this turn feeds: the whole prompt, or what follows the turn before."""
+        return self.length if self.past is None else self.length - self.past.shape.length - self.past.steps
+
+
+@dataclass(frozen=True)
+class PastTurn:
+    """A turn that another one follows: its sizes, and the decode steps that it took."""
+
+    shape: PromptShape
+    steps: int
 
 
 @dataclass(frozen=True)
@@ -60,9 +78,12 @@ class KVBudget:
         """Return how many of the window's ``tokens`` prompt tokens are stored after prefill."""
         return min(count for count in (tokens, self.window, self.prompt) if count is not None)
 
-    def capacity(self, tokens: int, max_new_tokens: int) -> int:
-        """Return the number of the window's slots: one more than ``window``: a new token is stored and read before another is evicted."""
-        longest = self.start(tokens) + max_new_tokens
+    def capacity(self, start: int, max_new_tokens: int) -> int:
+        """Return the number of the window's slots: one more than ``window``: a new token is stored and read before another is evicted.
+
+        ``start``: tokens that are in it before the first step.
+        """
+        longest = start + max_new_tokens
         return longest if self.window is None else min(self.window + 1, longest)
 
 
@@ -273,6 +294,14 @@ class Policy:
                 f"it stores {least:.1%} to {most:.1%}"
             )
         return self.with_budget(_roundest(nearest, lambda value: stored(value) == count))
+
+    def changed(self, **values: Any) -> Self:
+        """Return the policy with these parameters changed; others that this leaves no room for are lowered to fit.
+
+        Raises:
+            ValueError: a value is out of range.
+        """
+        return replace(self, **values)
 
     def with_budget(self, thousandths: int) -> Self:
         """Return the policy with its budget parameter set to this many thousandths of a percent."""

@@ -38,9 +38,10 @@ class Cost:
 
 @dataclass(frozen=True)
 class _Layer:
-    """The answers of a policy's verbs for one layer; ``start`` counts the window's tokens after prefill."""
+    """The answers of a policy's verbs for one layer; ``seen`` counts what the last query of the first pass reads, ``start`` what is stored
+    in the window after it."""
 
-    present: int
+    seen: int
     start: int
     budget: KVBudget
     core: int | None
@@ -49,11 +50,12 @@ class _Layer:
 
 @functools.lru_cache(maxsize=512)
 def _layers(policy: Policy, shape: PromptShape) -> tuple[_Layer, ...]:
-    prompt, found = window_tokens(policy, shape), []
+    found = []
     for layer in range(shape.n_layers):
         budget, observation = policy.store(layer, shape), policy.observe(layer, shape)
         accumulates = observation is not None and observation.decode
-        found.append(_Layer(policy.present(layer, shape), budget.start(prompt), budget, policy.select(layer, shape), accumulates))
+        seen = policy.present(layer, shape) + shape.n_text if shape.past is None else budget.image + _arriving(policy, layer, shape)
+        found.append(_Layer(seen, window_start(policy, layer, shape), budget, policy.select(layer, shape), accumulates))
     return tuple(found)
 
 
@@ -68,11 +70,29 @@ def window_tokens(policy: Policy, shape: PromptShape) -> int:
     return shape.n_text if policy.pins_image else shape.length
 
 
-def _counts(layer: _Layer, n_text: int, t: int, update: bool) -> tuple[int, int, int]:
+def window_start(policy: Policy, layer: int, shape: PromptShape) -> int:
+    """Return how many tokens the window of ``layer`` stores after the first pass, of a prompt or of a later turn."""
+    budget = policy.store(layer, shape)
+    if shape.past is None:
+        return budget.start(window_tokens(policy, shape))
+    arriving = _arriving(policy, layer, shape)
+    return arriving if budget.window is None else min(arriving, budget.window)
+
+
+def _arriving(policy: Policy, layer: int, shape: PromptShape) -> int:
+    """Return how many tokens the window of ``layer`` holds within the first pass of a later turn: what is left, and what is new."""
+    past = shape.past
+    assert past is not None
+    left, size = window_start(policy, layer, past.shape) + past.steps, policy.store(layer, past.shape).window
+    new = window_tokens(policy, shape) - window_tokens(policy, past.shape) - past.steps
+    return (left if size is None else min(left, size)) + new
+
+
+def _counts(layer: _Layer, t: int, update: bool) -> tuple[int, int, int]:
     """Return the tokens stored, read and scored; plain numbers, because a prediction adds up thousands of them."""
     budget, window, start, core = layer.budget, layer.budget.window, layer.start, layer.core
     if t == 0:
-        return budget.image + start, layer.present + n_text, 0
+        return budget.image + start, layer.seen, 0
     # a new token is stored and read before another one is evicted, so a step reads one token more than the window
     held = start + t if window is None else min(start + t, window + 1)
     kept = held if window is None else min(held, window)
@@ -83,7 +103,7 @@ def _counts(layer: _Layer, n_text: int, t: int, update: bool) -> tuple[int, int,
 
 def layer_cost(policy: Policy, shape: PromptShape, layer: int, t: int) -> Cost:
     """Return the token counts of one layer at step ``t``."""
-    return Cost(*_counts(_layers(policy, shape)[layer], shape.n_text, t, policy.is_update(t)))
+    return Cost(*_counts(_layers(policy, shape)[layer], t, policy.is_update(t)))
 
 
 def step_cost(policy: Policy, shape: PromptShape, t: int) -> Cost:
@@ -91,7 +111,7 @@ def step_cost(policy: Policy, shape: PromptShape, t: int) -> Cost:
     update = policy.is_update(t)
     stored = read = scored = 0
     for layer, count in _kinds(policy, shape):
-        one = _counts(layer, shape.n_text, t, update)
+        one = _counts(layer, t, update)
         stored, read, scored = stored + count * one[0], read + count * one[1], scored + count * one[2]
     return Cost(stored, read, scored)
 
@@ -118,8 +138,10 @@ def stored_after_prefill(policy: Policy, shape: PromptShape) -> int:
 
 def allocated_tokens(policy: Policy, shape: PromptShape) -> int:
     """Return the number of slots of all layers, free ones included, which determines the memory of a row's cache."""
-    prompt = window_tokens(policy, shape)
-    return sum(count * (layer.budget.image + layer.budget.capacity(prompt, shape.max_new_tokens)) for layer, count in _kinds(policy, shape))
+    slots = (
+        (layer.budget.image + layer.budget.capacity(layer.start, shape.max_new_tokens), count) for layer, count in _kinds(policy, shape)
+    )
+    return sum(each * count for each, count in slots)
 
 
 def pruned_from(policy: Policy, shape: PromptShape) -> int | None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import math
 import types
 import typing
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from avl.trace.codec import unpack_bits, unpack_scores
-from avl.trace.events import End, Event, Prefill, Reading, Repeat, Scores, Sets, Start, Step
+from avl.trace.events import MOST_NATS, Agreement, End, Event, Prefill, Reading, Repeat, Scores, Sets, Start, Step, TextSets
 
 DEPTH = 64  # of nested values: far beyond any trace, far below what Python's own functions can follow
 LARGEST = 2**53  # beyond it JavaScript, and so the page, would round
@@ -124,7 +125,7 @@ def check_events(events: list[Event]) -> None:
             _need(not isinstance(event, Start), "a second start")
             _need(arm is None or 0 <= arm < len(start.arms), f"there is no arm {arm}, this trace has {len(start.arms)}")
             _check_counts(event)
-            if isinstance(event, Prefill | Step | Sets | End):
+            if isinstance(event, Prefill | Step | Sets | TextSets | End):
                 assert arm is not None
                 _need(arm not in ended, f"arm {arm} has ended before")
                 _check_turn(event, told)
@@ -147,9 +148,9 @@ def _check_start(start: Start) -> None:
             _need(1 <= getattr(start, name) <= most, f"{name} is {getattr(start, name)}, not from 1 to {most}")
         _need(0 <= start.n_text <= MOST_TOKENS, f"n_text is {start.n_text}, not from 0 to {MOST_TOKENS}")
         _need(start.token_bytes >= 0, f"token_bytes is {start.token_bytes}")
-        length = start.n_image + start.n_text
-        for name, first, stop in start.spans:
-            _need(0 <= first <= stop <= length, f"span {brief(name)} is not within the prompt's {length} tokens")
+        _check_prompt(start.n_image, start.n_text, start.spans, start.text)
+        _need(1 <= start.turn <= MOST_TOKENS, f"turn is {start.turn}, not from 1 to {MOST_TOKENS}")
+        _need(len(start.questions) == start.turn - 1, f"questions has {len(start.questions)} texts before turn {start.turn}")
         _need(all(min(size) >= 1 for size in start.images), "an image has no area")
         for grid in start.grids:
             _need(0 <= grid.image < len(start.images), f"a grid belongs to image {grid.image} of {len(start.images)}")
@@ -162,8 +163,19 @@ def _check_start(start: Start) -> None:
             _need(len(arm.spread) in (0, start.layers), f"spread has {len(arm.spread)} values for {start.layers} layers")
             for packed in arm.spread:
                 unpack_bits(packed, start.n_image)
+            own = start.n_text if arm.n_text is None else arm.n_text
+            _need(0 <= own <= MOST_TOKENS, f"n_text of an arm is {own}, not from 0 to {MOST_TOKENS}")
+            _check_prompt(start.n_image, own, arm.spans, arm.text)
+            _need(arm.new_tokens is None or 1 <= arm.new_tokens <= start.n_image + own, f"new_tokens is {arm.new_tokens}")
+            _need(len(arm.answers) in (0, start.turn - 1), f"answers has {len(arm.answers)} texts before turn {start.turn}")
     except ValueError as error:
         raise ValueError(f"bad start event: {error}") from None
+
+
+def _check_prompt(n_image: int, n_text: int, spans: tuple[tuple[str, int, int], ...], text: tuple[str, ...]) -> None:
+    for name, first, stop in spans:
+        _need(0 <= first <= stop <= n_image + n_text, f"span {brief(name)} is not within the prompt's {n_image + n_text} tokens")
+    _need(len(text) in (0, n_text), f"text has {len(text)} texts for {n_text} text tokens")
 
 
 def _check_counts(event: Event) -> None:
@@ -176,7 +188,7 @@ def _check_counts(event: Event) -> None:
         _need(not numbers or min(numbers) >= 0, f"{name} is negative")
 
 
-def _check_turn(event: Prefill | Step | Sets | End, told: dict[int, int]) -> None:
+def _check_turn(event: Prefill | Step | Sets | TextSets | End, told: dict[int, int]) -> None:
     """Raise ValueError unless the event may come next in its arm; ``told`` is brought up to date."""
     newest = told.get(event.arm)
     if isinstance(event, Prefill):
@@ -186,7 +198,7 @@ def _check_turn(event: Prefill | Step | Sets | End, told: dict[int, int]) -> Non
         _need(newest is not None, f"arm {event.arm} has no prompt yet")
         _need(event.t - 1 == newest, f"t is {event.t} after token {newest}")
         told[event.arm] = event.t
-    elif isinstance(event, Sets):
+    elif isinstance(event, Sets | TextSets):
         _need(event.t == newest, f"t is {event.t} after token {newest}")
 
 
@@ -199,15 +211,40 @@ def _check_layers(event: Event, start: Start) -> None:
         lists = {"stored": event.stored, "core": event.core}
         for packed in (*(event.stored or ()), *(event.core or ()), *filter(None, [event.pruned])):
             unpack_bits(packed, start.n_image)
+    elif isinstance(event, TextSets):
+        _need((event.kept is None) == (event.t > 0), "kept belongs to t = 0, and to no other")
+        _need(bool(event.gone) == (event.t > 0), "gone belongs to t > 0, and to no other")
+        lists = {"kept": event.kept, "gone": event.gone or None}
+        for packed in event.kept or ():
+            unpack_bits(packed, start.text_tokens(event.arm))
+        most = start.text_tokens(event.arm) + event.t
+        for tokens in event.gone:
+            rising = all(a < b for a, b in itertools.pairwise(tokens))
+            within = not tokens or (tokens[0] >= 0 and tokens[-1] < most)
+            _need(rising and within, f"gone does not hold ascending numbers of text tokens below {most}")
     elif isinstance(event, Scores):
-        lists = {"image": event.image, "shares": event.shares}
-        for packed in event.image:
-            scores = unpack_scores(packed)
-            _need(scores.size == start.n_image, f"image holds {scores.size} scores of {start.n_image} image tokens")
-            _need(bool(np.isfinite(scores).all() and (scores >= 0).all()), "image holds a score that is negative or no number")
+        lists = {"image": event.image, "shares": event.shares, "rest": event.rest}
+        whole = [not np.isnan(unpack_scores(packed, start.n_image)).any() for packed in event.image]
+        _need(all(whole) or event.rest is not None, "image does not list all tokens, and there is no rest")
+        if event.mean:
+            _need(not np.isnan(unpack_scores(event.mean, start.n_image)).any(), "mean does not list all image tokens")
         _need(all(len(shares) in (4, 5) for shares in event.shares or ()), "shares does not hold five shares per layer")
         _need(all(min(shares) >= 0 for shares in event.shares or ()), "shares holds a negative share")
     elif isinstance(event, Repeat):
         _need(event.number >= 1, f"number is {event.number}")
+    elif isinstance(event, Agreement):
+        _check_agreement(event, start)
     for name, values in lists.items():
         _need(values is None or len(values) == start.layers, f"{name} has {len(values or ())} values for {start.layers} layers")
+
+
+def _check_agreement(event: Agreement, start: Start) -> None:
+    """Raise ValueError unless all lists are of the same one to ``limit`` tokens, and the arm that is compared with exists."""
+    arms, tokens = len(start.arms), len(event.tokens)
+    _need(event.reference is None or event.reference < arms, f"there is no arm {event.reference}, this trace has {arms}")
+    _need(1 <= tokens <= start.limit, f"tokens has {tokens} values, not from 1 to {start.limit}")
+    for name in ("texts", "top", "top_texts", "kl", "nll", "full_nll"):
+        _need(len(getattr(event, name)) == tokens, f"{name} has {len(getattr(event, name))} values for {tokens} tokens")
+    differ = [(token is None) == (text is None) for token, text in zip(event.top, event.top_texts, strict=True)]
+    _need(all(differ), "top and top_texts differ in where they have none")
+    _need(max(*event.kl, *event.nll, *event.full_nll) <= MOST_NATS, f"kl, nll or full_nll is above {MOST_NATS:g}")

@@ -3,14 +3,32 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from avl.trace.check import WORDS, brief, check_events, check_values, fit, unique
-from avl.trace.events import SCHEMA, End, Error, Event, Prefill, Reading, Repeat, Scores, Sets, Start, Step, Warning
+from avl.trace.events import (
+    READS,
+    SCHEMA,
+    Agreement,
+    End,
+    Error,
+    Event,
+    Prefill,
+    Reading,
+    Repeat,
+    Scores,
+    Sets,
+    Start,
+    Step,
+    TextSets,
+    Warning,
+)
 
-KINDS: dict[str, type[Event]] = {cls.kind: cls for cls in (Start, Prefill, Step, Sets, Scores, Reading, Warning, Error, End, Repeat)}
+KINDS: dict[str, type[Event]] = {
+    cls.kind: cls for cls in (Start, Prefill, Step, Sets, TextSets, Scores, Reading, Warning, Error, End, Repeat, Agreement)
+}
 
 
 def event_from_dict(data: dict[str, Any]) -> Event:
@@ -28,6 +46,7 @@ def event_from_dict(data: dict[str, Any]) -> Event:
         raise ValueError(f"unknown event kind {brief(kind)}; a trace has {', '.join(KINDS)}")
     if cls is Start:
         _check_schema(data.get("schema"))
+        data["schema"] = SCHEMA  # what is read is written anew in the present version
     try:
         event: Event = fit(cls, data)
     except ValueError as error:
@@ -36,8 +55,31 @@ def event_from_dict(data: dict[str, Any]) -> Event:
 
 
 def _check_schema(found: Any) -> None:
-    if type(found) is not int or found != SCHEMA:
-        raise ValueError(f"this trace has schema {brief(found)}, this version reads schema {SCHEMA}: record it again")
+    if type(found) is not int or found not in READS:
+        known = " and ".join(map(str, READS))
+        raise ValueError(f"this trace has schema {brief(found)}, this version reads schema {known}: record it again")
+
+
+def events_json(events: Sequence[Event], most: int | None = None) -> str:
+    """Return events as the text of a JSON list.
+
+    Args:
+        events: in order.
+        most: bytes of the text, in which not all of them need to fit, but one at least; None for all of them.
+    """
+    texts: list[str] = []
+    size = 0
+    for event in events:
+        text = _dumps(event.to_dict())
+        size += len(text)
+        if most is not None and texts and size > most:
+            break
+        texts.append(text)
+    return f"[{','.join(texts)}]"
+
+
+def _dumps(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
 
 
 @dataclass
@@ -71,19 +113,19 @@ class Trace:
         return self.events[0]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the trace as plain data: ``{"schema": 1, "meta": {...}, "images": [...], "events": [...]}``."""
+        """Return the trace as plain data: ``{"schema": 2, "meta": {...}, "images": [...], "events": [...]}``."""
         return {"schema": SCHEMA, "meta": self.meta, "images": self.images, "events": [e.to_dict() for e in self.events]}
 
     def to_json(self) -> str:
         """Return :meth:`to_dict` as JSON text."""
-        return json.dumps(self.to_dict(), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+        return _dumps(self.to_dict())
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Trace:
         """Parse the output of :meth:`to_json`, as text or as UTF-8.
 
         Raises:
-            ValueError: the text is not a trace of this schema, or its events are not those of one run; in one sentence.
+            ValueError: the text is not a trace of a schema that is read, or its events are not those of one run; in one sentence.
         """
         if not isinstance(text, str | bytes | bytearray):
             raise ValueError(f"a trace is JSON text, not a {type(text).__name__}: read the file first")

@@ -1,4 +1,4 @@
-"""Where to listen, checked before a model is loaded for minutes."""
+"""Where to listen, from before a model is loaded for minutes."""
 
 from __future__ import annotations
 
@@ -6,18 +6,23 @@ import errno
 import ipaddress
 import os
 import socket
+from typing import Any
 
 PRIVATE = "127.0.0.0/8,10.0.0.0/8,172.16.0.0/12,192.168.0.0/16"
 FIRST_PORT = 7860
 PORTS = 100
+BACKLOG = 2048
 
 
-def check(host: str | None, port: int | None) -> tuple[str, int]:
-    """Return the address and the port to listen on.
+def listen(host: str | None, port: int | None) -> tuple[str, int, list[socket.socket]]:
+    """Listen, so that whoever connects from now on waits for an answer.
 
     Args:
         host: as given, None for GRADIO_SERVER_NAME or else this machine only.
         port: as given, None for GRADIO_SERVER_PORT or else the first free one from 7860.
+
+    Returns:
+        The address, the port, and a socket for each address that the host's name has.
 
     Raises:
         OSError: nothing can listen there; one sentence.
@@ -30,14 +35,15 @@ def check(host: str | None, port: int | None) -> tuple[str, int]:
         port = int(given)
     if port is None:
         for one in range(FIRST_PORT, FIRST_PORT + PORTS):
-            if _listen(host, one):
-                return host, one
+            if (sockets := _listen(host, one)) is not None:
+                return host, one, sockets
         raise OSError(f"no port from {FIRST_PORT} to {FIRST_PORT + PORTS - 1} is free: name one with --port")
     if not 1 <= port <= 65535:
         raise ValueError(f"port {port} is out of range: use a number from 1 to 65535")
-    if not _listen(host, port):
+    sockets = _listen(host, port)
+    if sockets is None:
         raise OSError(f"port {port} is in use: stop the program that listens there, or choose another one with --port")
-    return host, port
+    return host, port, sockets
 
 
 def check_proxies(text: str) -> str:
@@ -55,20 +61,42 @@ def check_proxies(text: str) -> str:
     return ",".join(names)
 
 
-def _listen(host: str, port: int) -> bool:
-    """Return whether the port is free."""
+def _listen(host: str, port: int) -> list[socket.socket] | None:
+    """Return sockets that are listened on, None where the port is in use."""
     try:
-        family, kind, _, _, address = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        with socket.socket(family, kind) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
-            probe.listen(1)  # with SO_REUSEADDR, Linux notices another listener only here
+        places = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (socket.gaierror, UnicodeError):
         raise OSError(f"{host!r} is no address of this machine: use 127.0.0.1, 0.0.0.0 or a name of this machine with --host") from None
-    except OSError as error:
-        if error.errno == errno.EADDRINUSE:
-            return False
-        if error.errno in (errno.EACCES, errno.EPERM):
-            raise OSError(f"port {port} is not ours to use: choose one from 1024 with --port") from None
-        raise OSError(f"cannot listen on {host}, port {port}: {error.strerror}") from None
-    return True
+    sockets: list[socket.socket] = []
+    problem = OSError()
+    for family, kind, _, _, place in dict.fromkeys(places):
+        try:
+            sockets.append(_listen_at(family, kind, place))
+        except OSError as error:
+            problem = error
+            if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):  # localhost has an IPv6 address where IPv6 is off
+                break
+    else:
+        if sockets:
+            return sockets
+    for one in sockets:
+        one.close()
+    if problem.errno == errno.EADDRINUSE:
+        return None
+    if problem.errno in (errno.EACCES, errno.EPERM):
+        raise OSError(f"port {port} is not ours to use: choose one from 1024 with --port")
+    raise OSError(f"cannot listen on {host}, port {port}: {problem.strerror}")
+
+
+def _listen_at(family: int, kind: int, place: Any) -> socket.socket:
+    one = socket.socket(family, kind)
+    try:
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        one.bind(place)
+        one.listen(BACKLOG)  # with SO_REUSEADDR, Linux notices another listener only here
+    except OSError:
+        one.close()
+        raise
+    return one

@@ -3,13 +3,11 @@
 No ``from __future__ import annotations`` here: Gradio reads the types of the endpoint from its signature as objects.
 """
 
-import asyncio
 import base64
 import binascii
-import logging
-import secrets
+import contextlib
 import tempfile
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +15,13 @@ import gradio as gr
 from gradio.utils import get_upload_folder
 
 from avl import trace
+from avl.engine.conversation import Said
 from avl.engine.request import GenerationRequest
 from avl.ui import settings as controls
-from avl.ui.errors import kind, sentence
-from avl.ui.job import Job
-from avl.ui.queue import ThreadTransport, batches
+from avl.ui.queue import ThreadTransport
+from avl.ui.serving import served
 from avl.ui.settings import About
-from avl.ui.visitors import visitor_of
-
-log = logging.getLogger(__name__)
+from avl.ui.turns import told_history
 
 MAX_BYTES = 8 * 2**20
 
@@ -55,6 +51,53 @@ def picture_path(image: Any, folder: Path, name: str = "picture") -> Path:
     raise ValueError("Pass the picture with gradio_client.handle_file(...), or as a data URI (data:image/png;base64,…).")
 
 
+@contextlib.contextmanager
+def picture_files(images: Sequence[Any]) -> Iterator[list[Path]]:
+    """Give a program's pictures as files, those that came as data for as long as this is open; one more than may be asked about at most.
+
+    Raises:
+        ValueError: as :func:`picture_path`.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        some = enumerate(images[: controls.MAX_PICTURES + 1])
+        yield [picture_path(image, Path(folder), f"picture-{number}") for number, image in some]
+
+
+async def answered(
+    transport: ThreadTransport,
+    make: Callable[[], GenerationRequest],
+    images: list[Any],
+    visitor: gr.Request | None,
+    unread: Callable[[str | None], float],
+    before: Callable[[], Sequence[Said]] = tuple,
+) -> AsyncIterator[dict[str, Any]]:
+    """Yield what a program gets of a run: states and events, at last the answers, the history and the whole trace.
+
+    Args:
+        transport: the queue.
+        make: builds and checks the request.
+        images: that it is made of; emptied once the job has them.
+        visitor: who asks.
+        unread: tells for how many seconds a session's oldest message has waited to be read.
+        before: gives the turns before this one.
+
+    Raises:
+        gr.Error: the request was refused or failed; one sentence.
+    """
+    run = trace.Trace()
+    async for state, events in served(transport, make, visitor, unread):
+        images.clear()  # by now the job has them
+        for event in events:
+            run.append(event)
+        yield {**state, "events": [event.to_dict() for event in events]}
+    yield {
+        "state": "done",
+        "answers": [event.text for event in sorted(run.of(trace.End), key=lambda end: end.arm)],
+        "history": told_history(before(), run),
+        "trace": {"schema": trace.SCHEMA, "meta": run.meta, "images": [], "events": [event.to_dict() for event in run]},
+    }
+
+
 def endpoint(transport: ThreadTransport, about: About, unread: Callable[[str | None], float] = lambda session: 0.0) -> Callable[..., Any]:
     """Return the function behind ``/compare``.
 
@@ -65,13 +108,9 @@ def endpoint(transport: ThreadTransport, about: About, unread: Callable[[str | N
     """
     defaults = controls.settings(about)
 
-    def check(images: list[Any], question: Any, chosen: dict[str, Any]) -> GenerationRequest:
-        with tempfile.TemporaryDirectory() as folder:
-            some = enumerate(images[: controls.MAX_PICTURES + 1])
-            paths = [picture_path(image, Path(folder), f"picture-{number}") for number, image in some]
-            request = controls.prepare(paths, question, chosen, about)
-        transport.limits.check_work(request)
-        return request
+    def make(images: list[Any], question: Any, chosen: dict[str, Any]) -> GenerationRequest:
+        with picture_files(images) as paths:
+            return controls.prepare(paths, question, chosen, about)
 
     async def compare(
         image: dict,
@@ -86,14 +125,16 @@ def endpoint(transport: ThreadTransport, about: About, unread: Callable[[str | N
         repeats: int = 1,
         scores: bool = False,
         more_images: list | None = None,
+        agreement: bool = False,
+        equal_memory: bool = False,
         visitor: gr.Request = None,  # type: ignore[assignment]  # Gradio fills it in, and tells no caller of it
     ) -> AsyncIterator[dict[str, Any]]:
-        """Answer one question about a picture, or several, under one or two policies.
+        """Answer one question about a picture, or several, under 1 to MAX_ARMS policies.
 
         Args:
             image: the picture, `gradio_client.handle_file("picture.png")`.
             question: a plain question.
-            arms: one or two of POLICIES; parameters may be left out, null is off.
+            arms: 1 to MAX_ARMS of POLICIES; parameters may be left out, null is off.
             max_new_tokens: most tokens of each answer.
             mode: "race" or "isolated".
             batch: the same request this many times at once.
@@ -103,10 +144,14 @@ def endpoint(transport: ThreadTransport, about: About, unread: Callable[[str | N
             repeats: run it so many times; each further time is one `repeat` event per arm.
             scores: record the attention of every pass afterwards (`scores` events).
             more_images: further pictures, each like `image`.
+            agreement: feed full attention's answer through every arm afterwards and compare each token (an `agreement` event per arm).
+            equal_memory: set the budget of every arm so that it stores what the first A-VL does (without one, the first arm with a budget).
             visitor: who asks; no argument of the endpoint.
 
         Returns:
-            While it runs `{"state", "position", "events"}`; the last value is `{"state": "done", "answers", "trace"}` with the whole trace.
+            While it runs `{"state", "position", "events"}`; the last value is `{"state": "done", "answers", "history", "trace"}` with the
+            whole trace.
+            `history` is for `/ask_on`; null where nothing can follow, as with a batch.
         """
         chosen = {
             "arms": arms,
@@ -118,46 +163,20 @@ def endpoint(transport: ThreadTransport, about: About, unread: Callable[[str | N
             "seed": seed,
             "repeats": repeats,
             "scores": scores,
+            "agreement": agreement,
+            "equal_memory": equal_memory,
         }
-        job: Job | None = None
-        try:
-            if not isinstance(more_images, list | None):
-                raise ValueError("more_images must be a list of pictures.")
-            request = await asyncio.to_thread(check, [image, *(more_images or [])], question, chosen)
-            del image, more_images
-            job = transport.submit(request, f"api-{secrets.token_hex(8)}", visitor_of(visitor))
-            del request
-            run = trace.Trace()
-            session = visitor.session_hash if visitor is not None else None
-            async for events in batches(transport, job, unread=lambda: unread(session)):
-                for event in events:
-                    run.append(event)
-                # "done" is said once, by the value that has the answers
-                yield {
-                    "state": "running" if job.state == "done" else job.state,
-                    "position": transport.position(job),
-                    "events": [event.to_dict() for event in events],
-                }
-            errors = [event.message for event in run if isinstance(event, trace.Error)]
-            if errors:
-                raise ValueError(errors[-1])
-            yield {
-                "state": "done",
-                "answers": [event.text for event in sorted(run.of(trace.End), key=lambda end: end.arm)],
-                "trace": {"schema": trace.SCHEMA, "meta": run.meta, "images": [], "events": [event.to_dict() for event in run]},
-            }
-        except Exception as error:  # a person sees a sentence, the log the rest
-            if kind(error) not in ("input", "busy"):
-                log.exception("the endpoint failed")
-            if job is None:
-                transport.refused(error)
-            raise gr.Error(sentence(error), print_exception=False) from None
-        finally:
-            if job is not None:
-                transport.leave(job)
+        if not isinstance(more_images, list | None):
+            raise gr.Error("more_images must be a list of pictures.", print_exception=False)
+        images = [image, *(more_images or [])]
+        del image, more_images
+        async for value in answered(transport, lambda: make(images, question, chosen), images, visitor, unread):
+            yield value
 
     if compare.__doc__:  # python -OO has none
-        compare.__doc__ = compare.__doc__.replace("POLICIES", ", ".join(f"`{example}`" for example in controls.examples()))
+        compare.__doc__ = compare.__doc__.replace("MAX_ARMS", str(controls.MAX_ARMS)).replace(
+            "POLICIES", ", ".join(f"`{example}`" for example in controls.examples())
+        )
     # a generator function's own annotation would be AsyncIterator, which says nothing to a caller
     compare.__annotations__["return"] = dict
     return compare

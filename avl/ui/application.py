@@ -48,6 +48,9 @@ class Application:
         limits: bytes and sessions.
         answers: path -> what answers it, such as ``/healthz``.
         own_folder: Gradio's folder for files, where it belongs to this process alone and may be kept small; else None.
+
+    Attributes:
+        tidy: gives up what else is kept for too long; called now and then.
     """
 
     def __init__(self, limits: Limits, answers: dict[str, Answer], own_folder: Path | None = None) -> None:
@@ -56,6 +59,7 @@ class Application:
         self._app: Any = None
         self.boxes: sessions.Mailboxes | None = None
         self.closing: str | None = None
+        self.tidy: Callable[[], None] = lambda: None
 
     def unread(self, session: str | None) -> float:
         """Seconds that a session's oldest message has waited for its reader."""
@@ -103,3 +107,4 @@ class Application:
             assert self.boxes is not None
             sessions.sweep(self._app, self.boxes, 2 * self._limits.unread_seconds)
             await asyncio.to_thread(self.make_room)
+            self.tidy()

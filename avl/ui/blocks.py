@@ -27,7 +27,7 @@ class SpokenBlocks(gr.Blocks):
         """
         try:
             function = self.fns[block_fn] if isinstance(block_fn, int) else block_fn
-            if function.api_name == "compare" and len(inputs) < len(function.inputs):
+            if function.api_visibility == "public" and len(inputs) < len(function.inputs):
                 inputs = [*inputs, *(getattr(component, "value", None) for component in function.inputs[len(inputs) :])]
             _check_addresses(inputs)
             return await super().process_api(block_fn, inputs, *args, **options)

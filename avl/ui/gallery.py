@@ -12,18 +12,23 @@ from avl._paths import ASSETS
 from avl.models.images import data_uri, open_image
 
 FOLDER = ASSETS / "gallery"
+BUNDLED_NAME = "the bundled small LLaVA"
 RESTORE = "restore the file from the repository, or install the package again"
 
 
 @dataclass(frozen=True)
 class Example:
-    """A picture with questions that suit it; ``answers`` maps a question to its right answer where there is one."""
+    """A picture with questions that suit it; ``answers`` maps a question to its right answer where there is one.
+
+    ``conversation``: two questions to ask one after the other, empty where none are proposed.
+    """
 
     key: str
     name: str
     path: Path
     questions: tuple[str, ...]
     answers: tuple[tuple[str, str], ...] = ()
+    conversation: tuple[str, ...] = ()
 
 
 @lru_cache(maxsize=4)
@@ -45,6 +50,7 @@ def examples(bundled: bool) -> tuple[Example, ...]:
                 path=FOLDER / entry["file"],
                 questions=tuple(question for question, _ in entry["questions"]),
                 answers=tuple((question, answer) for question, answer in entry["questions"] if answer),
+                conversation=tuple(entry.get("conversation", ())),
             )
             for entry in entries
             if (FOLDER / entry["file"]).exists()
@@ -54,18 +60,22 @@ def examples(bundled: bool) -> tuple[Example, ...]:
 
 
 def recording(bundled: bool) -> trace.Trace | None:
-    """Return the run that the page opens with: the bundled model's first file in ``assets/traces``, None without one.
+    """Return the run that the page opens with: the first file in ``assets/traces``, None without one.
+
+    It is of the bundled model; a page of another model hears that from ``other_model`` in its meta.
 
     Raises:
         OSError: the file is no trace that this version can read; one sentence.
     """
-    for path in sorted((ASSETS / "traces").glob("*.json"))[: int(bundled)]:
+    for path in sorted((ASSETS / "traces").glob("*.json"))[:1]:
         try:
             found = trace.Trace.from_json(path.read_text("utf-8"))
             found.start.to_dict()
-            names = {example.path.name: example for example in examples(bundled)}
+            names = {example.path.name: example for example in examples(bundled=True)}
             if example := names.get(str(next(iter(found.meta.get("pictures", [])), ""))):
-                found.meta |= {"pictures": [example.name], "link": f"ex={example.key}"}
+                found.meta |= {"pictures": [example.name], **({"link": f"ex={example.key}"} if bundled else {})}
+            if not bundled:
+                found.meta["other_model"] = BUNDLED_NAME
             return found
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise OSError(f"assets/traces/{path.name} is not a trace that can be shown ({_why(error)}): {RESTORE}") from None

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import itertools
 import logging
 import secrets
 import shutil
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,14 +22,15 @@ from starlette.responses import JSONResponse
 from avl import trace
 from avl.engine.request import GenerationRequest
 from avl.models import images as pictures
-from avl.ui import report
 from avl.ui import settings as controls
-from avl.ui.errors import kind, sentence
+from avl.ui.errors import Busy, kind, sentence
+from avl.ui.following import Following
 from avl.ui.gallery import Example
-from avl.ui.job import Job
 from avl.ui.limits import Limits
-from avl.ui.queue import ThreadTransport, ZeroGPUTransport, batches
+from avl.ui.queue import ThreadTransport
+from avl.ui.runs import KeptRun, Runs, thumbnail
 from avl.ui.settings import About
+from avl.ui.turns import Asked
 from avl.ui.visitors import visitor_of
 
 log = logging.getLogger(__name__)
@@ -83,125 +85,128 @@ def spread(questions: list[tuple[str, str]], most: int = 6) -> list[tuple[str, s
     return questions[:3] + [rest[i * len(rest) // (most - 3)] for i in range(most - 3)]
 
 
-def _buttons(running: bool) -> list[gr.Button]:
+def buttons(running: bool) -> list[gr.Button]:
     """Run and Stop, of which one can be pressed."""
     return [gr.Button(interactive=not running), gr.Button(interactive=running)]
 
 
 class Stream:
-    """One run as the values that the player receives: batches of events, at the end the whole trace."""
+    """One run as the values that a page receives: batches of events, each sent once, and at the end how many there were.
 
-    def __init__(self, key: str, request: GenerationRequest, meta: dict[str, Any], runs: report.Runs) -> None:
-        self.key = key
-        self.trace = trace.Trace(images=[pictures.data_uri(image) for image in request.images], meta=meta)
+    Events travel as the text of a JSON list. Gradio walks through every value several times on both sides and sends what differs from the
+    value before, field by field; a text is one thing to all of these.
+
+    Args:
+        run: what is received.
+        first: number of the event to begin with.
+    """
+
+    def __init__(self, run: KeptRun, first: int = 0) -> None:
+        self._run, self._next = run, first
         self._pictures_sent = False
-        runs.add(key, self.trace)
 
-    def batch(self, events: list[trace.Event], state: str, position: int) -> dict[str, Any]:
-        """Return the next value: ``events`` and the number of those before them."""
-        first = len(self.trace.events)
-        for event in events:
-            self.trace.append(event)
-        images = [] if self._pictures_sent else self.trace.images
-        meta = {} if self._pictures_sent else {"meta": self.trace.meta}
+    def batch(self) -> dict[str, Any]:
+        """Return the next value: ``events`` that are new, and the number of those before them; the first one has the pictures too."""
+        run, first = self._run, self._next
+        events = run.trace.events[first:]
+        self._next += len(events)
+        begin = {} if self._pictures_sent else {"images": run.trace.images, "meta": run.trace.meta}
         self._pictures_sent = True
-        told = [event.to_dict() for event in events]
-        return message(run=self.key, state=state, position=position, first=first, images=images, events=told, **meta)
+        state = "running" if run.over else run.state  # that it is over is told by the last value
+        return message(run=run.key, state=state, position=run.position, first=first, events=trace.events_json(events), **begin)
 
-    def whole(self) -> dict[str, Any]:
-        """Return the last value."""
-        return message(run=self.key, state="done", trace=self.trace.to_dict())
+    def end(self) -> dict[str, Any]:
+        """Return the last value: the number of events, by which the player finds out that it missed some. Gradio sends it twice."""
+        return message(run=self._run.key, state="done", count=len(self._run.trace.events), meta=self._run.trace.meta)
+
+
+def kept(request: GenerationRequest, meta: dict[str, Any], visitor: str | None) -> KeptRun:
+    """Return what is kept of a run that is about to be queued."""
+    recorded = trace.Trace(images=[pictures.data_uri(image) for image in request.images], meta=meta)
+    return KeptRun(recorded, visitor, thumbnail(request.images[0]))
 
 
 class RunHandlers:
-    """Run and Stop, on the worker thread or on ZeroGPU; and the server's health.
+    """Run and Stop; and the server's health.
 
     Args:
         about: the model that is asked.
-        runs: where runs are kept for downloads.
-        transport: the worker thread with its queue, None on ZeroGPU.
-        zero: ZeroGPU's generator, None elsewhere.
+        runs: where runs are kept.
+        transport: the worker thread with its queue.
         limits: how much one run may generate.
 
     Attributes:
-        unread: tells for how many seconds a session's oldest message has waited to be read.
+        following: lets pages read runs.
+        transport, limits: as given.
     """
 
-    def __init__(
-        self, about: About, runs: report.Runs, transport: ThreadTransport | None, zero: ZeroGPUTransport | None, limits: Limits
-    ) -> None:
-        self._about, self._runs, self._transport, self._zero, self._limits = about, runs, transport, zero, limits
-        self.unread: Callable[[str | None], float] = lambda session: 0.0
+    def __init__(self, about: About, runs: Runs, transport: ThreadTransport, limits: Limits) -> None:
+        self._about, self._runs = about, runs
+        self.transport, self.limits = transport, limits
+        self.following = Following(transport, runs)
 
     def _check(self, path: Any, more: Any, question: Any, chosen: Any, known: Any) -> tuple[GenerationRequest, dict[str, Any]]:
         request = controls.prepare([one for one in (path, *(more or [])) if one], question, chosen, self._about)
-        self._limits.check_work(request)
+        self.limits.check_work(request)
         shown = Shown.of(known)
         names = [str(shown.name or Path(str(path)).name), *(Path(str(one)).name for one in more or [])]
         meta: dict[str, Any] = {"pictures": names, "picture_id": str(shown.id), "repeats": request.repeats}
         if shown.link and not more:
             meta["link"] = str(shown.link)
-        answers = shown.answers
-        if not more and isinstance(answers, dict) and isinstance(answers.get(request.question), str):
-            meta["expected"] = answers[request.question]
         return request, meta
 
     async def run(self, path: Any, more: Any, question: Any, chosen: Any, known: Any, visitor: gr.Request) -> AsyncIterator[list[Any]]:
         """Queue a run and hand its events on as they come."""
-        transport = self._transport
-        assert transport is not None
-        job: Job | None = None
         try:
             request, meta = await asyncio.to_thread(self._check, path, more, question, chosen, known)
-            stream = await asyncio.to_thread(Stream, secrets.token_urlsafe(16), request, meta, self._runs)
-            job = transport.submit(request, str(visitor.session_hash), visitor_of(visitor))
+            asked = await asyncio.to_thread(Asked.of, request, [path, *(more or [])], Shown.of(known).answers)
+            run = await asyncio.to_thread(kept, request, meta | asked.meta(request.question), visitor_of(visitor))
+            run.asked = asked
+            self.following.start(run, request, str(visitor.session_hash))
             del request  # the job holds the pictures, and gives them up with its end
-            yield [stream.batch([], "queued", transport.position(job)), *_buttons(running=True)]
-            async for events in batches(transport, job, unread=lambda: self.unread(visitor.session_hash)):
-                state = "stopping" if job.stop.is_set() and job.state != "done" else "running" if job.state == "done" else job.state
-                yield [stream.batch(events, state, transport.position(job)), gr.skip(), gr.skip()]
-            yield [stream.whole(), *_buttons(running=False)]
+            async with contextlib.aclosing(self.read(run, visitor)) as values:
+                async for value in values:
+                    yield value
         except Exception as error:  # a person sees a sentence, the log the rest
             if kind(error) not in ("input", "busy"):
                 log.exception("the handler failed")
-            transport.refused(error)
-            yield [message(state="refused", message=sentence(error)), *_buttons(running=False)]
-        finally:
-            # may run on the event loop when a tab closes: it only sets a flag, the worker cleans up
-            if job is not None:
-                transport.leave(job)
+            self.transport.refused(error)
+            yield [message(state="refused", message=sentence(error)), *buttons(running=False)]
 
-    def run_on_zero(self, path: Any, more: Any, question: Any, chosen: Any, known: Any) -> Iterator[list[Any]]:
-        """Run in ZeroGPU's child process and hand the events on as they come."""
-        assert self._zero is not None
+    async def rejoin(self, event: gr.EventData, visitor: gr.Request) -> AsyncIterator[list[Any]]:
+        """Read a run again, in a page that was loaded anew: its events from number ``first`` on, and then as they come."""
+        data = event._data if isinstance(event._data, dict) else {}
+        run, first = self._runs.find(data.get("run")), data.get("first", 0)
+        if run is None or type(first) is not int or first < 0:
+            yield [message(state="gone", run=str(data.get("run"))[:64]), *buttons(running=False)]
+            return
         try:
-            request, meta = self._check(path, more, question, chosen, known)
-            stream = Stream(secrets.token_urlsafe(16), request, meta, self._runs)
-            yield [stream.batch([], "queued", 0), *_buttons(running=True)]
-            for event in self._zero.stream(request):
-                yield [stream.batch([] if event is None else [event], "running", 0), gr.skip(), gr.skip()]
-            yield [stream.whole(), *_buttons(running=False)]
-        except ValueError as error:
-            yield [message(state="refused", message=sentence(error)), *_buttons(running=False)]
-        except gr.Error:
-            raise  # ZeroGPU's own words about quota
-        except Exception as error:
-            log.exception("the handler failed")
-            yield [message(state="refused", message=sentence(error)), *_buttons(running=False)]
+            async with contextlib.aclosing(self.read(run, visitor, first)) as values:
+                async for value in values:
+                    yield value
+        except Busy as error:
+            yield [message(state="gone", run=run.key, message=sentence(error)), *buttons(running=False)]
+
+    async def read(self, run: KeptRun, visitor: gr.Request, first: int = 0) -> AsyncGenerator[list[Any]]:
+        """Yield what the page, Run and Stop show of a run, to its end."""
+        stream, shown = Stream(run, first), buttons(running=True)
+        async with contextlib.aclosing(self.following.read(run, str(visitor.session_hash))) as news:
+            async for _ in news:
+                yield [stream.batch(), *shown]
+                shown = [gr.skip(), gr.skip()]
+        yield [stream.end(), *buttons(running=False)]
 
     def stop(self, visitor: gr.Request) -> None:
         """End the visitor's runs, waiting and running ones."""
-        if self._transport is not None:
-            self._transport.stop(str(visitor.session_hash))
+        self.following.stop(str(visitor.session_hash))
 
-    def stopped_on_zero(self) -> list[Any]:
-        """Return what the page shows once ZeroGPU's generator was closed."""
-        return [message(state="done"), *_buttons(running=False)]
+    def left(self, visitor: gr.Request) -> None:
+        """Note that a page was closed, or is loaded again."""
+        self.following.left(str(visitor.session_hash))
 
     async def health(self, _: HttpRequest) -> JSONResponse:
         """Answer ``/healthz``: 200 where runs are taken, else 503 with the reason."""
-        trouble = self._transport.trouble if self._transport is not None else None
-        running, waiting = self._transport.load if self._transport is not None else (0, 0)
+        trouble, (running, waiting) = self.transport.trouble, self.transport.load
         state: dict[str, Any] = {
             "state": trouble[0] if trouble else "ready",
             "model": self._about.name,
@@ -317,55 +322,3 @@ class PictureHandlers:
         """Measure the prompt anew, after the question changed."""
         # what is known stays as it is: this may be heard after the picture went, and would bring it back
         return message(measured={"id": Shown.of(known).id, **self._prompt([path, *(more or [])], question)})
-
-
-# what the scripts of the page call: plain functions, because Gradio marks each with an attribute, which a method does not take
-
-
-def player_functions(runs: report.Runs, recorded: trace.Trace | None) -> list[Callable[[Any], Any]]:
-    """Return the functions that the player calls: ``missing``, ``download`` and ``recording``."""
-    recording_json = None if recorded is None else recorded.to_json()
-
-    def missing(wanted: Any) -> Any:
-        """Events of a run from a number on, for a page that missed a batch."""
-        run = runs.get(wanted.get("run")) if isinstance(wanted, dict) else None
-        first = wanted.get("first") if isinstance(wanted, dict) else None
-        if run is None or not isinstance(first, int) or first < 0:
-            return None
-        return [event.to_dict() for event in run.events[first:]]
-
-    def download(wanted: Any) -> str:
-        """Return a run as JSON, CSV or an offline page."""
-        run = runs.get(wanted.get("run")) if isinstance(wanted, dict) else None
-        if run is None or not run.events:
-            raise gr.Error("The server no longer has this run.", print_exception=False)
-        kind = wanted.get("kind")
-        return report.page(run) if kind == "html" else report.steps_csv(run) if kind == "csv" else run.to_json()
-
-    def recording(_: Any) -> str | None:
-        """Return the run that the page opens with, asked for after the first paint: within the page, its size would hold that up."""
-        return recording_json
-
-    def last(wanted: Any) -> str | None:
-        """Return a run that the visitor had before the page was loaded anew, None where it is gone."""
-        run = runs.get(wanted.get("run")) if isinstance(wanted, dict) else None
-        return run.to_json() if run is not None and run.events else None
-
-    return [missing, download, recording, last]
-
-
-def settings_functions(about: About) -> list[Callable[[Any], Any]]:
-    """Return the functions that the settings call: ``predict`` and ``equal``; both hear the size of the chosen pictures' prompt."""
-
-    def predict(wanted: Any) -> dict[str, Any]:
-        """Return what the arms of the settings will store and read."""
-        wanted = wanted if isinstance(wanted, dict) else {}
-        return controls.predict(wanted.get("settings"), about, controls.sent_prompt(wanted.get("prompt"), about))
-
-    def equal(wanted: Any) -> dict[str, Any]:
-        """Return an arm's parameters at the stored share of the other arm."""
-        wanted = wanted if isinstance(wanted, dict) else {}
-        prompt = controls.sent_prompt(wanted.get("prompt"), about)
-        return controls.equal(wanted.get("settings"), wanted.get("arm"), about, prompt)
-
-    return [predict, equal]

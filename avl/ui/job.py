@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import secrets
 import threading
 import time
@@ -24,7 +25,8 @@ class Job:
         stop: set when the run is to end before its next step.
         why: why the server itself ended it, one sentence; the visitor hears it after the run's own last event.
         outcome: done, stopped, failed; None while it waits or runs.
-        progress: when the worker last handed something over, seconds of the monotonic clock.
+        context: of the call that it came with, None where it runs in the worker's own.
+        progress: when the worker last handed something over or asked whether to stop, seconds of the monotonic clock.
     """
 
     request: GenerationRequest
@@ -37,6 +39,7 @@ class Job:
     why: str | None = None
     outcome: str | None = None
     began: float | None = None
+    context: contextvars.Context | None = None
     progress: float = field(default_factory=time.monotonic)
     _events: deque[trace.Event] = field(default_factory=deque)
     _wake: asyncio.Event = field(default_factory=asyncio.Event)
@@ -91,6 +94,23 @@ class Job:
     def picture_bytes(self) -> int:
         """Memory that the request's pictures take."""
         return sum(image.width * image.height * 3 for image in self.request.images)
+
+
+class Polled(threading.Event):
+    """The stop of a job as its run hears it: a run that asks is alive, also where it has nothing to tell for minutes, as in a replay."""
+
+    def __init__(self, job: Job) -> None:
+        super().__init__()
+        self._job = job
+
+    def is_set(self) -> bool:
+        """Return whether the run is to end, and note that it asked."""
+        self._job.progress = time.monotonic()
+        return self._job.stop.is_set()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until the run is to end."""
+        return self._job.stop.wait(timeout)
 
 
 class Observer:

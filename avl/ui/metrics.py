@@ -10,6 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from avl import trace
+from avl.trace.sweeps import SweepPoint
 from avl.ui.errors import kind
 from avl.ui.job import Job, Observer
 
@@ -65,6 +66,9 @@ class Metrics(Observer):
             self._tokens.labels(policy).inc()
             (self._step if isinstance(event, trace.Step) else self._first).labels(policy).observe(event.ms / 1000)
             self._stored.labels(policy).set(event.stored_bytes)
+        elif isinstance(event, SweepPoint):
+            if len(event.runs) == 1:  # later rows of the point repeat its answer
+                self._tokens.labels(str(event.policy["name"])).inc(len(event.tokens))
         elif isinstance(event, trace.Error):
             self._errors.labels("memory" if "memory" in event.message else "internal").inc()
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,19 +12,25 @@ from typing import Any
 import gradio as gr
 
 from avl import trace
-from avl.ui import api, components, gallery, report
+from avl.engine.sweep import with_sweeps
+from avl.ui import api, components, gallery, sweep_api, sweeps, turn_api, what_if
 from avl.ui import settings as controls
 from avl.ui.application import Application
 from avl.ui.blocks import SpokenBlocks
-from avl.ui.handlers import PictureHandlers, RunHandlers, Scene, message, player_functions, settings_functions
+from avl.ui.functions import player_functions, settings_functions
+from avl.ui.handlers import PictureHandlers, RunHandlers, Scene, message
 from avl.ui.limits import Limits
 from avl.ui.logs import RunLog
 from avl.ui.metrics import Metrics
-from avl.ui.queue import Race, ThreadTransport, ZeroGPUTransport
+from avl.ui.queue import Race, ThreadTransport
+from avl.ui.runs import Runs
 from avl.ui.security import host_names
 from avl.ui.settings import About
+from avl.ui.turn_handlers import TurnHandlers
+from avl.ui.zero import ZeroGPU
 
 IDLE_SECONDS = 5  # between two readings of the header, while nothing runs
+QUEUE_SECONDS = 0.01  # between two looks of Gradio's queue for work; its own 0.001 takes 4 % of a core for ever
 PRIVATE: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 AT_ONCE: dict[str, Any] = {"queue": False, **PRIVATE}
 
@@ -32,8 +40,8 @@ class Page:
     """The built page and what belongs to it."""
 
     blocks: gr.Blocks
-    runs: report.Runs
-    transport: ThreadTransport | None
+    runs: Runs
+    transport: ThreadTransport
     application: Application
     options: dict[str, Any]
     remove_files: Callable[[], None]
@@ -89,6 +97,7 @@ def build(
     scene: Scene | None = None,
     recorded: trace.Trace | None = None,
     zero_gpu: Callable[..., Any] | None = None,
+    warm_up: Callable[[threading.Event], None] | None = None,
     idle: Callable[[], dict[str, Any]] | None = None,
     limits: Limits | None = None,
     metrics: bool = True,
@@ -101,7 +110,8 @@ def build(
         about: what the page says and predicts about the model.
         scene: draws a scene with known answers, for "New scene"; None hides the button.
         recorded: a trace to show until the visitor runs something.
-        zero_gpu: ``spaces.GPU`` where the page runs on ZeroGPU; else one worker thread runs everything.
+        zero_gpu: ``spaces.GPU`` where runs happen on ZeroGPU; else they happen in this process.
+        warm_up: what each new process of ZeroGPU's does first; takes an event that tells it to end.
         idle: reads memory and power between runs for the header, as ``telemetry.idle``; None shows none.
         limits: how much visitors may take, None for the usual.
         metrics: whether ``/metrics`` answers.
@@ -112,36 +122,55 @@ def build(
     """
     limits = limits or Limits()
     counters = Metrics()
-    transport = None if zero_gpu else ThreadTransport(race, limits, (RunLog(), counters))
-    runs = report.Runs()
+    race = with_sweeps(race)
+    if zero_gpu is not None:
+        race = ZeroGPU(race, zero_gpu, warm_up)
+    transport = ThreadTransport(race, limits, (RunLog(), counters), in_context=zero_gpu is not None)
+    runs = Runs(limits)
     if recorded is not None:
         runs.keep("recorded", recorded)
     shelf = gallery.examples(about.bundled)
-    on_run = RunHandlers(about, runs, transport, ZeroGPUTransport(race, zero_gpu) if zero_gpu else None, limits)
+    swept = Runs(dataclasses.replace(limits, run_bytes=limits.run_bytes // 8))
+    on_run = RunHandlers(about, runs, transport, limits)
+    on_turn = TurnHandlers(on_run, runs)
+    on_sweep = sweeps.SweepHandlers(about, swept, transport, limits)
     on_picture = PictureHandlers(about, shelf, scene)
-    answers: dict[str, Any] = {"/healthz": on_run.health, f"/{components.PLOTLY_ADDRESS}": components.plotly_script}
-    if metrics and transport is not None:
+    scripts = {f"/{components.PLOTLY_ADDRESS}": components.plotly_script, f"/{components.SCRIPT_ADDRESS}": components.own_script}
+    answers: dict[str, Any] = {"/healthz": on_run.health, **scripts}
+    if metrics:
         counters.watch(lambda: transport.load, lambda: transport.trouble is not None)
         answers["/metrics"] = counters.answer
     application = Application(limits, answers, own_folder)
-    on_run.unread = application.unread
+    on_run.following.unread = application.unread
+    on_sweep.unread = application.unread
+
+    def tidy() -> None:
+        runs.tidy()
+        swept.tidy()
+
+    application.tidy = tidy
     with SpokenBlocks(title=about.title, analytics_enabled=False, fill_width=True, delete_cache=(3600, 3600)) as blocks:
         parts = _layout(
             about,
             shelf,
             on_picture,
-            player_functions(runs, recorded),
+            player_functions(runs, recorded, on_run.following),
+            [*sweeps.sweep_functions(swept, about), *what_if.what_if_functions(about)],
             recorded is not None,
             idle() if idle else None,
-            transport is not None,
         )
-        _connect(parts, on_run, on_picture, transport)
-        if idle is not None and transport is not None:
+        _connect(parts, on_run, on_turn, on_sweep, on_picture)
+        if idle is not None:
             _read_between_runs(parts.header, idle, transport)
-        if transport is not None:
-            gr.api(api.endpoint(transport, about, application.unread), api_name="compare", concurrency_limit=None)
-        blocks.unload(on_run.stop)
+        gr.api(api.endpoint(transport, about, application.unread), api_name="compare", concurrency_limit=None)
+        gr.api(turn_api.endpoint(transport, about, application.unread), api_name="ask_on", concurrency_limit=None)
+        gr.api(sweep_api.endpoint(transport, about, application.unread), api_name="sweep", concurrency_limit=None)
+        gr.api(what_if.endpoint(about), api_name="what_if", concurrency_limit=None)
+        blocks.unload(on_run.left)
     blocks.queue(max_size=64, api_open=False)
+    # Gradio has no settings for these
+    blocks._queue.sleep_when_free = QUEUE_SECONDS
+    blocks._queue.progress_update_sleep_when_free = IDLE_SECONDS  # nothing here reports progress through it
     launch = {
         "theme": theme(),
         "max_file_size": limits.file_bytes,
@@ -150,6 +179,7 @@ def build(
         "run_history": False,
         "enable_monitoring": False,
         "ssr_mode": False,
+        "_frontend": False,  # else Gradio asks its own server for the page, and a busy machine that takes 3 s for it does not start
         "footer_links": ["api"],
     }
     return Page(blocks, runs, transport, application, launch, on_picture.remove_files)
@@ -168,6 +198,7 @@ class _Parts:
     stop: gr.Button
     settings: gr.HTML
     player: gr.HTML
+    sweep: gr.HTML
     known: gr.State
 
 
@@ -176,12 +207,12 @@ def _layout(
     shelf: tuple[gallery.Example, ...],
     on_picture: PictureHandlers,
     functions: list[Callable[[Any], Any]],
+    sweep_functions: list[Callable[[Any], Any]],
     recorded: bool,
     idle: dict[str, Any] | None,
-    heartbeat: bool,
 ) -> _Parts:
     """Place the components: the header above, inputs and settings left, the player right."""
-    facts = {**about.facts(), "heartbeat": heartbeat}
+    facts = about.facts()
     opening = shelf[0] if shelf else None
     offered, answers = on_picture.opening()
     header = components.component("header", value=idle, about=facts)
@@ -191,7 +222,7 @@ def _layout(
             image = gr.Image(
                 value=str(opening.path) if opening else None,
                 label="Picture",
-                sources=["upload", "clipboard"],
+                sources=["upload", "webcam", "clipboard"],
                 height=220,
                 elem_id="avl-picture",
                 buttons=[],
@@ -205,7 +236,15 @@ def _layout(
             strip = components.component(
                 "gallery",
                 value=offered,
-                examples=[{"key": example.key, "name": example.name, "thumbnail": gallery.thumbnail(example.path)} for example in shelf],
+                examples=[
+                    {
+                        "key": example.key,
+                        "name": example.name,
+                        "thumbnail": gallery.thumbnail(example.path),
+                        "conversation": list(example.conversation),
+                    }
+                    for example in shelf
+                ],
                 scenes=on_picture.draws,
                 context=about.context,
             )
@@ -237,24 +276,35 @@ def _layout(
                 about=facts,
                 server_functions=functions,
             )
-    return _Parts(header, image, more, strip, question, run, stop, settings, player, known)
+            sweep = components.component(
+                "sweep",
+                plotly=components.PLOTLY_ADDRESS,
+                about=facts,
+                policies=controls.catalog(about.layers),
+                server_functions=sweep_functions,
+            )
+    return _Parts(header, image, more, strip, question, run, stop, settings, player, sweep, known)
 
 
-def _connect(parts: _Parts, on_run: RunHandlers, on_picture: PictureHandlers, transport: ThreadTransport | None) -> None:
+def _connect(
+    parts: _Parts,
+    on_run: RunHandlers,
+    on_turn: TurnHandlers,
+    on_sweep: sweeps.SweepHandlers,
+    on_picture: PictureHandlers,
+) -> None:
     """Connect buttons, the strip and uploads with their handlers."""
     inputs = [parts.image, parts.more, parts.question, parts.settings, parts.known]
-    outputs = [parts.player, parts.run, parts.stop]
+    outputs, sweep_outputs = [parts.player, parts.run, parts.stop], [parts.sweep, parts.run, parts.stop]
     # our own queue in front of the worker tells a visitor his position; Gradio's would hide it, and frees its slot too early
-    limits: dict[str, Any] = {"concurrency_limit": None} if transport is not None else {"concurrency_limit": 1, "concurrency_id": "gpu"}
-    limits |= {**PRIVATE, "trigger_mode": "once"}
-    handler = on_run.run if transport is not None else on_run.run_on_zero
-    started: Any = [parts.run.click(handler, inputs, outputs, **limits)]
-    if transport is not None:
-        signal = "() => { document.dispatchEvent(new CustomEvent('avl:stop')); return []; }"
-        parts.stop.click(on_run.stop, None, None, js=signal, **AT_ONCE)
-    else:
-        # the child process cannot hear a flag of ours: closing its generator ends it
-        parts.stop.click(on_run.stopped_on_zero, None, outputs, cancels=started, **AT_ONCE)
+    limits: dict[str, Any] = {"concurrency_limit": None, **PRIVATE, "trigger_mode": "once"}
+    parts.run.click(on_run.run, inputs, outputs, **limits)
+    signal = "() => { document.dispatchEvent(new CustomEvent('avl:stop')); return []; }"
+    parts.stop.click(on_run.stop, None, None, js=signal, **AT_ONCE)
+    parts.stop.click(on_sweep.stop, None, None, **AT_ONCE)
+    parts.sweep.select(on_sweep.run, inputs, sweep_outputs, **limits)
+    parts.player.select(on_run.rejoin, None, outputs, **limits)
+    parts.player.submit(on_turn.ask, None, outputs, **limits)
     pictures, offered = [parts.image, parts.more], [parts.strip, parts.known]
     asked = [*pictures, parts.question]
     parts.strip.select(on_picture.pick, [parts.known, *asked], [*asked, *offered], **AT_ONCE)

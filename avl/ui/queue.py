@@ -2,26 +2,27 @@
 
 Gradio steps a synchronous generator on changing pool threads and frees its slot when a visitor cancels, while the work goes on. So
 the work never runs in a handler: :class:`ThreadTransport` has one worker thread that runs one job after the other, and an
-asynchronous handler only drains the events. On ZeroGPU a worker thread is impossible (each call is a forked process), so there
-:class:`ZeroGPUTransport` wraps the same function as a synchronous generator.
+asynchronous handler only drains the events. On ZeroGPU what the thread runs reads the events of a forked process (avl/ui/zero.py).
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import logging
 import threading
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from concurrent.futures import Future, wait
 from typing import Any
 
 from avl import trace
 from avl.engine.failures import device_lost
 from avl.engine.request import GenerationRequest
 from avl.ui.errors import LOST, Busy, sentence
-from avl.ui.job import Job, Observer
+from avl.ui.job import Job, Observer, Polled
 from avl.ui.limits import Limits
 
 log = logging.getLogger(__name__)
@@ -40,10 +41,11 @@ class ThreadTransport:
         race: runs a request.
         limits: how many wait, of one visitor and in all, with how large pictures; how long a run may take, or say nothing.
         observers: hear what happens.
+        in_context: whether a job runs in the context of the call that submitted it, where Gradio and others keep whose call it is.
     """
 
-    def __init__(self, race: Race, limits: Limits | None = None, observers: Sequence[Observer] = ()) -> None:
-        self._race = race
+    def __init__(self, race: Race, limits: Limits | None = None, observers: Sequence[Observer] = (), *, in_context: bool = False) -> None:
+        self._race, self._in_context = race, in_context
         self.limits = limits or Limits()
         self._observers = tuple(observers)
         self._waiting: deque[Job] = deque()
@@ -51,6 +53,7 @@ class ThreadTransport:
         self._change = threading.Condition()
         self._closed: str | None = None
         self._lost: str | None = None
+        self._rehearsal: tuple[Callable[[threading.Event], None], threading.Event, Future[None]] | None = None
         self._start_worker()
 
     def _start_worker(self) -> None:
@@ -79,6 +82,23 @@ class ThreadTransport:
             return "stuck", f"The device has not answered for {seconds:g} s: try again later."
         return None
 
+    def rehearse(self, work: Callable[[threading.Event], None]) -> None:
+        """Do something in the device's thread before the first job, and wait: libraries keep handles and plans for each thread.
+
+        Args:
+            work: takes an event that tells it to end, because the caller no longer waits.
+        """
+        stop, done = threading.Event(), Future[None]()
+        with self._change:
+            self._rehearsal = work, stop, done
+            self._change.notify()
+        try:
+            done.result()
+        except BaseException:
+            stop.set()
+            wait([done], timeout=10)
+            raise
+
     def submit(self, request: GenerationRequest, owner: str, visitor: str | None = None) -> Job:
         """Join the queue. Call it on the event loop that will read the job.
 
@@ -91,6 +111,8 @@ class ThreadTransport:
             Busy: there is no room, or the server takes no more runs; one sentence.
         """
         job = Job(request, owner, asyncio.get_running_loop(), visitor)
+        if self._in_context:
+            job.context = contextvars.copy_context()
         with self._change:
             self._check_room(job)
             self._waiting.append(job)
@@ -150,9 +172,9 @@ class ThreadTransport:
             self.leave(job, f"This run took longer than {seconds:g} s, the most here: lower the batch, the repeats or the new tokens.")
 
     def drain(self, why: str) -> None:
-        """Take no more runs and end those there are; returns at once."""
+        """Take no more runs and end those there are; returns at once. The first reason stays."""
         with self._change:
-            self._closed = why
+            self._closed = self._closed or why  # whoever asks from now on hears the reason that the others heard
             jobs = [*self._waiting, *([self._running] if self._running else [])]
             self._change.notify()
         for job in jobs:
@@ -183,12 +205,20 @@ class ThreadTransport:
         try:
             while True:
                 with self._change:
-                    while not self._waiting and self._closed is None:
+                    while not self._waiting and self._closed is None and self._rehearsal is None:
                         self._change.wait()
                     if self._closed is not None:
                         return
-                    job = self._running = self._waiting.popleft()
-                self._run(job)
+                    rehearsal, self._rehearsal = self._rehearsal, None
+                    if rehearsal is None:
+                        job = self._running = self._waiting.popleft()
+                if rehearsal is not None:
+                    _rehearse(*rehearsal)
+                    continue
+                if job.context is None:
+                    self._run(job)
+                else:
+                    job.context.run(self._run, job)
                 del job  # the request holds pictures; the idle thread must not
         except BaseException as error:  # such as SystemExit, which a thread ends with in silence
             self._tell("failed", job, error)
@@ -205,7 +235,7 @@ class ThreadTransport:
             if not job.stop.is_set():
                 job.start()
                 self._tell("started", job)
-                events = self._race(job.request, job.stop)
+                events = self._race(job.request, Polled(job))
                 for event in events:
                     failed = failed or isinstance(event, trace.Error)
                     job.put(event)
@@ -242,6 +272,15 @@ class ThreadTransport:
             self.leave(other, why)
 
 
+def _rehearse(work: Callable[[threading.Event], None], stop: threading.Event, done: Future[None]) -> None:
+    try:
+        work(stop)
+    except BaseException as error:
+        done.set_exception(error)
+    else:
+        done.set_result(None)
+
+
 async def batches(
     transport: ThreadTransport, job: Job, *, interval: float = 0.08, heartbeat: float = 1.0, unread: Callable[[], float] = lambda: 0.0
 ) -> AsyncIterator[list[trace.Event]]:
@@ -273,23 +312,3 @@ async def batches(
         rest = interval - (time.monotonic() - last)
         if rest > 0:
             await asyncio.sleep(rest)
-
-
-class ZeroGPUTransport:
-    """The same function on Hugging Face's ZeroGPU: a synchronous generator in a forked process that holds the GPU.
-
-    Nothing of the parent can reach the child while it runs, so the stop event stays unset there; closing the generator ends the child at
-    its next yield, and so every event is yielded on its own.
-    """
-
-    def __init__(self, race: Race, gpu: Callable[..., Any], *, seconds_per_token: float = 0.25) -> None:
-        def duration(request: GenerationRequest) -> int:
-            # quota is charged by this estimate: two policies, prefill and start-up included
-            times = request.repeats + request.scores
-            return int(min(120, 20 + 2 * times * request.max_new_tokens * seconds_per_token * request.batch**0.5))
-
-        def stream(request: GenerationRequest) -> Iterator[trace.Event | None]:
-            yield None  # closing is only noticed after a yield, so there is one before prefill
-            yield from race(request, threading.Event())
-
-        self.stream = gpu(duration=duration)(stream)

@@ -1,57 +1,19 @@
-"""Finished runs: a bounded store, and a run as JSON, CSV, or a page of its own that plays offline."""
+"""A run as CSV, or as a page of its own that plays offline."""
 
 from __future__ import annotations
 
+import base64
 import csv
+import functools
+import gzip
 import io
-import json
-import threading
-from collections import OrderedDict
 from string import Template
 from typing import Any
 
 from avl import trace
+from avl.trace.cells import cell
 from avl.ui import components
 from avl.ui.components import FOLDER
-
-
-class Runs:
-    """The last runs by their unguessable id, for downloads and for pages that missed a batch; the oldest leave first.
-
-    Args:
-        capacity: runs at most.
-        max_weight: of all of them, in events; the attention of a pass counts as many as it takes the memory of.
-    """
-
-    def __init__(self, capacity: int = 32, max_weight: int = 200_000) -> None:
-        self._runs: OrderedDict[str, trace.Trace] = OrderedDict()
-        self._kept: dict[str, trace.Trace] = {}
-        self._capacity = capacity
-        self._max_weight = max_weight
-        self._lock = threading.Lock()
-
-    def keep(self, key: str, run: trace.Trace) -> None:
-        """Add a run that never leaves, such as the one that the page opens with."""
-        self._kept[key] = run
-
-    def add(self, key: str, run: trace.Trace) -> None:
-        with self._lock:
-            self._runs[key] = run
-            weights = {one: sum(map(_weight, known.events)) for one, known in self._runs.items()}
-            while len(self._runs) > 1 and (len(self._runs) > self._capacity or sum(weights.values()) > self._max_weight):
-                weights.pop(self._runs.popitem(last=False)[0])
-
-    def get(self, key: object) -> trace.Trace | None:
-        with self._lock:
-            return self._kept.get(key) or self._runs.get(key) if isinstance(key, str) else None
-
-    def __len__(self) -> int:
-        return len(self._runs)
-
-
-def _weight(event: trace.Event) -> int:
-    """Memory of an event in units of a usual one, about 1 kB."""
-    return 1 + sum(map(len, event.image)) // 1024 if isinstance(event, trace.Scores) else 1
 
 
 def steps_csv(run: trace.Trace) -> str:
@@ -59,11 +21,11 @@ def steps_csv(run: trace.Trace) -> str:
     out = io.StringIO()
     writer = csv.writer(out)
     writer.writerow(["arm", "policy", "t", "token", "text", "ms", "clock_ms", "stored", "read", "stored_bytes", "read_bytes", "update"])
-    labels = [_cell(arm.label) for arm in run.start.arms]
+    labels = [cell(arm.label) for arm in run.start.arms]
     for event in run:
         if not isinstance(event, trace.Prefill | trace.Step):
             continue
-        text = _cell(event.text)
+        text = cell(event.text)
         row: list[Any] = [event.arm, labels[event.arm]]
         if isinstance(event, trace.Prefill):
             row += [0, event.token, text, event.ms, event.ms, sum(event.stored), "", event.stored_bytes, "", ""]
@@ -74,28 +36,28 @@ def steps_csv(run: trace.Trace) -> str:
     return out.getvalue()
 
 
-def _cell(text: str) -> str:
-    """Return a text that no spreadsheet takes for a formula, which it would run, nor after blanks that it drops."""
-    return "'" + text if text.lstrip()[:1] in ("=", "+", "-", "@") or text[:1] in ("\t", "\r", "\n") else text
-
-
 def page(run: trace.Trace) -> str:
-    """Return a self-contained HTML file: the player, plotly.js and the trace; it opens without a server and asks the network for nothing.
+    """Return a self-contained HTML file of player, plotly.js and trace. It opens without a server and asks the network for nothing."""
+    return offline(run.to_json(), steps_csv(run))
 
-    What the trace says enters the file as data: JSON without a "<", in a script, under a policy that forbids every request.
+
+def offline(document: str, csv_text: str) -> str:
+    """Return that page of a trace as JSON and its steps as CSV.
+
+    What they say enters the file as base64 of gzip, which the page unpacks as data, under a policy that forbids every request.
     """
-    files = {"json": run.to_json(), "csv": steps_csv(run)}
     return Template((FOLDER / "report.html").read_text("utf-8")).substitute(
-        plotly=_script(components.PLOTLY_JS.read_text("utf-8")),
-        player=_script(components.script("player")),
-        files=_data(json.dumps(files, ensure_ascii=False)),
-        trace=_data(run.to_json()),
+        plotly=_plotly(), player=_script(components.script("player")), trace=_packed(document), csv=_packed(csv_text)
     )
 
 
-def _data(document: str) -> str:
-    # inside <script> only "</" and "<!--" could end the data; \u003c is the same character to JSON and to JavaScript
-    return document.replace("<", "\\u003c")
+@functools.cache
+def _plotly() -> str:
+    return _packed(components.PLOTLY_JS.read_text("utf-8"), 9)
+
+
+def _packed(text: str, level: int = 3) -> str:
+    return base64.b64encode(gzip.compress(text.encode(), level, mtime=0)).decode("ascii")
 
 
 def _script(source: str) -> str:

@@ -1,44 +1,25 @@
-"""Start the page: load a model, warm it up, serve."""
+"""Serve the page: the port answers at once, the model loads behind it, the page takes the port over.
+
+Nothing heavy is imported before the port answers: torch and Gradio alone take seconds.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import functools
-import logging
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from avl import trace
-from avl.engine import scheduler
-from avl.engine.request import GenerationRequest
-from avl.models.families import describe, family_of
-from avl.models.loading import load, model_name
-from avl.policies import AVL, Full
-from avl.policies.presets import UNMEASURED
-from avl.telemetry import idle
-from avl.tiny.data import scenes
-from avl.ui import address, shutdown, uploads
-from avl.ui.security import host_names
+from avl.ui import address, hosting, shutdown, uploads
+from avl.ui.progress import Progress
 
 if TYPE_CHECKING:
+    from avl.ui.front import Front
     from avl.ui.limits import Limits
     from avl.ui.page import Page
-    from avl.ui.queue import Race
-    from avl.ui.settings import About
-
-log = logging.getLogger(__name__)
-
-BUNDLED_NOTE = (
-    "This demo runs a 6.3M-parameter LLaVA trained on synthetic scenes, so it works on any machine. "
-    "Its results do not transfer to full-size LLaVA."
-)
-BATCH_NOTE = (
-    "Expect little or no speedup at batch size 1: A-VL reduces KV-cache memory and reads, "
-    "which dominate latency only with large batches or many image tokens."
-)
 
 
 def serve(
@@ -47,6 +28,7 @@ def serve(
     revision: str | None = None,
     device: str = "auto",
     dtype: str = "auto",
+    device_map: str | None = None,
     host: str | None = None,
     port: int | None = None,
     share: bool = False,
@@ -58,11 +40,15 @@ def serve(
 ) -> None:
     """Start the page and block until SIGINT or SIGTERM; then let the running step end, tell visitors, and delete temporary files.
 
+    The port answers from the first moment on: ``/healthz`` with 503 and what is loading, ``/`` with a page that says so and becomes the
+    real one. A start that fails is one sentence in both, for as long as somebody watches, some seconds at most.
+
     Args:
         name: of the model, as for ``avl.load``.
         revision: branch, tag or commit of a Hub model.
         device: as for ``avl.load``.
         dtype: as for ``avl.load``.
+        device_map: as for ``avl.load``.
         host: address to listen on, None for GRADIO_SERVER_NAME or else this machine only.
         port: to listen on, None for GRADIO_SERVER_PORT or else the first free one from 7860.
         share: ask Gradio for a public link.
@@ -75,144 +61,108 @@ def serve(
     Raises:
         OSError, TypeError, ValueError: the server cannot start; one sentence.
     """
-    zero_gpu = _zero_gpu()
+    zero_gpu = hosting.zero_gpu()
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio is imported
     os.environ.setdefault("GRADIO_ANALYTICS_MAX_EVENTS", "100")  # Gradio tells the last ones' times over after every call
     if trusted_proxies is not None:
         os.environ["FORWARDED_ALLOW_IPS"] = address.check_proxies(trusted_proxies)  # read by uvicorn
     elif os.environ.get("SPACE_ID"):
         os.environ.setdefault("FORWARDED_ALLOW_IPS", address.PRIVATE)  # where a Space's proxy is
-    host_names(allowed_hosts, host)
-    host, port = address.check(host, port)
-    folder = uploads.make_folder()  # before Gradio is imported, which makes folders in it
-    ended = True
-    with shutdown.Signals() as signals:
-        try:
-            built = _build(name, revision, device, dtype, zero_gpu, limits, metrics, log_json, folder)
-            signals.listening()  # before the port answers: Gradio is busy for a while after it does
+    progress = Progress(_shown(name))
+    try:
+        with shutdown.Signals() as signals, contextlib.ExitStack() as end:
+            front, host, port = _front(allowed_hosts, host, port, share, progress)
+            end.callback(front.stop)
+            folder = uploads.make_folder()  # before Gradio is imported, which makes folders in it
+            end.callback(uploads.remove_folder, folder)
+
+            def work() -> Page:
+                from avl.ui import starting
+
+                model = {"revision": revision, "device": device, "dtype": dtype, "device_map": device_map}
+                return starting.build(name, model, zero_gpu, limits, metrics, log_json, folder, progress)
+
+            built = _watched(work, front, name, apart=zero_gpu is None)
+            signals.listening()  # before the page answers: Gradio is busy for a while after it does
             try:
-                with starting(f"listen on {host}, port {port}"):
-                    _listen(built, allowed_hosts, host, port, share)
+                _listen(built, front, allowed_hosts, host, port, share)
                 signals.wait()
             finally:
                 ended = shutdown.shut_down(built)
-        finally:
-            uploads.remove_folder(folder)
-    shutdown.leave(ended)
+    except SystemExit:
+        shutdown.leave(ended=False)  # a signal while the model loads: its thread cannot be stopped, Python's own end would wait or abort
+        raise
+    shutdown.leave(ended and not zero_gpu)  # whose library's threads would wait for its processes, and these for ever
 
 
-def _listen(built: Page, hosts: Sequence[str] | None, host: str, port: int, share: bool) -> None:
+def _front(hosts: Sequence[str] | None, host: str | None, port: int | None, share: bool, progress: Progress) -> tuple[Front, str, int]:
+    """Listen, and answer for what loads."""
     try:
-        built.launch(hosts, server_name=host, server_port=port, share=share, prevent_thread_lock=True)
-    except OSError as error:
-        if "empty port" not in str(error):
-            raise
-        # Gradio gives its server five seconds; that the port is free was checked
-        raise OSError(f"the web server did not come up on {host}, port {port}: start again, this machine may be very busy") from None
-
-
-def _build(
-    name: str,
-    revision: str | None,
-    device: str,
-    dtype: str,
-    zero_gpu: Any,
-    limits: Limits | None,
-    metrics: bool,
-    log_json: bool,
-    folder: Path,
-) -> Page:
-    """Load the model, warm it up and build the page."""
-    with starting("import the page"):
-        gallery, page, logs = _page_modules()
-    logs.set_up(log_json)
-    with starting(f"load the model {name}"):
-        model, processor = load(name, device=device, dtype=dtype, revision=revision)
-    run = functools.partial(scheduler.run, model, processor)
-    with starting(f"warm up the model {name}"):
-        about = _about(model, processor, run, name)
-    with starting("build the page"):
-        return page.build(
-            run,
-            about,
-            scene=lambda seed: scenes.draw(seed, "test"),
-            recorded=gallery.recording(about.bundled),
-            zero_gpu=zero_gpu,
-            idle=lambda: idle(model.device),
-            limits=limits,
-            metrics=metrics,
-            own_folder=folder,
-        )
-
-
-def _page_modules() -> tuple[Any, Any, Any]:
-    """Import what needs the packages of the extra ``page``."""
-    try:
-        from avl.ui import gallery, logs, page
+        from avl.ui import front, security
     except ModuleNotFoundError as error:
-        if error.name not in ("gradio", "plotly", "prometheus_client"):
-            raise
-        raise OSError(
-            f"the page needs {error.name}, which is not installed: install this package with its extra, pip install '.[page]' in a "
-            "checkout or pip install 'PATH_OF_THE_WHEEL[page]'"
-        ) from None
-    return gallery, page, logs
-
-
-@contextlib.contextmanager
-def starting(what: str) -> Iterator[None]:
-    """Turn whatever keeps the server from starting into one sentence.
-
-    Raises:
-        OSError, TypeError, ValueError: as they are where they were made for a person, else OSError that says what failed.
-    """
+        raise absent(error) from None
+    named = host or os.environ.get("GRADIO_SERVER_NAME")
+    names = security.host_names(hosts, named, share)
+    host, port, sockets = address.listen(host, port)
+    print(f"Loading {progress.model}. {front.own_address(host, port)} answers from now on, and says how far it is.", flush=True)
     try:
-        yield
-    except Exception as error:
-        if type(error) in (OSError, TypeError, ValueError):
-            raise
-        log.info("cannot %s", what, exc_info=True)
-        lines = str(error).strip().splitlines() or ["no more is known"]
-        raise OSError(f"cannot {what}: {lines[0]} ({type(error).__name__})") from None
+        return front.Front(sockets, names, progress), host, port
+    except BaseException:
+        for one in sockets:
+            one.close()
+        raise
 
 
-def _about(model: Any, processor: Any, run: Race, name: str) -> About:
-    """Warm the model up and return what the page says of it."""
-    from avl.ui.prompts import measure_with
-    from avl.ui.settings import About, table_row
-
-    warm = GenerationRequest((scenes.draw(0).image,), "Describe the picture.", (Full(), AVL(S=45, C=30, K=3, P=90, T=60)), max_new_tokens=6)
-    events = list(run(warm, threading.Event()))
-    for event in events:
-        if isinstance(event, trace.Error):
-            raise OSError(f"the model {name} loads but cannot run here: {event.message}")
-    start = next(event for event in events if isinstance(event, trace.Start))
-    hardware = start.machine.get("gpu") or start.machine.get("cpu")
-    bundled = name == "tiny"
-    return About(
-        name="bundled small LLaVA" if bundled else model_name(model),
-        layers=start.layers,
-        n_image=start.n_image,
-        n_text=start.n_text,
-        token_bytes=start.token_bytes,
-        device=str(start.model["device"]),
-        dtype=str(start.model["dtype"]),
-        title="A-VL × LLaVA" if family_of(model.config).prefix.startswith("Llava") else "A-VL",
-        machine=f"{hardware}, torch {start.machine.get('torch')}",
-        bundled=bundled,
-        preset="" if bundled else table_row(name, model.config),
-        default_tokens=96,
-        notes=(*([BUNDLED_NOTE] if bundled else []), *([UNMEASURED] if family_of(model.config).preset is None else []), BATCH_NOTE),
-        context=describe(model).context,
-        measure=measure_with(model, processor),
+def absent(error: ModuleNotFoundError) -> Exception:
+    """Return what to tell where a package of the extra ``page`` is missing; the error itself where another one is."""
+    name = (error.name or "").partition(".")[0]
+    if name not in ("gradio", "plotly", "prometheus_client", "uvicorn", "starlette"):
+        return error
+    return OSError(
+        f"the page needs {name}, which is not installed: install this package with its extra, pip install '.[page]' in a "
+        "checkout or pip install 'PATH_OF_THE_WHEEL[page]'"
     )
 
 
-def _zero_gpu() -> Any:
-    """Hugging Face's ZeroGPU decorator on a machine that has it, else None. Its library wants to be imported before CUDA is touched."""
-    with contextlib.suppress(ImportError):
-        import spaces
+def _watched(work: Callable[[], Page], front: Front, name: str, apart: bool) -> Page:
+    """Do the work; where it fails, tell those who watch why.
 
-        if os.environ.get("SPACES_ZERO_GPU"):
-            return spaces.GPU
-    return None
+    Args:
+        work: builds the page.
+        front: who tells.
+        name: of the model, as it was given.
+        apart: in a thread of its own, so that a signal ends the process whatever the work waits for. On ZeroGPU, whose library keeps its
+            stand-in for CUDA in one thread, in this one.
+    """
+    try:
+        return _in_thread(work) if apart else work()
+    except Exception as error:
+        sentence = (str(error).splitlines() or [type(error).__name__])[0]
+        front.fail(sentence.replace(name, _shown(name)))
+        raise
+
+
+def _shown(name: str) -> str:
+    """Return a model's name for visitors: without the server's folders."""
+    return Path(name).name if Path(name).is_dir() or Path(name).is_absolute() else name
+
+
+def _in_thread(work: Callable[[], Page]) -> Page:
+    done: Future[Page] = Future()
+
+    def run() -> None:
+        try:
+            done.set_result(work())
+        except BaseException as error:
+            done.set_exception(error)
+
+    threading.Thread(target=run, name="avl-start", daemon=True).start()
+    return done.result()
+
+
+def _listen(built: Page, front: Front, hosts: Sequence[str] | None, host: str, port: int, share: bool) -> None:
+    from avl.ui.front import gradio_on
+    from avl.ui.starting import starting
+
+    with starting(f"listen on {host}, port {port}"), gradio_on(front, host, port):
+        built.launch(hosts, server_name=host, server_port=port, share=share, prevent_thread_lock=True)

@@ -10,28 +10,34 @@ import json
 import math
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from avl.bench.what_if import Model
 from avl.engine.request import MODES, GenerationRequest
 from avl.models.checkpoints import CHECKPOINTS
 from avl.models.families import family_of
 from avl.models.prompt import Question
-from avl.policies import AVL, POLICIES, SPREAD_PRESETS, TABLE_3, Full, Param, Policy, PromptShape
+from avl.policies import AVL, POLICIES, SPREAD_PRESETS, TABLE_3, Full, Param, Policy, PromptShape, at_equal_memory
 from avl.policies.cost import mean_cost, step_cost
+from avl.policies.equal_memory import sets_memory
 from avl.policies.presets import NEUTRAL
+from avl.trace import SCORES_BYTES, most_passes
 from avl.ui.errors import sentence
 from avl.ui.prompts import Measure, PromptSize
 
 MAX_QUESTION = 2_000
 MAX_BATCH = 256
 MAX_REPEATS = 20
+MAX_ARMS = 8
 MAX_PICTURES = 8
+MAX_HISTORY = 4096
+"""Most tokens of an earlier answer that a program sends."""
 MAX_SEED = 2**31 - 1
 MAX_PROMPT = 10**6
-MAX_SCORES = 5_000_000
-"""Attention weights of a run that the page records at most: image tokens x layers x passes of all arms. They travel as two bytes each."""
+MAX_SCORES = 16_000_000
+"""Bytes of JSON that a run's recorded attention takes at most, where even the fewest tokens per layer take more than ``SCORES_BYTES``."""
 
 
 def start_value(one: Param) -> Any:
@@ -113,6 +119,8 @@ class About:
         context: most tokens of prompt and answer, None for no limit.
         title: of the page.
         measure: counts the tokens of chosen pictures and a question; None takes every picture for one of ``n_image`` tokens.
+        no_turns: why the model cannot be asked on, one clause; empty where it can.
+        sizes: of the model, to predict other machines with; None where they are not known.
     """
 
     name: str
@@ -131,11 +139,14 @@ class About:
     notes: tuple[str, ...] = field(default_factory=tuple)
     context: int | None = None
     measure: Measure | None = None
+    no_turns: str = ""
+    sizes: Model | None = None
 
     def facts(self) -> dict[str, Any]:
         """Return what the page's scripts may know, as JSON values."""
-        return {one.name: getattr(self, one.name) for one in fields(self) if one.name not in ("measure", "notes")} | {
-            "notes": list(self.notes)
+        return {one.name: getattr(self, one.name) for one in fields(self) if one.name not in ("measure", "notes", "sizes")} | {
+            "notes": list(self.notes),
+            "max_arms": MAX_ARMS,
         }
 
     def prompt(self, sizes: Sequence[tuple[int, int]], question: str) -> PromptSize:
@@ -161,6 +172,8 @@ def settings(about: About) -> dict[str, Any]:
         "seed": 0,
         "repeats": 1,
         "scores": False,
+        "agreement": False,
+        "equal_memory": False,
     }
 
 
@@ -200,33 +213,6 @@ def _parameter(choice: dict[str, Any], one: Param) -> Any:
     return None if one.optional and value is None else number({one.name: value}, one.name, one.low, one.high)
 
 
-def at_stored(choice: Any, fraction: float, prompt: PromptSize, layers: int) -> dict[str, Any]:
-    """Return the parameters with which an arm stores ``fraction`` of a prompt's full cache, as near as sliders come.
-
-    Raises:
-        ValueError: bad settings, or the policy cannot store that share; one sentence.
-    """
-    fitted = policy(choice).at_stored(fraction, prompt.n_image, prompt.n_text, layers)
-    values: dict[str, Any] = {}
-    for one in fitted.params():
-        value = getattr(fitted, one.name)
-        values[one.name] = max(one.low, min(one.high, round(value))) if isinstance(value, int | float) else value
-    return values
-
-
-def equal(chosen: Any, index: Any, about: About, prompt: PromptSize | None = None) -> dict[str, Any]:
-    """Return the parameters with which arm ``index`` stores as much as the other one; ``{"error": sentence}`` where it cannot."""
-    prompt = prompt or about.prompt((), "")
-    try:
-        checked = check(chosen, about)
-        if type(index) is not int or index not in (0, 1) or len(checked["policies"]) != 2:
-            raise ValueError("There is no other arm to compare with.")
-        fraction = _shares(checked["policies"][1 - index], _shape(checked, prompt, about))[0]
-        return at_stored(chosen["arms"][index], fraction, prompt, about.layers)
-    except ValueError as error:
-        return {"error": sentence(error)}
-
-
 def predict(chosen: Any, about: About, prompt: PromptSize | None = None) -> dict[str, Any]:
     """Return what the arms of some settings will store and read, before any run.
 
@@ -237,7 +223,8 @@ def predict(chosen: Any, about: About, prompt: PromptSize | None = None) -> dict
 
     Returns:
         ``arms``: of each ``stored`` and ``read``, shares of full attention, means over the decode steps, and ``peak``, the most bytes
-        that one row takes, or ``error``, one sentence; ``full``: bytes that full attention stores, all rows, mean over the decode steps.
+        that one row takes, or ``error``, one sentence; ``full``: bytes that full attention stores, all rows, mean over the decode steps;
+        ``reference``: ``peak`` of full attention, which one row takes after the answers where agreement is measured.
         Where the settings themselves are wrong, or the prompt is too long for them, ``error`` alone.
     """
     prompt = prompt or about.prompt((), "")
@@ -246,8 +233,12 @@ def predict(chosen: Any, about: About, prompt: PromptSize | None = None) -> dict
         check_limits(prompt, checked, len(chosen["arms"]), about)
     except ValueError as error:
         return {"error": sentence(error)}
-    shape = _shape(checked, prompt, about)
+    shape = shape_of(checked, prompt, about)
     token = about.token_bytes / about.layers
+
+    def peak(one: Policy) -> float:
+        # during prefill one layer at a time holds the whole prompt
+        return (step_cost(one, shape, shape.max_new_tokens - 1).stored + shape.length) * token
 
     def arm(choice: Any) -> dict[str, Any]:
         try:
@@ -256,11 +247,13 @@ def predict(chosen: Any, about: About, prompt: PromptSize | None = None) -> dict
         except ValueError as error:
             return {"error": sentence(error)}
         stored, read = _shares(chosen_policy, shape)
-        # during prefill one layer at a time holds the whole prompt
-        peak = (step_cost(chosen_policy, shape, shape.max_new_tokens - 1).stored + shape.length) * token
-        return {"stored": stored, "read": read, "peak": peak}
+        return {"stored": stored, "read": read, "peak": peak(chosen_policy)}
 
-    return {"arms": [arm(choice) for choice in chosen["arms"]], "full": mean_cost(Full(), shape).stored * token * checked["batch"]}
+    return {
+        "arms": [arm(choice) for choice in chosen["arms"]],
+        "full": mean_cost(Full(), shape).stored * token * checked["batch"],
+        "reference": peak(Full()),
+    }
 
 
 def sent_prompt(data: Any, about: About) -> PromptSize:
@@ -271,7 +264,8 @@ def sent_prompt(data: Any, about: About) -> PromptSize:
     return about.prompt((), "")
 
 
-def _shape(checked: dict[str, Any], prompt: PromptSize, about: About) -> PromptShape:
+def shape_of(checked: dict[str, Any], prompt: PromptSize, about: About) -> PromptShape:
+    """Return the sizes that the cost model needs, of checked settings and a prompt."""
     return PromptShape(prompt.n_image, prompt.n_text, checked["max_new_tokens"], about.layers)
 
 
@@ -299,17 +293,17 @@ def check(chosen: Any, about: About, *, policies: bool = True) -> dict[str, Any]
     if not isinstance(chosen, dict):
         raise ValueError("The settings are missing: reload the page.")
     arms = chosen.get("arms")
-    if not isinstance(arms, list) or not 1 <= len(arms) <= 2:
-        raise ValueError("Choose one or two arms to compare.")
+    if not isinstance(arms, list) or not 1 <= len(arms) <= MAX_ARMS:
+        raise ValueError(f"Choose 1 to {MAX_ARMS} arms to compare.")
     checked: dict[str, Any] = {"policies": tuple(policy(arm) for arm in arms)} if policies else {}
     mode = chosen.get("mode", MODES[0])
     if mode not in MODES:
         raise ValueError(f"The mode must be {' or '.join(f'“{word}”' for word in MODES)}.")
     seed = chosen.get("seed")
     temperature = number(chosen, "temperature", 0, 2, 0.0, whole=False)
-    scores = chosen.get("scores", False)
-    if not isinstance(scores, bool):
-        raise ValueError("The scores must be true or false.")
+    for name in ("scores", "agreement", "equal_memory"):
+        if not isinstance(chosen.get(name, False), bool):
+            raise ValueError(f"{name} must be true or false.")
     checked |= {
         "max_new_tokens": number(chosen, "max_new_tokens", 1, about.max_tokens, about.default_tokens),
         "mode": mode,
@@ -318,7 +312,9 @@ def check(chosen: Any, about: About, *, policies: bool = True) -> dict[str, Any]
         "top_p": number(chosen, "top_p", 0.01, 1, 1.0, whole=False),
         "seed": number(chosen, "seed", 0, MAX_SEED) if seed is not None else secrets.randbelow(MAX_SEED + 1) if temperature else None,
         "repeats": number(chosen, "repeats", 1, MAX_REPEATS, 1),
-        "scores": scores,
+        "scores": chosen.get("scores", False),
+        "agreement": chosen.get("agreement", False),
+        "scores_bytes": SCORES_BYTES,
     }
     return checked
 
@@ -332,11 +328,11 @@ def check_limits(prompt: PromptSize, checked: dict[str, Any], arms: int, about: 
         )
         room = about.context - n_image - n_text
         raise ValueError(f"{need}: {f'set “new tokens” to {room} at most' if room > 0 else 'use fewer or smaller pictures'}.")
-    weights = n_image * about.layers * tokens * arms
-    if checked["scores"] and weights > MAX_SCORES:
-        most = MAX_SCORES * tokens // weights
-        advice = f"{most} new tokens at most with it" if most else "switch it off, or use fewer or smaller pictures"
-        raise ValueError(f"Recording the attention of so many tokens would take too much memory: {advice}.")
+    if checked["scores"]:
+        most = most_passes(n_image, about.layers, tokens, arms, MAX_SCORES)
+        if most < tokens:
+            advice = f"{most} new tokens at most with it" if most else "switch it off, or use fewer or smaller pictures"
+            raise ValueError(f"Recording the attention of so many tokens would take too much memory: {advice}.")
 
 
 def prepare(paths: Sequence[Any], question: Any, chosen: Any, about: About) -> GenerationRequest:
@@ -345,7 +341,8 @@ def prepare(paths: Sequence[Any], question: Any, chosen: Any, about: About) -> G
     Args:
         paths: the pictures, in the order in which the question has them.
         question: what was typed.
-        chosen: what was set.
+        chosen: what was set. With ``equal_memory``, the budget of every arm is set so that it stores what the first A-VL does (or, without
+            one, the first arm with a budget), to thousandths of a percent; full attention stays.
         about: the model that is asked.
 
     Raises:
@@ -360,5 +357,12 @@ def prepare(paths: Sequence[Any], question: Any, chosen: Any, about: About) -> G
         raise ValueError(f"There are too many pictures: {MAX_PICTURES} at most.")
     files: Any = [upload(path) for path in paths or [None]]
     request = GenerationRequest(files, Question(question.strip()), **checked)
-    check_limits(about.prompt([image.size for image in request.images], request.question), checked, len(request.policies), about)
+    prompt = about.prompt([image.size for image in request.images], request.question)
+    check_limits(prompt, checked, len(request.policies), about)
+    if chosen.get("equal_memory", False):
+        policies = request.policies
+        equal = at_equal_memory(sets_memory(policies), shape_of(checked, prompt, about), policies)
+        if equal.left_out:
+            raise ValueError(equal.left_out[0])
+        request = replace(request, policies=equal.policies)
     return request

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -24,7 +26,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Signals:
-    """Wait for the first SIGINT or SIGTERM; a second one ends the process at once, and so does one before the server listens."""
+    """Wait for the first SIGINT or SIGTERM; a second one ends the process at once, and one while the model loads unwinds what was begun."""
 
     def __init__(self) -> None:
         self._asked = threading.Event()
@@ -42,11 +44,12 @@ class Signals:
             for one, before in self._before.items():
                 signal.signal(one, before)
 
-    def _first(self, number: int, _: FrameType | None) -> None:
+    def _first(self, _: int, __: FrameType | None) -> None:
         for one in SIGNALS:
             signal.signal(one, signal.SIG_DFL)
         if not self._listening:
-            raise SystemExit(128 + number)  # unlike the signal itself, this deletes temporary files on its way
+            print("Shutting down: the model was still loading.", flush=True)
+            raise SystemExit(0)  # unlike the signal itself, this deletes temporary files on its way
         self._asked.set()
 
     def listening(self) -> None:
@@ -63,12 +66,10 @@ def shut_down(page: Page) -> bool:
     """Drain the queue, tell visitors, close the server; return whether the device's thread has ended, so that Python can end in order."""
     print("Shutting down after the running step. Press Ctrl-C again to quit at once.", flush=True)
     page.application.closing = REASON
-    ended = True
-    if page.transport is not None:
-        page.transport.drain(REASON)
-        ended = page.transport.close(STEP_SECONDS)
-        if not ended:
-            log.warning("the device is still busy after %g s: its run is cut off", STEP_SECONDS)
+    page.transport.drain(REASON)
+    ended = page.transport.close(STEP_SECONDS)
+    if not ended:
+        log.warning("the device is still busy after %g s: its run is cut off", STEP_SECONDS)
     _let_read(page)
     blocks = page.blocks
     server = getattr(blocks, "server", None)
@@ -99,4 +100,8 @@ def _close_tunnels() -> None:
 def leave(ended: bool) -> None:
     """End the process with status 0 even where a thread is still inside the device: Python's own end would abort there."""
     if not ended:
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        for child in multiprocessing.active_children():
+            child.kill()
         os._exit(0)

@@ -44,25 +44,38 @@ class Baseline:
 
 
 def ours(name: str, impl: Impl, reads: str = "scattered", scores: str = "none") -> Baseline:
-    """Return our core attention, as a step of A-VL uses it: a core step adds the text's scores to their sums, an update step keeps all."""
+    """Return our core attention, as a step of A-VL uses it.
+
+    A core step adds the text's scores to their sums, an update step keeps all besides.
+    """
 
     def build(data: Data, i: int) -> Call:
-        query, key, value, index = data.query[i], data.key[i], data.value[i], data.index[reads][i]
-        sums = query.new_zeros(data.batch, data.shape.text, dtype=torch.float32) if scores == "text" else None
+        query, key, value, index, length = data.query[i], data.key[i], data.value[i], data.index[reads][i], data.length[reads]
+        sums = None if scores == "none" else query.new_zeros(data.batch, data.shape.text, dtype=torch.float32)
         wanted = scores == "all"
-        return lambda: core_attention(query, key, value, index, scores=wanted, sums=sums, impl=impl, validate=False)[0]
+        return lambda: core_attention(query, key, value, index, length, scores=wanted, sums=sums, impl=impl, validate=False)[0]
 
     return Baseline(name, build, reads, scores)
 
 
 def tuned(name: str, **fields: int) -> Baseline:
-    """Return our kernel with another tiling (--tune)."""
-    from avl.kernels.core.triton import Tiling, attend
+    """Return our kernel with the device's tiling but for some fields (--tune)."""
+    from avl.kernels.core.triton import attend, tiling_for
 
     def build(data: Data, i: int) -> Call:
-        scale, tiling = data.shape.size**-0.5, Tiling(**fields)
+        tiling = tiling_for(torch.cuda.get_device_capability(data.query[i].device))._replace(**fields)
         sums = data.query[i].new_zeros(data.batch, data.shape.text, dtype=torch.float32)
-        arguments = (data.query[i], data.key[i], data.value[i], data.index["scattered"][i], None, scale, None, False, sums)
+        arguments = (
+            data.query[i],
+            data.key[i],
+            data.value[i],
+            data.index["scattered"][i],
+            data.length["scattered"],
+            data.shape.size**-0.5,
+            None,
+            False,
+            sums,
+        )
         return lambda: attend(*arguments, tiling=tiling)[0]
 
     return Baseline(name, build, scores="text")
@@ -188,10 +201,15 @@ def baselines(device: torch.device, impl: Impl, tune: bool) -> list[Baseline]:
         Baseline("SGLang decode", sglang_decode),
     ]
     if tune:
-        for fields in ({"vector_heads": 2}, {"vector_heads": 4}, {"vector_tile": 2048}, {"vector_tile": 8192}, {"warps": 2}, {"warps": 8}):
+        tilings: list[dict[str, int]] = [
+            *({"stages": stages, "vector_tile_bytes": tile} for stages in (1, 2, 3, 4) for tile in (4096, 8192)),
+            {"vector_heads": 2, "vector_tile_bytes": 16384},
+            {"vector_programs": 3},
+            {"vector_programs": 5},
+            *({"matrix_stages": stages, "matrix_tile_bytes": tile} for stages in (2, 3) for tile in (8192, 16384)),
+            {"matrix_programs": 3},
+            {"matrix": 0},
+        ]
+        for fields in tilings:
             found.append(tuned("tiling " + " ".join(f"{name}={value}" for name, value in fields.items()), **fields))
-        for fields in ({"stages": 3}, {"matrix_tile_bytes": 8192}, {"matrix_tile_bytes": 32768}):
-            found.append(tuned("tiling " + " ".join(f"{name}={value}" for name, value in fields.items()), **fields))
-        for programs in (4, 16):
-            found.append(tuned(f"tiling programs={programs}", programs_per_multiprocessor=programs))
     return found

@@ -58,6 +58,7 @@ class Data:
         key: one [B, G, L, D] per copy.
         value: one [B, G, L, D] per copy.
         index: what is read -> one index per copy: "scattered" or "contiguous" core slots, int32 [B, n], or "all", None.
+        length: what is read -> [B], all of it; on the device, as the engine has it, because kernels are compiled for that.
     """
 
     def __init__(self, shape: Shape, batch: int, device: torch.device, dtype: torch.dtype, layout: str, cold_bytes: int) -> None:
@@ -83,6 +84,8 @@ class Data:
             "contiguous": [contiguous.expand(batch, -1).contiguous() for _ in range(self.copies)],
             "all": [None] * self.copies,
         }
+        tokens = {"scattered": shape.core, "contiguous": shape.core, "all": shape.slots}
+        self.length = {reads: torch.full((batch,), count, device=device) for reads, count in tokens.items()}
 
 
 def kv_bytes(shape: Shape, batch: int, tokens: int, dtype: torch.dtype) -> int:

@@ -35,6 +35,9 @@ def pieces(shape: Shape, batch: int, device: torch.device, dtype: torch.dtype) -
     qkv, cos, sin = normal(batch, heads * shape.size), normal(batch, shape.size), normal(batch, shape.size)
     key, value = normal(batch, 8, shape.kv_heads, shape.size), normal(batch, 8, shape.kv_heads, shape.size)
     slot = torch.full((batch, 1), 3, device=device)
+    embedding, rotary = normal(32000, hidden), normal(64, 2, shape.size)
+    tokens, start = torch.arange(batch, device=device), torch.zeros(batch, 1, dtype=torch.long, device=device)
+    first_hidden, rotation = torch.empty_like(residual), normal(batch, 2, shape.size)
     window = Window(prompt=shape.text, start=shape.text, size=shape.text, recent=shape.text // 2, sinks=0)
     token_idx = torch.full((LAYERS, batch, 1, shape.text + 1), FREE, device=device)
     token_idx[..., : shape.text] = torch.arange(shape.text, device=device)
@@ -47,7 +50,13 @@ def pieces(shape: Shape, batch: int, device: torch.device, dtype: torch.dtype) -
         ops.leave_window(window, token_idx, sums, place, entered)
         return token_idx
 
+    def begin(ops: ModuleType) -> Tensor:
+        start.zero_()  # positions of a table have an end
+        ops.begin_step(tokens, start, embedding, rotary, first_hidden, rotation)
+        return first_hidden
+
     return {
+        "begin a step": lambda layer, _: lambda: begin(layer),
         "add and norm": lambda layer, _: lambda: layer.add_rms_norm(residual, delta, weight, 1e-5),
         "rotate and store": lambda layer, _: lambda: layer.rotate_and_store(qkv, cos, sin, key, value, slot, 0),
         "SiLU product": lambda layer, _: lambda: layer.silu_product(gate_up),
@@ -59,6 +68,7 @@ def bench_layer(
     shape: Shape, batch: int, device: torch.device, dtype: torch.dtype, impl: Impl, repeats: int, target_s: float
 ) -> list[dict[str, object]]:
     """Return one row per piece: microseconds of ours and of the same in torch's own operations."""
+    impl = "reference" if impl == "numba" else impl  # numba has no kernels of these alone
     chosen = {"us": (layer_ops(device, impl), window_ops(device, impl)), "torch_us": (layer_reference, window_reference)}
     rows: list[dict[str, object]] = []
     for name, build in pieces(shape, batch, device, dtype).items():

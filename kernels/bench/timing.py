@@ -72,9 +72,16 @@ def alternate(timers: dict[str, Timer], repeats: int) -> dict[str, list[float]]:
     return times
 
 
-def measure_bandwidth(device: torch.device, repeats: int, target_s: float) -> dict[str, float]:
-    """Return GB/s of copy (2 bytes moved per byte copied), triad (3) and read (1), on random float32 data far larger than the L2 cache."""
-    count = (1 << 28) if device.type == "cuda" else (1 << 22)
+def measure_bandwidth(device: torch.device, repeats: int, target_s: float, size: int | None = None) -> dict[str, float]:
+    """Return GB/s of copy (2 bytes moved per byte copied), triad (3) and read (1), on random float32 data.
+
+    Args:
+        device: where.
+        repeats: of each.
+        target_s: about how long one of them takes.
+        size: bytes of each array; by default far more than a GPU's L2 cache holds.
+    """
+    count = size // 4 if size is not None else (1 << 28) if device.type == "cuda" else (1 << 22)
     source, other = torch.randn(count, device=device), torch.randn(count, device=device)
     target = torch.empty_like(source)
     probes: dict[str, tuple[Call, int]] = {

@@ -1,4 +1,4 @@
-"""Core attention in a few torch operations: what the library runs on a CPU, and wherever Triton does not run.
+"""Core attention in a few torch operations: what the library runs wherever neither Triton nor numba does.
 
 Each case takes the fewest operations: at the size of the bundled model a decode step on a CPU is bound by their number. float64 inputs are
 computed in float64 throughout, everything else in float32: a low-precision input is cast up after its slots were read, so nothing that is
@@ -49,6 +49,15 @@ def attend(
             key, value = key[:, :, :count], value[:, :, :count]
         q = query.reshape(batch, kv_heads, heads // kv_heads, size)
         return F.scaled_dot_product_attention(q, key, value, scale=scale).reshape(batch, heads, size), None
+
+    if batch > 1 and index is None and length is None:
+        # torch's batched product takes rows and heads as one dimension, for which token-major storage would be copied whole
+        alone = [slice(row, row + 1) for row in range(batch)]
+        found = [
+            attend(query[row], key[row], value[row], None, None, scale, columns, by_group, None if sums is None else sums[row])
+            for row in alone
+        ]
+        return torch.cat([out for out, _ in found]), None if columns is None else torch.cat([scores for _, scores in found])
 
     q = query.reshape(batch * kv_heads, heads // kv_heads, size)
     if batch == 1 and (index is None or index.dim() == 2):

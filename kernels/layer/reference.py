@@ -1,4 +1,5 @@
-"""The work between a decoder layer's products in plain torch: the specification of triton.py, and what runs on a CPU.
+"""What a step begins with, and the work between a decoder layer's products, in plain torch: the specification of triton.py, and what runs
+on a CPU.
 
 Each function computes what the modules of Llama, Mistral and Qwen compute in transformers, and rounds 16-bit dtypes where they do.
 """
@@ -8,6 +9,22 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from avl.kernels.layer.types import HeadNorms
+
+
+def begin_step(tokens: Tensor, positions: Tensor, embedding: Tensor, rotary: Tensor, hidden: Tensor, rotation: Tensor) -> None:
+    """Look up the embedding of each row's token and the rotation of its position, and advance the positions.
+
+    Args:
+        tokens: integers [B], each a row of `embedding`; another one raises, or gives NaN.
+        positions: int64 [B, 1], each a row of `rotary`; increased by one.
+        embedding: [V, N], rows contiguous.
+        rotary: [P, 2, D], contiguous: cosines and sines of every position.
+        hidden: [B, N], contiguous; becomes the tokens' embeddings.
+        rotation: [B, 2, D], contiguous; becomes the positions' cosines and sines.
+    """
+    torch.index_select(embedding, 0, tokens, out=hidden)
+    torch.index_select(rotary, 0, positions[:, 0], out=rotation)
+    positions += 1
 
 
 def add_rms_norm(residual: Tensor, delta: Tensor | None, weight: Tensor, eps: float) -> Tensor:

@@ -1,4 +1,5 @@
-"""The work between a decoder layer's products in Triton: three kernels where the model's own modules launch some thirty.
+"""What a step begins with in one Triton kernel, and the work between a decoder layer's products in three, where the model's own modules
+launch some thirty.
 
 At batch 1 a layer of a 7B model reads its weights in about 95 microseconds, and every launch costs one or two of them even inside a CUDA
 graph. Each kernel rounds where the modules round, so in 16-bit dtypes a fused layer gives the modules' bits but for the order of one sum.
@@ -11,8 +12,21 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from avl.kernels.launch import on_device
+from avl.kernels.launch import OPTIONS, on_device
 from avl.kernels.layer.types import HeadNorms
+
+
+def begin_step(tokens: Tensor, positions: Tensor, embedding: Tensor, rotary: Tensor, hidden: Tensor, rotation: Tensor) -> None:
+    """Look up the embedding of each row's token and the rotation of its position, and advance the positions."""
+    rows, size = hidden.shape
+    turn = rotation.shape[1] * rotation.shape[2]
+    block = triton.next_power_of_2(size)
+    with on_device(hidden.device):
+        begin_step_kernel[(rows,)](
+            hidden, rotation, tokens, positions, embedding, rotary, embedding.shape[0], tokens.stride(0), positions.stride(0),
+            embedding.stride(0), N=size, R=turn, BLOCK=block, BLOCK_R=triton.next_power_of_2(turn), num_warps=min(16, max(1, block // 512)),
+            **OPTIONS,
+        )  # fmt: skip
 
 
 def add_rms_norm(residual: Tensor, delta: Tensor | None, weight: Tensor, eps: float) -> Tensor:
@@ -22,7 +36,7 @@ def add_rms_norm(residual: Tensor, delta: Tensor | None, weight: Tensor, eps: fl
     block = triton.next_power_of_2(size)
     with on_device(residual.device):
         add_rms_norm_kernel[(rows,)](
-            out, residual, delta, weight, eps, N=size, BLOCK=block, num_warps=min(16, max(1, block // 512))
+            out, residual, delta, weight, eps, N=size, BLOCK=block, num_warps=min(16, max(1, block // 512)), **OPTIONS
         )  # fmt: skip
     return out
 
@@ -47,7 +61,7 @@ def rotate_and_store(
         rotate_and_store_kernel[(heads + 2 * kv_heads, rows)](
             query, key, value, qkv, cos, sin, where, *(norms or (None, None, 0.0)), number + first,
             qkv.stride(0), cos.stride(0), *key.stride()[:3], *value.stride()[:3], s_sb, s_sg,
-            H=heads, G=kv_heads, D=size, BLOCK_D=triton.next_power_of_2(size), num_warps=1,
+            H=heads, G=kv_heads, D=size, BLOCK_D=triton.next_power_of_2(size), num_warps=1, **OPTIONS,
         )  # fmt: skip
     return query
 
@@ -58,8 +72,26 @@ def silu_product(gate_up: Tensor) -> Tensor:
     out = torch.empty(rows, size, dtype=gate_up.dtype, device=gate_up.device)
     block = min(1024, triton.next_power_of_2(size))
     with on_device(gate_up.device):
-        silu_product_kernel[(triton.cdiv(size, block), rows)](out, gate_up, gate_up.stride(0), N=size, BLOCK=block, num_warps=4)
+        silu_product_kernel[(triton.cdiv(size, block), rows)](out, gate_up, gate_up.stride(0), N=size, BLOCK=block, num_warps=4, **OPTIONS)
     return out
+
+
+@triton.jit(do_not_specialize=["vocabulary", "s_tb", "s_pb"])
+def begin_step_kernel(
+    p_hidden, p_rotation, p_token, p_position, p_embedding, p_rotary, vocabulary, s_tb, s_pb, s_ev,
+    N: tl.constexpr, R: tl.constexpr, BLOCK: tl.constexpr, BLOCK_R: tl.constexpr,
+):  # fmt: skip
+    """Run one program per row; only that one reads and advances the row's position."""
+    b = tl.program_id(0).to(tl.int64)
+    token = tl.load(p_token + b * s_tb).to(tl.int64)
+    position = tl.load(p_position + b * s_pb)
+    o_n, o_r = tl.arange(0, BLOCK), tl.arange(0, BLOCK_R)
+    known = (token >= 0) & (token < vocabulary)  # another token is no memory of ours: NaN, which the logits then show
+    b_x = tl.load(p_embedding + token * s_ev + o_n, mask=(o_n < N) & known, other=float("nan"))
+    tl.store(p_hidden + b * N + o_n, b_x, mask=o_n < N)
+    b_r = tl.load(p_rotary + position * R + o_r, mask=o_r < R, other=0.0)
+    tl.store(p_rotation + b * R + o_r, b_r, mask=o_r < R)
+    tl.store(p_position + b * s_pb, position + 1)
 
 
 @triton.jit
@@ -79,7 +111,7 @@ def add_rms_norm_kernel(p_out, p_residual, p_delta, p_weight, eps, N: tl.constex
     tl.store(p_out + o_row, (b_unit * b_weight).to(dtype), mask=m_n)
 
 
-@triton.jit(do_not_specialize=["number"])
+@triton.jit(do_not_specialize=["number"], do_not_specialize_on_alignment=["p_slot"])
 def rotate_and_store_kernel(
     p_query, p_key, p_value, p_qkv, p_cos, p_sin, p_slot, p_query_norm, p_key_norm, eps, number,
     s_xb, s_cb, s_kb, s_kl, s_kg, s_vb, s_vl, s_vg, s_sb, s_sg,

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from avl.attention import exact
+from avl.attention import exact, scores
 from avl.attention.exact import attend_exactly
-from avl.attention.scores import accumulated_columns, accumulated_scores
+from avl.attention.scores import accumulated_columns, accumulated_scores, last_query_scores
 
 
 def states(b: int, h: int, g: int, length: int, d: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
@@ -97,3 +98,74 @@ def test_operators_that_changed_are_not_used(monkeypatch):
     assert attend_exactly(query, key, key, None, 0.3, with_lse=True)[1] is None
     monkeypatch.undo()
     exact.lse_backend.cache_clear()
+
+
+class Widened(TorchDispatchMode):
+    """Notes how large the tensors are that are made in float32 or float64 from 16-bit ones, and how many products there are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.largest = self.products = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten.bmm.dtype:  # which exists on a GPU only
+            self.products += 1
+            left, right, dtype = args
+            return torch.bmm(left.double(), right.double()).to(dtype)
+        found = func(*args, **(kwargs or {}))
+        narrow = any(isinstance(one, torch.Tensor) and one.dtype.itemsize == 2 for one in args)
+        if narrow and isinstance(found, torch.Tensor) and found.dtype in (torch.float32, torch.float64):
+            self.largest = max(self.largest, found.numel())
+        return found
+
+
+@pytest.fixture
+def as_on_gpu(monkeypatch):
+    """The path of a GPU, whose products widen, on a CPU."""
+    monkeypatch.setattr(scores, "_on_gpu", lambda _: True)
+    monkeypatch.setattr(scores, "widens", lambda device, dtype: dtype.itemsize == 2)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize(("h", "g"), [(4, 4), (6, 2)])
+def test_a_gpu_reads_16_bits_and_few_times(dtype, h, g, as_on_gpu):
+    """No copy of the states in float32, one product for all queries, and the numbers of the definition."""
+    b, length, d, scale = 2, 200, 32, 0.2
+    query, key = states(b, h, g, length, d, dtype)
+    columns = torch.arange(0, length, 9).expand(b, -1)
+    wanted = definition(query, key, scale, [0, 0])
+    _, lse = attend_exactly(query, key, key, None, scale, with_lse=True)
+    calls = {
+        "columns": lambda: (accumulated_columns(query, key, columns, scale, lse), wanted.gather(1, columns), 1),
+        "all": lambda: (accumulated_scores(query, key, scale).mean(dim=1), wanted, 4),
+        "observed": lambda: (accumulated_scores(query, key, scale, queries=8)[:, 0, :0], wanted[:, :0], 1),
+    }
+    for name, call in calls.items():
+        with Widened() as seen:
+            found, right, products = call()
+        torch.testing.assert_close(found.double(), right, rtol=1e-4, atol=1e-5)
+        if dtype.itemsize == 2:
+            assert (name, seen.largest, seen.products) == (name, 0, products)
+
+
+@pytest.mark.parametrize("pads", [[0, 0], [0, 37]])
+@pytest.mark.parametrize(("h", "g"), [(4, 4), (6, 2)])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_a_gpu_scores_the_last_query_by_the_kernel(dtype, h, g, pads, as_on_gpu, monkeypatch):
+    """One pass over the keys where they are, however a row is padded."""
+    length, scale = 90, 0.3
+    query, key = states(2, h, g, length, 16, dtype)
+    valid = torch.arange(length) >= torch.tensor(pads)[:, None]
+    asked = []
+    kernel = scores.core_attention
+    monkeypatch.setattr(scores, "core_attention", lambda *args, **options: asked.append(args) or kernel(*args, **options))
+    found = last_query_scores(query, key, scale, valid if any(pads) else None)
+    ((_, keys, values, index, _),) = [(*args, None)[:5] for args in asked]
+    assert keys is key
+    assert values is key
+    assert (index is None) == (not any(pads))
+    logits = scale * (key.double().repeat_interleave(h // g, dim=1) @ query[:, :, -1:].double().transpose(2, 3))[..., 0]
+    wanted = logits.masked_fill(~valid[:, None], -torch.inf).softmax(dim=-1).mean(dim=1)
+    torch.testing.assert_close(found.double(), wanted, rtol=1e-4, atol=1e-6)
+    monkeypatch.undo()
+    torch.testing.assert_close(last_query_scores(query, key, scale, valid if any(pads) else None), found, rtol=1e-4, atol=1e-6)

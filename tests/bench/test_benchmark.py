@@ -7,6 +7,7 @@ import types
 
 import pytest
 import torch
+from fake_cuda import install
 
 import avl
 from avl import cli
@@ -107,6 +108,70 @@ def test_an_arm_that_runs_out_of_memory_is_left_out(monkeypatch):
     assert [row["arm"] for row in result["rows"]] == ["evict", "avl"]
     assert result["rows"][1]["ratio"]["to"] == "evict"
     assert "ran out of memory" in result["skipped"][0]["reason"]
+
+
+def test_what_was_measured_stays_where_a_run_ends_before_its_time(monkeypatch, tmp_path, capsys):
+    """The second cell fails: the first one is on disk, whole, and says that it is not all."""
+    real, file = bench.compare, tmp_path / "result.json"
+
+    def compare(subject, arms, batch, repeats, rates):
+        if batch == 2:
+            raise RuntimeError("an illegal memory access")
+        return real(subject, arms, batch, repeats, rates)
+
+    monkeypatch.setattr(bench, "compare", compare)
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        cli.main(["bench", *SMALL, "--batch", "1", "2", "--no-references", "--json", str(file)])
+    capsys.readouterr()
+    result = json.loads(file.read_text())
+    assert [(row["batch"], row["arm"]) for row in result["rows"]] == [(1, arm) for arm in USUAL]
+    assert not result["finished"]
+    assert [one.name for one in tmp_path.iterdir()] == [file.name]
+    assert "The run ended before all was measured." in bench.report.sentences(result)
+    monkeypatch.undo()
+    assert measured(1, largest_batch=False)["finished"]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"),
+    ],
+)
+def test_a_capture_that_runs_out_of_memory_skips_its_arm(error, monkeypatch):
+    """As a prompt does: the other arms, and what was measured, stay."""
+    install(monkeypatch)
+    forward = measure.GraphDecoder._forward
+
+    def fail(self):
+        if isinstance(self._cache.policy, avl.Full):
+            raise type(error)(*error.args)  # another one, which no parameter keeps with its frames
+        return forward(self)
+
+    monkeypatch.setattr(measure.GraphDecoder, "_forward", fail)
+    subject = small()
+    subject.graphs = True
+    monkeypatch.setattr(measure, "together", lambda device, arms: [[arm] for arm in arms])
+    result = bench.benchmark(subject, bench.parse_arms(USUAL, subject), [1], 1, references=False, largest_batch=False, say=lambda _: None)
+    assert [row["arm"] for row in result["rows"]] == ["evict", "avl"]
+    assert [gap["arm"] for gap in result["skipped"]] == ["full"]
+
+
+def test_inputs_that_run_out_of_memory_skip_their_batch():
+    subject = small()
+    make = subject.make
+
+    def full(batch):
+        if batch == 2:
+            raise torch.OutOfMemoryError("no")
+        return make(batch)
+
+    subject.make = full
+    arms = bench.parse_arms(USUAL, subject)
+    result = bench.benchmark(subject, arms, [1, 2], 1, references=False, largest_batch=False, say=lambda _: None)
+    assert {row["batch"] for row in result["rows"]} == {1}
+    assert [(gap["batch"], gap["arm"]) for gap in result["skipped"]] == [(2, arm) for arm in USUAL]
 
 
 @pytest.mark.parametrize("device", ["cuda", "cpu"])

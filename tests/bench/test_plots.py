@@ -130,7 +130,7 @@ def committed():
     found = []
     for path in sorted((ROOT / "assets" / "bench").glob("*.json")):
         read = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(read, dict) and read.get("schema") == "avl.bench/1":
+        if isinstance(read, dict) and read.get("schema") in ("avl.bench/1", "avl.widths/1"):
             found.append(read)
     return found
 
@@ -148,7 +148,7 @@ def test_without_matplotlib_nothing_is_measured_before_it_is_missed(monkeypatch,
 
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert cli.main(["bench", "--device", "cpu", "--plots", str(tmp_path)]) == 1
-    assert cli.main(["sweep", "--device", "cpu", "--out", str(tmp_path)]) == 1
+    assert cli.main(["eval-sweep", "--device", "cpu", "--out", str(tmp_path)]) == 1
     out, error = capsys.readouterr()
     assert out == ""
     assert error.count("drawing needs matplotlib, which is not installed") == 2

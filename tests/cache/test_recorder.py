@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import numpy as np
 import policy_cases
 import pytest
+import torch
 from random_models import build_model, picture, shared_processor
 from tiny_families import MODELS
 
 import avl
-from avl.cache.recorder import MODALITIES
+from avl.cache.layout import Row
+from avl.cache.recorder import MODALITIES, Recorder
 from avl.evaluation import figures as analysis
 from avl.evaluation.figures import ppci, top_share
-from avl.trace import End, Scores, Start, Step, Trace, unpack_scores
+from avl.trace import End, Scores, Start, Step, Trace, codec, listed_tokens, pack_scores, scores_bytes, unpack_scores
 
 POLICIES = policy_cases.POLICIES
 
@@ -37,10 +40,10 @@ def test_one_event_a_pass_that_adds_up_and_changes_nothing(small, policy):
     assert [event.t for event in events] == list(range(len(recorded.of(Step)) + 1))
     n = recorded.of(Start)[0].n_image
     for event in events:
-        image = np.stack([unpack_scores(layer) for layer in event.image])
+        image = np.stack([unpack_scores(layer, n) for layer in event.image])
         shares = np.array(event.shares)
         assert image.shape == (recorded.start.layers, n)
-        np.testing.assert_allclose(shares.sum(axis=1), 1, atol=1e-5)
+        np.testing.assert_allclose(shares.sum(axis=1), 1, atol=3e-5)  # five digits each
         np.testing.assert_allclose(image.sum(axis=1), shares[:, 1], atol=2e-3)  # float16 in the trace
     assert np.array(events[0].shares)[:, 3].max() == 0, "nothing was generated before the prompt's pass"
     assert np.array(events[-1].shares)[:, 3].min() > 0
@@ -49,7 +52,7 @@ def test_one_event_a_pass_that_adds_up_and_changes_nothing(small, policy):
 def test_a_core_step_scores_core_alone_and_an_update_step_all_that_is_stored(small):
     trace = trace_of(small, avl.AVL(S=60, C=30, K=2), scores=True)
     n = trace.start.n_image
-    read = {event.t: (np.stack([unpack_scores(layer) for layer in event.image]) > 0).sum(axis=1).max() for event in trace.of(Scores)}
+    read = {event.t: (np.stack([unpack_scores(layer, n) for layer in event.image]) > 0).sum(axis=1).max() for event in trace.of(Scores)}
     assert read[1] <= -(-30 * n // 100) < read[2] <= -(-60 * n // 100)
 
 
@@ -58,7 +61,7 @@ def test_figures_from_a_trace(small):
     passes = len(trace.of(Scores))
     layers = trace.start.layers
     assert analysis.image_scores(trace).shape == (passes, layers, trace.start.n_image)
-    np.testing.assert_allclose(analysis.modality_shares(trace).sum(axis=1), 1, atol=1e-6)
+    np.testing.assert_allclose(analysis.modality_shares(trace).sum(axis=1), 1, atol=3e-5)
     concordance = analysis.layer_concordance(trace, 50)
     assert concordance[0] == 1
     assert (concordance <= 1).all()
@@ -72,6 +75,40 @@ def test_figures_from_a_trace(small):
 def test_analysis_says_what_is_missing(small):
     with pytest.raises(ValueError, match="scores=True"):
         analysis.image_scores(trace_of(small, avl.Full()))
+    few = trace_of(small, avl.Full(), scores=True)
+    n = few.start.n_image
+    listed = [replace(event, image=tuple(pack_scores(unpack_scores(layer, n), 5) for layer in event.image)) for event in few.of(Scores)]
+    with pytest.raises(ValueError, match=f"lists the 5 highest of {n} scores per layer"):
+        analysis.image_scores(Trace([few.start, *listed]))
+
+
+@pytest.mark.parametrize("policies", [[avl.Full()], [avl.Full(), avl.AVL(S=60, C=30, K=2)]], ids=len)
+def test_a_budget_keeps_the_prompt_whole_and_the_highest_of_later_passes(small, policies):
+    """The same attention as without one: 3 % off where listed, no number elsewhere, whose sum is told."""
+    options = {"max_new_tokens": 6, "scores": True}
+    whole = Trace(list(avl.race(*small, picture(3, 56, 56), "what is here ?", policies, **options)))
+    start = whole.start
+    n, passes = start.n_image, 6
+    budget = scores_bytes(n, start.layers, passes, len(policies), codec.FEWEST + 3)
+    most = listed_tokens(n, start.layers, passes, len(policies), budget)
+    assert most is not None
+    least = Trace(list(avl.race(*small, picture(3, 56, 56), "what is here ?", policies, scores_bytes=budget, **options)))
+    dense = Trace(list(avl.race(*small, picture(3, 56, 56), "what is here ?", policies, scores_bytes=10**9, **options)))
+    assert sum(len(json.dumps(event.to_dict())) for event in least.of(Scores)) < budget * 1.1
+    for exact, few, all_of in zip(whole.of(Scores), least.of(Scores), dense.of(Scores), strict=True):
+        assert (few.arm, few.t, few.shares, few.mean) == (exact.arm, exact.t, exact.shares, exact.mean)
+        assert {text[:2] for text in all_of.image} == {"d:"}
+        assert {text[:2] for text in few.image} == ({"t:"} if few.t else {"d:"})
+        assert (few.rest is None) == (few.t == 0)
+        for number, (told, listed, codes) in enumerate(zip(exact.image, few.image, all_of.image, strict=True)):
+            scores, found = unpack_scores(told, n), unpack_scores(listed, n)
+            np.testing.assert_allclose(unpack_scores(codes, n), scores, rtol=0.03, atol=1e-6)
+            known = ~np.isnan(found)
+            np.testing.assert_allclose(found[known], scores[known], rtol=0.03, atol=1e-6)
+            if few.t:
+                assert known.sum() <= most
+                assert few.rest[number] == pytest.approx(scores[~known].sum(), rel=1e-2, abs=1e-5)
+    Trace.from_json(least.to_json())
 
 
 def test_divergence_is_at_the_first_token_that_differs(small):
@@ -84,6 +121,19 @@ def test_divergence_is_at_the_first_token_that_differs(small):
     assert found.first[0] != found.first[1]
     same = Trace(list(avl.race(*small, picture(3), "what is here ?", [avl.Full(), avl.AVL(S=100)], max_new_tokens=8)))
     assert analysis.divergence(same).same
+
+
+def test_of_several_answers_each_is_compared_with_full_attentions(small):
+    policies = [avl.AVL(S=10), avl.AVL(S=100), avl.Full(), avl.AVL(S=100)]
+    trace = Trace(list(avl.race(*small, picture(3), "what is here ?", policies, max_new_tokens=6, scores=True)))
+    found = [analysis.summary(trace, arm) for arm in range(4)]
+    assert [one["other"] for one in found] == ["Full attention"] * 2 + [avl.AVL(S=10).label] + ["Full attention"]
+    assert [one["divergence"]["same"] for one in found] == [False, True, False, True]
+    words = [list(analysis.tables(one))[-1] for one in found]
+    assert words[1] == "The answer is the same as under Full attention."
+    assert words[0] == f"The answer is the same for {found[0]['divergence']['common']} tokens as under Full attention."
+    alone = trace_of(small, avl.Full(), scores=True)
+    assert analysis.summary(alone)["divergence"] is None
 
 
 def test_ppci_and_top_share_by_hand():
@@ -132,3 +182,18 @@ def test_recordings_with_four_shares_are_read(small):
     odd = [replace(event, shares=tuple(s[:3] for s in event.shares)) if isinstance(event, Scores) else event for event in trace.events]
     with pytest.raises(ValueError, match="shares does not hold five shares per layer"):
         Trace.from_json(Trace(odd).to_json())
+
+
+def test_layers_are_sums_over_what_was_noted():
+    """Per modality and image token, in any order of positions, mean over heads; behind the prompt is the answer."""
+    row = Row(pad=2, length=7, image=(1, 2, 4))
+    recorder = Recorder(row, 2)
+    positions = torch.tensor([9, 4, 0, 2, 6, 3, 7])
+    recorder.note(0, torch.tensor([0.1, 0.2, 0.05, 0.25, 0.1, 0.12, 0.18]), positions)
+    recorder.note(1, torch.tensor([[0.4, 0.6], [0.5, 0.5]]), torch.tensor([[1, 8], [2, 5]]))
+    first, second = recorder.layers()
+    assert first.image.tolist() == pytest.approx([0, 0.25, 0.2])
+    assert first.shares == pytest.approx((0.05, 0.45, 0.1, 0.28, 0.12))
+    assert second.image.tolist() == pytest.approx([0.2, 0.25, 0])
+    assert second.shares == pytest.approx((0, 0.45, 0.25, 0.3, 0))
+    assert Recorder(Row(0, 3, ()), 1)._number.tolist() == [0, 0, 0, 0]

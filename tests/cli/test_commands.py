@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import base64
+import csv
+import gzip
+import io
 import json
 import re
 import subprocess
@@ -15,9 +19,8 @@ from PIL import Image
 
 import avl
 from avl import cli
-from avl.cli import options, terminal
+from avl.cli import options, tables, terminal
 from avl.engine.request import MODES
-from avl.models.checkpoints import CHECKPOINTS
 from avl.trace import End, Repeat, Scores, Step, Trace
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -144,41 +147,14 @@ def test_options_of_a_vl_are_its_parameters(capsys, monkeypatch, picture):
 def test_any_registered_policy_can_be_compared_with(name, picture, monkeypatch):
     asked = []
     monkeypatch.setattr(terminal, "run", lambda load, request: asked.append(request) or Trace())
-    monkeypatch.setattr(terminal, "table", lambda trace: "")
+    monkeypatch.setattr(tables, "comparison", lambda trace: "")
     assert cli.main(["compare", str(picture), "What?", "--against", name]) == 0
     assert options.cli_name(type(asked[0].policies[0])) == name
 
 
-def test_doctor_finds_this_installation_complete(capsys):
-    assert cli.main(["doctor"]) == 0
-    shown = capsys.readouterr().out
-    assert "missing: " not in shown
-    for word in ("torch", "triton", "model tiny", "disk", "attention", "gpu"):
-        assert word in shown
-
-
-def test_doctor_lists_every_short_name(capsys, monkeypatch, tmp_path):
-    """Those in the cache one a line, the others together."""
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
-    there = tmp_path / "models--Qwen--Qwen3-VL-4B-Instruct" / "snapshots" / "a"
-    there.mkdir(parents=True)
-    (there / "model.safetensors").touch()
-    assert cli.main(["doctor"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert any(re.fullmatch(r"ok +model qwen3-vl-4b +downloaded \(Qwen/Qwen3-VL-4B-Instruct\)", line) for line in lines)
-    (others,) = [line.partition("not downloaded: ")[2].split(", ") for line in lines if "other models" in line]
-    assert others == [name for name in CHECKPOINTS if name != "qwen3-vl-4b"]
-
-
-def test_doctor_fails_where_something_needed_is_missing(capsys, monkeypatch):
-    from avl.cli import diagnosis
-
-    real = diagnosis.package_version
-    monkeypatch.setattr(diagnosis, "package_version", lambda name: None if name in ("numpy", "gradio") else real(name))
-    assert cli.main(["doctor"]) == 1
-    shown = capsys.readouterr().out
-    assert shown.rstrip().endswith("missing: numpy"), "the page's libraries are an extra"
-    assert "the extra [page] of this package brings it" in shown
+def test_a_device_map_is_never_ignored(capsys):
+    assert cli.main(["bench", "--random-weights", "llava-1.5-7b", "--device-map", "auto"]) == 1
+    assert "--device-map spreads a checkpoint" in capsys.readouterr().err
 
 
 def test_compare_answers_twice_and_keeps_the_trace(tmp_path, picture, capsys):
@@ -190,7 +166,21 @@ def test_compare_answers_twice_and_keeps_the_trace(tmp_path, picture, capsys):
     shown = capsys.readouterr().out
     assert "Full attention" in shown
     assert "KV stored" in shown
-    assert terminal.table(trace) in shown
+    assert tables.comparison(trace) in shown
+
+
+def test_compare_adds_lines_to_a_table(tmp_path, picture, capsys):
+    file = tmp_path / "runs.csv"
+    for question in ("What is this?", "=1+1"):
+        assert cli.main(["compare", str(picture), question, "--max-new-tokens", "3", "--csv", str(file)]) == 0
+        assert f"2 lines added to {file}" in capsys.readouterr().out
+    lines = list(csv.DictReader(io.StringIO(file.read_text("utf-8"))))
+    assert [(line["question"], line["policy"]) for line in lines] == [
+        ("What is this?", "Full"), ("What is this?", "AVL"), ("'=1+1", "Full"), ("'=1+1", "AVL"),
+    ]  # fmt: skip
+    file.write_text("something else\n")
+    assert cli.main(["compare", str(picture), "What is this?", "--max-new-tokens", "3", "--csv", str(file)]) == 1
+    assert "has other columns" in capsys.readouterr().err
 
 
 def test_compare_writes_a_report_that_plays_offline(tmp_path, picture, capsys):
@@ -201,6 +191,21 @@ def test_compare_writes_a_report_that_plays_offline(tmp_path, picture, capsys):
     page = out.read_text(encoding="utf-8")
     assert page.startswith("<!doctype html>")
     assert "default-src 'none'" in page
+
+
+@pytest.mark.parametrize(("ending", "prefix"), [("json", None), ("html", "d:")])
+def test_a_trace_keeps_exact_scores_and_a_page_codes(tmp_path, picture, ending, prefix):
+    """Figures of a file are exact, and a page of a large model still opens."""
+    out = tmp_path / f"run.{ending}"
+    assert cli.main(["compare", str(picture), "What is this?", "--max-new-tokens", "2", "--scores", "--out", str(out)]) == 0
+    text = out.read_text(encoding="utf-8")
+    if ending == "html":
+        packed = re.search(r'id="packed-trace">([^<]+)<', text)
+        text = gzip.decompress(base64.b64decode(packed[1])).decode()
+    trace = Trace.from_json(text)
+    found = [layer for event in trace.of(Scores) for layer in event.image]
+    assert len(found) == 2 * 2 * trace.start.layers
+    assert all(layer.startswith(prefix) if prefix else ":" not in layer for layer in found)
 
 
 def test_record_keeps_attention_spread_and_the_right_answer(tmp_path, picture, capsys):
@@ -267,6 +272,9 @@ def test_figures_of_bad_input_are_one_sentence(more, words, capsys):
         (["{picture}", "What?", "--model", "no/such/place"], "no model"),
         (["{picture}", "What?", "--repeats", "0"], "repeats=0"),
         (["{picture}", "What?", "--out", "run.pdf"], "no known ending"),
+        (["{picture}", "What?", "--all", "--against", "h2o"], "leave out --against"),
+        (["{picture}", "What?", "--equal-memory", "--against", "snapkv", "h2o:recent=20,keep=40"], "--equal-memory sets keep of H2O"),
+        (["{picture}", "What?", "--against", "h2o", "fastv:layer=70"], "layer=70"),
     ],
 )
 def test_bad_input_is_one_sentence_and_no_traceback(picture, capsys, arguments, words):
@@ -311,3 +319,115 @@ def test_a_file_that_cannot_be_read_is_one_sentence(command, where, tmp_path, ca
     said = capsys.readouterr().err
     assert said.count("\n") == 1
     assert where in said
+
+
+def test_sweep_prints_a_line_for_each_point_and_a_verdict(tmp_path, picture, capsys):
+    files = ["--json", str(tmp_path / "new" / "sweep.json"), "--csv", str(tmp_path / "sweep.csv")]
+    command = ["sweep", str(picture), "What is this?", "--over", "S=0:40:20", "K=1,3", "--policy", "avl:S=45,C=30", "--max-new-tokens", "4"]
+    assert cli.main([*command, *files]) == 0
+    shown = capsys.readouterr().out
+    assert "A-VL with C=30, over S and K; each point ran once" in shown
+    told = json.loads((tmp_path / "new" / "sweep.json").read_text())
+    assert [row["values"] for row in told["rows"]] == [{}, {"S": 20, "K": 1}, {"S": 20, "K": 3}, {"S": 40, "K": 1}, {"S": 40, "K": 3}]
+    for row in told["rows"]:
+        assert row["text"] in shown
+        assert f"{row['stored_bytes'] / 2**20:.2f} MiB" in shown
+    assert "skipped S=0, K=1: S=0 is out of range" in shown
+    assert "(C is lowered from 30 to 20 to fit.)" in shown
+    assert shown.rstrip().endswith(told["end"]["text"])
+    assert len((tmp_path / "sweep.csv").read_text().splitlines()) == 1 + 5 + 2
+
+
+def test_sweep_shows_medians_of_repeats_and_any_policy(picture, capsys):
+    command = [
+        "sweep",
+        str(picture),
+        "What is this?",
+        "--over",
+        "keep=50,100",
+        "--policy",
+        "h2o",
+        "--max-new-tokens",
+        "3",
+        "--repeats",
+        "2",
+    ]
+    assert cli.main(command) == 0
+    shown = capsys.readouterr().out
+    assert "times are medians of 2 runs" in shown
+    assert re.search(r"^ 100   yes ", shown, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--over", "S"], "is no range"),
+        (["--over", "Q=1,2"], "no parameter"),
+        (["--over", "S=0"], "no point of this sweep is valid"),
+        (["--over", "S=1:100:1"], "64 is the most"),
+        (["--policy", "avl:S=400"], "S=400"),
+        (["--batch", "0"], "batch=0"),
+        (["--max-new-tokens", "0"], "max_new_tokens=0"),
+    ],
+)
+def test_sweep_refuses_what_cannot_be_before_a_model_is_loaded(options, said, picture, capsys):
+    assert cli.main(["sweep", str(picture), "What?", "--model", "no/such/place", *options]) == 1
+    told = capsys.readouterr().err
+    assert said in told
+    assert told.startswith("sweep: ")
+    assert told.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "former", [[], ["--samples", "3"], ["--shares", "100", "20"], ["--device", "cpu", "--out=here"], ["--spreads", "none"]]
+)
+def test_sweep_points_those_who_want_the_former_command_to_its_new_name(former, capsys):
+    assert cli.main(["sweep", *former]) == 2
+    told = capsys.readouterr().err
+    assert "avl eval-sweep" in told
+    assert told.count("\n") == 1
+
+
+def test_what_if_prints_and_keeps_a_prediction(tmp_path, capsys):
+    file = tmp_path / "new" / "what.json"
+    command = ["what-if", "--model", "llava-1.6-34b", "--gpu", "h200", "--batch", "1,64", "--image-tokens", "576", "--json", str(file)]
+    assert cli.main([*command, "--policy", "h2o:keep=50"]) == 0
+    shown, told = capsys.readouterr().out, json.loads(file.read_text())
+    assert [row["batch"] for row in told["rows"]] == [1, 64]
+    assert "576 image + 65 text + 128 new tokens" in shown
+    assert "H2O keep=50" in shown
+    for row in told["rows"]:
+        assert f"{row['full']['ms']:.2f} ms" in shown
+        assert f"{row['speedup']:.2f}x" in shown
+    assert f"Largest batch: {told['largest']['full']['batch']} (" in shown
+    assert all(sentence in shown for sentence in told["left_out"])
+
+
+def test_what_if_can_measure_this_machine(capsys, monkeypatch):
+    from avl.bench import here
+
+    measure = here.measure_bandwidth
+    monkeypatch.setattr(here, "measure_bandwidth", lambda device, *_: measure(device, 1, 0.001, 1 << 20))
+    assert cli.main(["what-if", "--gpu", "here", "--model", "tiny", "--batch", "1"]) == 0
+    shown = capsys.readouterr().out
+    assert "measured now" in shown
+    assert "data sheet" not in shown
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--model", "gpt"], "the sizes of model 'gpt' are not known: use llava-1.5-7b"),
+        (["--gpu", "gtx"], "there is no GPU 'gtx': use t4"),
+        (["--batch", "1,x"], "no list of whole numbers"),
+        (["--batch", "0"], "batch=0"),
+        (["--image-tokens", "-1"], "image_tokens=-1"),
+        (["--new-tokens", "1"], "new_tokens=1"),
+        (["--policy", "avl:S=0"], "S=0"),
+    ],
+)
+def test_what_if_refuses_in_one_sentence(options, said, capsys):
+    assert cli.main(["what-if", *options]) == 1
+    told = capsys.readouterr().err
+    assert said in told
+    assert told.count("\n") == 1

@@ -62,6 +62,8 @@ BAD: dict[str, list[Any]] = {
     "repeats": [*ODD, *NUMBERS, None, 0, 1.5, 101],
     "mode": ["", "x", "RACE", b"race", [], {}, None, 5, True, np.array(["race", "race"]), Rude()],
     "scores": ["", "yes", [], {}, None, 0, 1, 0.5, Rude(), np.array([True, True])],
+    "agreement": ["", "yes", [], {}, None, 0, 1, 0.5, Rude(), np.array([True, True])],
+    "scores_bytes": [*ODD, *NUMBERS, 0, 1.5, 10**13],
     "stop": [1, "x", [], {}, True, 0.5, threading.Lock(), lambda: False],
     "question": [5, 1.5, True, ["a"], {}, b"what", object(), Rude(), LONG, "half \ud83d of one", ""],
 }
@@ -89,14 +91,14 @@ def test_a_bad_argument_is_named(small, name, place):
     with pytest.raises(ValueError, match=name) as raised:
         avl.race(model, processor, picture(1), **{"question": QUESTION, "policies": [POLICY], name: value})
     sentence(raised.value)
-    if name in ("repeats", "mode"):
+    if name in ("repeats", "mode", "scores_bytes"):
         return
     with pytest.raises(ValueError, match=name) as again:
         avl.stream(model, processor, picture(1), **{"question": QUESTION, "policy": POLICY, name: value})
     assert str(again.value) == str(raised.value), "one sentence for a fault, wherever it is met"
 
 
-@pytest.mark.parametrize("name", ["repeats", "mode"])
+@pytest.mark.parametrize("name", ["repeats", "mode", "scores_bytes"])
 def test_what_a_stream_does_not_have_is_a_type_error(small, name):
     with pytest.raises(TypeError, match=name):
         avl.stream(*small, picture(1), QUESTION, POLICY, **{name: 1})

@@ -11,6 +11,7 @@ from fake_cuda import Cuda, install
 from random_models import ARCHITECTURES, build_model, encode, picture, request, shared_model, shared_processor
 
 import avl
+from avl.engine import cuda_graphs
 from avl.engine.cuda_graphs import WARMUPS, GraphDecoder, can_capture, make_decoder
 from avl.engine.decoder import Decoder
 from avl.trace import End, Warning
@@ -168,6 +169,23 @@ def test_steps_of_the_whole_model_are_replayed_too(cuda):
 
 
 @torch.inference_mode()
+def test_an_embedding_with_a_hook_runs_within_the_captured_step(cuda):
+    """A plain one is looked up before it; the same shape is then warmed up anew, because other kernels run."""
+    model, _, inputs, policy = prepared()
+    both(model, inputs, policy)
+    seen = []
+    model.model.language_model.embed_tokens.register_forward_hook(lambda module, given, found: seen.append(1) or 2 * found)
+    pairs, _ = both(model, inputs, policy)
+    first, second = cuda.made
+    assert (first._layers.looks_up, second._layers.looks_up) == (True, False)
+    assert first.warmed
+    assert second.warmed
+    assert second.problem is None
+    assert seen
+    same(pairs)
+
+
+@torch.inference_mode()
 def test_a_capture_on_another_stream_is_not_trusted(cuda, monkeypatch):
     """Were neither device nor stream given, torch would capture on the current device and the graph be empty: the check must say so."""
     model, _, inputs, policy = prepared()
@@ -218,10 +236,10 @@ def test_a_failed_capture_is_told_and_changes_nothing(first, last, cuda, monkeyp
     def fail(self):
         logits = forward(self)
         if cuda.captures and not self.problem:
-            raise first
+            raise type(first)(*first.args)  # another one, which no parameter keeps with its frames
         return logits
 
-    cuda.at_end = last
+    cuda.at_end = last and type(last)(*last.args)
     monkeypatch.setattr(GraphDecoder, "_forward", fail)
     before = dict(cuda.streams)
     pairs, _ = both(model, inputs, policy)
@@ -253,7 +271,10 @@ def test_warm_up_is_once_per_shape(cuda, monkeypatch):
         cuda.captures = 0
         decoder.prepare()
         assert decoder.problem is None
-        return decoder.warmed, len(runs), cuda.captures
+        found = decoder.warmed, len(runs), cuda.captures
+        del decoder
+        cuda.forget()
+        return found
 
     kinds, passes = 2, WARMUPS + 2  # a capture and a replay
     assert prepared() == (True, kinds * passes, kinds)
@@ -273,9 +294,42 @@ def test_one_stream_serves_every_answer_of_a_model(cuda):
     model, _, inputs, policy = prepared()
     for _ in range(3):
         both(model, inputs, policy, steps=2)
-    from avl.engine import cuda_graphs
+        cuda.forget()
+    assert [len(idle) for streams in cuda_graphs._streams.values() for idle in streams.values()] == [1]
 
-    assert [len(streams) for streams in cuda_graphs._streams.values()] == [1]
+
+@torch.inference_mode()
+def test_answers_that_interleave_share_no_stream(cuda, monkeypatch):
+    """torch may free a stream's workspace with any graph captured there, while the other answer's graphs still write to it."""
+    model, _, inputs, policy = prepared()
+    eager = Decoder(model, avl.make_cache(model, inputs, policy, STEPS))
+    tokens = [eager.prefill(inputs).argmax(dim=-1)]
+    for _ in range(4):
+        tokens.append(eager.step(tokens[-1]).argmax(dim=-1))
+    used = []
+    graph = torch.cuda.graph
+    monkeypatch.setattr(torch.cuda, "graph", lambda *args, stream, **options: used.append(stream) or graph(*args, stream=stream, **options))
+    living = [GraphDecoder(model, avl.make_cache(model, inputs, policy, STEPS)) for _ in range(2)]
+    for decoder in living:
+        cuda.made.append(decoder)
+        assert torch.equal(decoder.prefill(inputs).argmax(dim=-1), tokens[0])
+        decoder.prepare()
+        assert decoder.problem is None
+        assert decoder.warmed, "a new stream has no workspace yet"
+    one, other = used[0], used[-1]
+    assert one is not other
+    assert [stream is one for stream in used] == [True, True, False, False]
+    for step in range(4):
+        for decoder in living:
+            assert torch.equal(decoder.step(tokens[step]).argmax(dim=-1), tokens[step + 1])
+    living.clear()
+    del decoder
+    cuda.forget()
+    again = GraphDecoder(model, avl.make_cache(model, inputs, policy, STEPS))
+    again.prefill(inputs)
+    again.prepare()
+    assert used[-1] in (one, other)
+    assert not again.warmed
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from accelerate import dispatch_model
@@ -10,8 +15,10 @@ from random_models import ARCHITECTURES, build_model, encode, picture, request, 
 import avl
 from avl.engine.decoder import Decoder
 from avl.models.families import language_model
+from avl.models.placement import devices, placement
 from avl.trace import End
 
+ROOT = Path(__file__).resolve().parents[2]
 POLICY = avl.AVL(S=45, C=30, K=2, P=70, T=50)
 
 
@@ -33,6 +40,32 @@ def test_a_dispatched_model_gives_the_same_answer(architecture):
         events = avl.stream(model, shared_processor(architecture), picture(2), "what is this ?", POLICY, max_new_tokens=10)
         answers.append(next(event.tokens for event in events if isinstance(event, End)))
     assert answers[0] == answers[1]
+
+
+@pytest.mark.slow
+def test_every_layer_s_cache_is_beside_its_layer():
+    """Layers on two stand-ins for GPUs, which refuse tensors of one another, answer as on one device: ragged rows, and a stream."""
+    script = ROOT / "tests" / "spread_model.py"
+    done = subprocess.run([sys.executable, str(script), "next-mistral"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert "same device" in told["apart"], "the stand-ins do not hold values apart"
+    assert told["placement"].startswith("privateuseone:0 (layers 0–1), privateuseone:1 (layers 2–3)")
+    assert set(told["same"].values()) == set(told["beside"].values()) == {True}
+    assert told["streamed"]
+    assert told["captured"] == "the model is spread over several devices"
+    assert told["warnings"] == ["decode steps run the model's own modules, which takes longer: its layers are on several devices"]
+
+
+def test_a_place_is_told_by_layers():
+    model = shared_model("llava-llama")
+    assert placement(model) == "cpu"
+    assert devices(model) == [torch.device("cpu")]
+    with torch.device("meta"):
+        split = type(model)(model.config)
+    for part in (split.model.language_model.embed_tokens, *split.model.language_model.layers[:3]):
+        part.to_empty(device="cpu")
+    assert placement(split) == "cpu (layers 0–2), meta (layer 3)"
 
 
 def test_load_takes_a_device_map():

@@ -13,9 +13,11 @@ from tiny_families import MODELS
 from tiny_families.base import encode as encode_family
 
 import avl
+from avl.engine.cuda_graphs import GraphDecoder
 from avl.engine.decoder import Decoder
 from avl.engine.fusable import why_not
 from avl.engine.fused import FusedLayers, merge
+from avl.kernels import numba_trouble
 from avl.models.loading import load
 
 STEPS = 8
@@ -25,6 +27,9 @@ REQUESTS = {"one": [request(1)], "alike": [request(1), request(2)], "ragged": [r
 
 def attached(architecture: str, dtype: torch.dtype = torch.float32) -> torch.nn.Module:
     return avl.attach(build_model(architecture, dtype=dtype))
+
+
+MODULES = "the modules are asked for"
 
 
 def steps(decoder: Decoder, inputs: dict, tokens: list[torch.Tensor] | None = None) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
@@ -37,17 +42,27 @@ def steps(decoder: Decoder, inputs: dict, tokens: list[torch.Tensor] | None = No
 
 
 @pairwise(
-    architecture=ARCHITECTURES, policy=POLICIES, rows=REQUESTS, merged=[False, True], ids=lambda value: getattr(value, "label", str(value))
+    architecture=ARCHITECTURES,
+    policy=POLICIES,
+    rows=REQUESTS,
+    how=["apart", "merged", "compiled"],
+    ids=lambda value: getattr(value, "label", str(value)),
 )
 @torch.inference_mode()
-def test_fused_steps_are_the_modules_steps(architecture, policy, rows, merged):
+def test_fused_steps_are_the_modules_steps(architecture, policy, rows, how):
     model, processor = attached(architecture), shared_processor(architecture)
     inputs = dict(encode(processor, REQUESTS[rows]))
     caches = [avl.make_cache(model, inputs, policy, max_new_tokens=STEPS) for _ in range(2)]
     modules, fused = Decoder(model, caches[0]), Decoder(model, caches[1])
     assert fused.unfused is None
-    modules._layers = None
-    fused._layers = FusedLayers(model, caches[1], merged=merged)
+    modules._layers, modules.uncompiled = None, MODULES
+    if how == "compiled":
+        if (trouble := numba_trouble()) is not None:
+            pytest.skip(trouble)
+        ragged = len(caches[1].buckets) > 1
+        assert (fused.uncompiled is None) != ragged
+    else:
+        fused._layers, fused.uncompiled = FusedLayers(model, caches[1], merged=how == "merged"), "it is not asked for"
     expected, fed = steps(modules, inputs)
     found, _ = steps(fused, inputs, fed)
     for one, two in zip(found, expected, strict=True):
@@ -57,6 +72,50 @@ def test_fused_steps_are_the_modules_steps(architecture, policy, rows, merged):
     assert one.read_tokens == two.read_tokens
     for row in range(one.batch_size):
         assert one.image_sets(row) == two.image_sets(row)
+
+
+class Scaled(torch.nn.Embedding):
+    """An embedding of its own class, as some families have it."""
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        return 1.5 * super().forward(tokens)
+
+
+def hooked(table: torch.nn.Embedding) -> None:
+    table.register_forward_hook(lambda module, given, found: 1.5 * found)
+
+
+def scaled(table: torch.nn.Embedding) -> None:
+    table.__class__ = Scaled
+
+
+def replaced(table: torch.nn.Embedding) -> None:
+    forward = table.forward
+    table.forward = lambda tokens: 1.5 * forward(tokens)  # type: ignore[method-assign]
+
+
+def bounded(table: torch.nn.Embedding) -> None:
+    table.max_norm = 0.01
+
+
+@pytest.mark.parametrize("kind", [Decoder, GraphDecoder])
+@pytest.mark.parametrize("change", [hooked, scaled, replaced, bounded, None])
+@torch.inference_mode()
+def test_an_embedding_that_does_more_than_to_look_up_runs_itself(change, kind):
+    model, processor = attached("llava-llama"), shared_processor("llava-llama")
+    if change is not None:
+        change(model.model.language_model.embed_tokens)
+    inputs = dict(encode(processor, REQUESTS["alike"]))
+    caches = [avl.make_cache(model, inputs, POLICIES[0], max_new_tokens=STEPS) for _ in range(2)]
+    modules, fused = Decoder(model, caches[0]), kind(model, caches[1])
+    assert fused.unfused is None
+    assert fused._layers.looks_up == (change is None)
+    fused.uncompiled = MODULES
+    modules._layers, modules.uncompiled = None, MODULES
+    expected, fed = steps(modules, inputs)
+    found, _ = steps(fused, inputs, fed)
+    for one, two in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, two, rtol=2e-5, atol=2e-5)
 
 
 @pytest.mark.parametrize("name", ["llava_next", "qwen2_5_vl", "qwen3_vl"])
@@ -74,7 +133,7 @@ def test_low_precision_rounds_where_the_modules_round(dtype, name):
         cache = avl.make_cache(subject, given, avl.Full(), max_new_tokens=STEPS)
         decoder = Decoder(subject, cache)
         if name == "modules":
-            decoder._layers = None
+            decoder._layers, decoder.uncompiled = None, MODULES
         fed = found.get("modules", (None, None))[1]
         found[name] = steps(decoder, given, fed)
     exactly = torch.stack(found["exact"][0])
@@ -94,7 +153,7 @@ def test_merged_weights_change_nothing_and_can_be_undone(tmp_path):
     attention = model.model.language_model.layers[1].self_attn
     storages = {product.weight.untyped_storage().data_ptr() for product in (attention.q_proj, attention.k_proj, attention.v_proj)}
     assert len(storages) == 1
-    assert layers._weights[1].qkv[0][0].untyped_storage().data_ptr() in storages
+    assert layers.weights[1].qkv[0][0].untyped_storage().data_ptr() in storages
 
     def same(tensors):
         assert tensors.keys() == before.keys()
@@ -104,7 +163,7 @@ def test_merged_weights_change_nothing_and_can_be_undone(tmp_path):
     same(model.state_dict())
     assert all(dict(model.named_parameters())[name] is parameter for name, parameter in parameters.items())
     again, _ = merge((attention.q_proj, attention.k_proj, attention.v_proj))
-    assert again.data_ptr() == layers._weights[1].qkv[0][0].data_ptr()  # merged once
+    assert again.data_ptr() == layers.weights[1].qkv[0][0].data_ptr()  # merged once
     assert torch.equal(model.generate(**inputs, max_new_tokens=4), plain)
     same(copy.deepcopy(model).state_dict())
     model.save_pretrained(tmp_path)
@@ -153,7 +212,7 @@ def test_other_rotations_are_fused(kind):
     modules, fused = (Decoder(model, cache) for cache in caches)
     assert fused.unfused is None
     assert (model.model.language_model.rotary_emb.attention_scaling != 1.0) == (kind == "yarn")
-    modules._layers = None
+    modules._layers, modules.uncompiled = None, MODULES
     expected, fed = steps(modules, inputs)
     for one, two in zip(steps(fused, inputs, fed)[0], expected, strict=True):
         torch.testing.assert_close(one, two, rtol=2e-5, atol=2e-5)

@@ -10,7 +10,7 @@ import pytest
 from random_models import build_model, picture, shared_processor
 
 import avl
-from avl.engine import runner
+from avl.engine import lanes
 from avl.engine.request import MODES
 from avl.trace import End, Event, Reading, Repeat, Scores, Step, Trace
 
@@ -80,7 +80,7 @@ def test_no_cache_outlives_the_run(small, leave_at, monkeypatch):
         alive.add(cache)
         return cache
 
-    monkeypatch.setattr(runner, "make_cache", watched)
+    monkeypatch.setattr(lanes, "make_cache", watched)
     events = race(small, mode="isolated", repeats=3, scores=True)
     for event in events:
         assert sum(cache.stored_bytes > 0 for cache in alive) <= 1

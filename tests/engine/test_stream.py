@@ -86,7 +86,7 @@ def test_start_describes_the_run(architecture, model, processor):
     assert start.n_text == len(is_image) - start.n_image
     config = model.config.text_config
     assert start.token_bytes == 2 * config.num_key_value_heads * config.head_dim * 4 * LAYERS
-    assert [start.schema, start.temperature, start.top_p] == [1, 0.0, 1.0]
+    assert [start.schema, start.temperature, start.top_p] == [2, 0.0, 1.0]
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -310,3 +310,58 @@ def test_a_whole_prompt_is_taken_as_it_is(small, kind):
     stock = model.generate(**encode(processor, [row]), max_new_tokens=LIMIT, do_sample=False)
     assert trace.start.prompt == row.text
     assert list(trace.of(End)[0].tokens) == stock[0, -LIMIT:].tolist()
+
+
+def test_a_race_that_may_not_fit_says_what_would(small, monkeypatch):
+    """A race holds the caches of all its arms until it ends; one after the other needs the largest of them."""
+    from avl.engine import scheduler
+
+    model, processor = small
+    both = [avl.Full(), avl.AVL(S=45, C=30)]
+
+    def told(policies, **options):
+        events = list(avl.race(model, processor, picture(1), "what is this ?", policies, max_new_tokens=4, **options))
+        assert isinstance(events[-1], End)
+        return [event.message for event in events if isinstance(event, Warning) and "'isolated'" in event.message], events
+
+    assert not told(both)[0]
+    _, events = told(both)
+    peaks = [event.stored_bytes for event in events if isinstance(event, Prefill)]
+    monkeypatch.setattr(scheduler, "free_bytes", lambda _: int(max(peaks) * 1.2))
+    ((message,), _) = told(both)
+    assert "hold their caches together" in message
+    assert not told(both, mode="isolated")[0]
+    assert not told(both[:1])[0]
+
+
+def test_a_race_of_eight_counts_the_caches_of_all(small, monkeypatch):
+    """The warning comes from the bytes that the eight caches really hold together, to one part in a hundred."""
+    from avl.engine import lanes, scheduler
+
+    policies = [*policy_cases.POLICIES, avl.AVL(S=20)]
+    caches = []
+    monkeypatch.setattr(lanes, "make_cache", lambda *given: caches.append(avl.make_cache(*given)) or caches[-1])
+    sums = []
+
+    def told(free=None):
+        if free is not None:
+            monkeypatch.setattr(scheduler, "free_bytes", lambda _: free)
+        caches.clear()
+        messages = []
+        for event in avl.race(*small, picture(1), "what is this ?", policies, max_new_tokens=4, batch=2):
+            if isinstance(event, Warning) and "'isolated'" in event.message:
+                messages.append(event.message)
+            if isinstance(event, Prefill) and event.arm == 7:
+                sums.append(sum(cache.allocated_bytes for cache in caches[-8:]))
+        return messages
+
+    assert told() == []
+    held = sums[0]
+    assert told(int(held * 1.01)) == []
+    assert len(told(int(held * 0.99))) == 1
+
+
+def test_arms_that_are_equal_get_numbers(small):
+    start = next(avl.race(*small, picture(1), "what is this ?", [avl.Full(), avl.H2O(), avl.H2O()], max_new_tokens=2))
+    assert [arm.label for arm in start.arms] == ["Full attention", f"{avl.H2O().label} (1)", f"{avl.H2O().label} (2)"]
+    assert [arm.title for arm in start.arms] == ["Full attention", "H2O", "H2O"]

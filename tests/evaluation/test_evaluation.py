@@ -1,4 +1,4 @@
-"""`python -m avl eval` and `sweep` on a few samples: the table, the file, and figures that fit together."""
+"""`python -m avl eval` and `eval-sweep` on a few samples: the table, the file, and figures that fit together."""
 
 import json
 
@@ -7,6 +7,7 @@ import pytest
 import avl
 from avl import cli
 from avl.evaluation import evaluate, memory, sweep, tasks
+from avl.policies.equal_memory import TOLERANCE, stored_share
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +42,7 @@ def test_full_attention_measures_the_share_that_the_workload_predicts(attached):
     steps = memory.workload(*attached, samples, 4, evaluate.MAX_NEW_TOKENS)
     for policy in (evaluate.ADAPTIVE, avl.SnapKV(keep=46)):
         row = evaluate.evaluate(*attached, samples, policy, batch=4)
-        assert row.stored == pytest.approx(memory.stored_share(policy, steps), abs=memory.TOLERANCE)
+        assert row.stored == pytest.approx(stored_share(policy, steps), abs=TOLERANCE)
 
 
 def run(capsys, *arguments):
@@ -58,9 +59,7 @@ def test_eval_keeps_rows_at_equal_memory_and_goes_on_where_it_stopped(tmp_path, 
     assert full["parameters"] == {"name": "Full"}
     assert 0.4 < adaptive["stored"] < 0.6
     assert adaptive["read"] < adaptive["stored"]
-    assert (
-        abs(fastv["stored"] - adaptive["stored"]) <= 2 * memory.TOLERANCE
-    )  # five answers, some of them of another length than the right ones
+    assert abs(fastv["stored"] - adaptive["stored"]) <= 2 * TOLERANCE  # five answers, some of them of another length than the right ones
 
     measured = []
     original = evaluate.evaluate
@@ -105,7 +104,7 @@ def test_eval_of_no_policy_measures_full_attention_alone(capsys):
 
 def test_sweep_writes_figures_and_a_picture_and_says_what_cannot_be(tmp_path, capsys):
     others = "--others", "StreamingLLM", "FastV"
-    record = run(capsys, "sweep", "--samples", "3", "--shares", "100", "20", "--spreads", "50", *others, "--out", str(tmp_path))
+    record = run(capsys, "eval-sweep", "--samples", "3", "--shares", "100", "20", "--spreads", "50", *others, "--out", str(tmp_path))
     assert record == json.loads((tmp_path / "sweep.json").read_text())
     rows = [one["policy"] for one in record["results"]]
     assert rows[:4] == ["Full attention", "A-VL S=100 K=3", "FastV layer=2 keep=100", "A-VL S=20 C=13.33 K=3"]
@@ -117,8 +116,8 @@ def test_sweep_writes_figures_and_a_picture_and_says_what_cannot_be(tmp_path, ca
         "FastV at the memory of A-VL S=20 C=13.33 K=3",  # its first two layers keep the whole picture
     }
     adaptive, spread, streaming = record["results"][3:]
-    assert spread["stored"] == pytest.approx(adaptive["stored"], abs=memory.TOLERANCE)
-    assert streaming["stored"] == pytest.approx(adaptive["stored"], abs=2 * memory.TOLERANCE)
+    assert spread["stored"] == pytest.approx(adaptive["stored"], abs=TOLERANCE)
+    assert streaming["stored"] == pytest.approx(adaptive["stored"], abs=2 * TOLERANCE)
     assert (tmp_path / "sweep.png").stat().st_size > 2000
 
 
@@ -133,12 +132,12 @@ def test_sweep_writes_figures_and_a_picture_and_says_what_cannot_be(tmp_path, ca
     ],
 )
 def test_sweep_refuses_what_is_out_of_range_before_the_model_loads(options, said, tmp_path, capsys):
-    assert cli.main(["sweep", "--model", "no/such/place", "--out", str(tmp_path), *options]) == 1
+    assert cli.main(["eval-sweep", "--model", "no/such/place", "--out", str(tmp_path), *options]) == 1
     assert said in capsys.readouterr().err
 
 
 def test_a_spread_that_is_no_number_is_a_wrong_option(capsys):
-    assert cli.main(["sweep", "--spreads", "many"]) == 2
+    assert cli.main(["eval-sweep", "--spreads", "many"]) == 2
     assert "'many' is not a number" in capsys.readouterr().err
 
 
@@ -146,4 +145,4 @@ def test_spread_changes_no_memory_and_is_a_share_of_s():
     plain, spread = sweep.adaptive(45), sweep.adaptive(45, 67)
     assert (spread.S, spread.C, spread.K, spread.spread) == (45, 30, 3, 30.15)
     steps = {avl.PromptShape(576, 24, 96, 8): dict.fromkeys(range(1, 60), 1)}
-    assert memory.stored_share(plain, steps) == memory.stored_share(spread, steps)
+    assert stored_share(plain, steps) == stored_share(spread, steps)

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import replace
 
 import policy_cases
 import pytest
 import torch
-from observed import generate, words
+from observed import generate, timeless, words
 from random_models import ARCHITECTURES, RAGGED, encode, picture
 
 import avl
-from avl import trace
 
 LIMIT = 12
 POLICIES = {
@@ -42,19 +40,6 @@ def test_sets_do_not_depend_on_the_batch(architecture, policy, model, processor)
 def test_tokens_do_not_depend_on_the_batch(architecture, policy, model, processor):
     together = generate(model, encode(processor, RAGGED), POLICIES[policy], LIMIT, sets=False).tokens
     assert together == [generate(model, encode(processor, [row]), POLICIES[policy], LIMIT, sets=False).tokens[0] for row in RAGGED]
-
-
-def timeless(events) -> list:
-    """Events without their clocks and readings."""
-    kept = []
-    for event in events:
-        if isinstance(event, trace.Reading):
-            continue
-        clocks = {name: 0.0 for name in ("ms", "clock_ms", "ttft_ms", "median_ms") if hasattr(event, name)}
-        if isinstance(event, trace.Start):
-            clocks = {"date": "", "machine": {}}
-        kept.append(replace(event, **clocks))
-    return kept
 
 
 @pytest.mark.parametrize(

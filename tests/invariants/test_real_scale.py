@@ -7,16 +7,23 @@ from __future__ import annotations
 
 import copy
 import functools
+import threading
 
 import policy_cases
 import pytest
 import torch
+from PIL import Image
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaNextConfig, LlavaNextForConditionalGeneration
 
 import avl
+from avl.engine import agreement
 from avl.engine.decoder import Decoder
+from avl.engine.lanes import Job
+from avl.engine.request import GenerationRequest
 from avl.models import random_weights
+from avl.models.inputs import first
 from avl.policies import PromptShape
+from avl.policies.base import PastTurn
 from avl.policies.cost import allocated_tokens, layer_cost, step_cost
 from avl.policies.lattice import lattice
 
@@ -170,3 +177,59 @@ def test_a_prompt_that_ends_in_its_image_keeps_its_last_position():
     for number in range(5):
         one, two = (model()(input_ids=tokens[:, None] + number, past_key_values=held, use_cache=True).logits for held in (cache, twin))
         assert torch.equal(one, two)
+
+
+@pytest.mark.slow
+@torch.inference_mode()
+def test_agreement_at_real_scale():
+    """One of two rows, fed a given answer: what reads everything agrees with full attention, the paper's setting less."""
+    request = GenerationRequest(
+        Image.new("RGB", (8, 8)), "?", (avl.Full(), avl.AVL(S=100, C=100), avl.PRESETS["llava-1.6-13b"]), LIMIT, batch=2
+    )
+    job = Job(model(), None, first(inputs(2), 2), request, None)
+    tokens = torch.randint(0, 500, (6,), generator=torch.Generator().manual_seed(0)).tolist()
+    full, same, preset = ([*agreement._logits(job, one, 0, tokens, threading.Event())] for one in request.policies)
+    for of_full, of_same, of_preset, token in zip(full, same, preset, tokens, strict=True):
+        best, divergence, surprise = agreement._compare(of_full, of_same, token)
+        assert best == int(of_full.argmax())
+        assert divergence <= 1e-8
+        assert surprise == pytest.approx(agreement._compare(of_full, of_full, token)[2], rel=1e-3)
+        assert agreement._compare(of_full, of_preset, token)[1] > divergence
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("policy", [avl.Full(), avl.SPREAD_PRESETS["llava-1.6-13b"]], ids=lambda policy: policy.label)
+@torch.inference_mode()
+def test_later_turns_follow_the_cost_model(policy):
+    """Two rows, questions of 35 and 150 tokens: counts per layer, bytes, the stored image tokens; Full's logits are the model's."""
+    prompt, limit = inputs(2), 32
+    cache = avl.make_cache(model(), prompt, policy, max_new_tokens=limit)
+    decoder = Decoder(model(), cache)
+    tokens = decoder.prefill(prompt).argmax(-1)
+    said = [tokens]
+    for _ in range(8):
+        said.append(tokens := decoder.step(tokens).argmax(-1))
+    before, secondary = [bucket.shape for bucket in cache.buckets], [[held for held, _ in cache.image_sets(row)] for row in range(2)]
+    draw = torch.Generator().manual_seed(1)
+    new = [[int(tokens[row]), *torch.randint(0, 500, (34 + 115 * row,), generator=draw).tolist()] for row in range(2)]
+    cache.extend([len(some) for some in new], limit)
+    decoder = Decoder(model(), cache)
+    logits = decoder.extend(new)
+    token_bytes = 2 * KV_HEADS * SIZE * 4
+    shapes = [PromptShape(2928, before[0].n_text + 8 + len(some), limit, LAYERS, PastTurn(before[0], 8)) for some in new]
+    assert cache.allocated_bytes == sum(allocated_tokens(policy, shape) for shape in shapes) * token_bytes
+    for t in range(12):
+        if t:
+            assert decoder.step(tokens).isfinite().all()
+        for layer in range(LAYERS):
+            costs = [layer_cost(policy, shape, layer, t) for shape in shapes]
+            counts = sum(cost.stored for cost in costs), sum(cost.read for cost in costs)
+            assert (cache.stored_tokens[layer], cache.read_tokens[layer]) == counts, (layer, t)
+    if policy.pins_image:
+        assert [[held for held, _ in cache.image_sets(row)] for row in range(2)] == secondary
+    if policy == avl.Full():
+        for row in range(2):
+            ids = [*prompt["input_ids"][row].tolist(), *(int(one[row]) for one in said[:-1]), *new[row]]
+            one = {name: value[row : row + 1] for name, value in prompt.items() if name not in ("input_ids", "attention_mask")}
+            exact = model()(input_ids=torch.tensor([ids]), **one, logits_to_keep=1).logits[0, -1]
+            torch.testing.assert_close(logits[row], exact, rtol=0, atol=2e-5 * float(exact.abs().max()))

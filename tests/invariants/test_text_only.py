@@ -10,10 +10,11 @@ import oracle
 import pytest
 import torch
 import transformers
-from observed import generate
+from observed import converse, generate
 from random_models import PAD, WORDS
 from test_families import assert_close, check_every_step, decoded, plain
 from test_families import made as made_family
+from test_oracle import check_sets
 from tiny_families import MODELS
 from tiny_families.base import HEAD_DIM, KV_HEADS, LAYERS, encode, text_options, vocabulary
 
@@ -310,3 +311,27 @@ def test_real_scale(case):
     alone = {key: value[1:2, -700:] for key, value in inputs.items()}
     separate = generate(model, alone, policy, 4, feed=feed[1:2], sets=False)
     assert_close([logits[1] for logits in together.logits], [logits[0] for logits in separate.logits])
+
+
+@pytest.mark.parametrize("name", NAMES)
+@torch.inference_mode()
+def test_rows_of_any_length_run_in_pieces(name, monkeypatch):
+    """Without pictures too, where a decoder embeds the tokens itself."""
+    model, inputs = made(name), prompts((17, 9, 17, 12, 9), name=name)
+    tokens = torch.randint(0, len(vocabulary()), (5, STEPS), generator=torch.Generator().manual_seed(1))
+    whole = decoded(model, inputs, tokens, avl.H2O(keep=50))[1]
+    monkeypatch.setattr("avl.engine.decoder.PROMPT_TOKENS", 40)
+    assert_close(decoded(model, inputs, tokens, avl.H2O(keep=50))[1], whole)
+
+
+@pytest.mark.parametrize(("name", "case"), [("qwen3", "avl-T"), ("llama", "h2o"), ("llava_next", "spread")])
+@torch.inference_mode()
+def test_later_turns_are_the_oracles(name, case):
+    """A conversation without a picture, of a language model and of a family that could see one."""
+    policy, rule = CASES[case]
+    inputs, turns = prompts(name=name), (([50, 61, 75, 80, 33, 34], 5), ([51, 62], 3))
+    feed = torch.randint(30, 100, (12,), generator=torch.Generator().manual_seed(5)).tolist()
+    observed = converse(made(name), inputs, policy, 4, feed, turns)
+    expected = family_oracle.run(made(name), inputs, rule, 4, feed, turns)
+    check_sets(observed, [expected])
+    assert_close([logits[0].double() for logits in observed.logits], expected.logits)

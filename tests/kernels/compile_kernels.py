@@ -15,11 +15,11 @@ from avl.kernels.window import triton as window_triton
 
 INTS = {
     "n", "splits", "start", "stop", "merges", "first", "s_ib", "s_ig", "s_sb", "s_sg", "number", "prompt", "recent", "sinks", "image",
-    "other",
+    "other", "vocabulary", "s_tb", "s_pb", "size", "capacity", "rows", "heads", "first_column", "first_slot",
 }  # fmt: skip
 FLOATS32 = {"p_part", "p_lse", "p_logits", "p_scores", "p_sums"}
 INTS32 = {"p_index"}
-INTS64 = {"p_length", "p_second", "p_slot", "p_token_idx", "p_entered"}
+INTS64 = {"p_token", "p_position", "p_length", "p_second", "p_slot", "p_token_idx", "p_entered"}
 
 
 def compile_kernel(kernel, dtype: str, absent: set[str], **constants: object) -> None:
@@ -44,22 +44,27 @@ def compile_kernel(kernel, dtype: str, absent: set[str], **constants: object) ->
     print(kernel.__name__, dtype, len(compiled.asm["cubin"]))
 
 
+STORED = {"p_cos", "p_sin", "p_slot", "p_query_norm", "p_key_norm"}  # absent where no new token is stored
+BARE = {"p_index", "p_length", "p_logits", *STORED}
 split = {"D": 80, "PER_HEAD": False, "BLOCK_D": 128}
-compile_kernel(core_triton.split_vector_kernel, "bf16", set(), H=32, BLOCK_N=32, BLOCK_H=1, **split)
-compile_kernel(core_triton.split_vector_kernel, "fp32", {"p_index", "p_length", "p_logits"}, H=40, BLOCK_N=16, BLOCK_H=2, **split)
+compile_kernel(core_triton.split_vector_kernel, "bf16", set(), H=32, SHARED=1, BLOCK_N=32, BLOCK_H=1, STAGES=3, **split)
+compile_kernel(core_triton.split_vector_kernel, "bf16", STORED, H=32, SHARED=1, BLOCK_N=32, BLOCK_H=1, STAGES=3, **split)
+compile_kernel(core_triton.split_vector_kernel, "fp32", BARE, H=40, SHARED=4, BLOCK_N=16, BLOCK_H=2, STAGES=1, **split)
 matrix = {"H": 32, "SHARED": 4, "UPCAST": False, "BLOCK_M": 16, **split}
 compile_kernel(core_triton.split_matrix_kernel, "bf16", set(), BLOCK_N=64, **matrix)
+compile_kernel(core_triton.split_matrix_kernel, "bf16", STORED, BLOCK_N=64, **matrix)
 compile_kernel(core_triton.split_matrix_kernel, "fp32", {"p_logits"}, BLOCK_N=16, **matrix)
-combine = {"H": 40, "HEADS_PER_SCORE": 40, "D": 128, "BLOCK_S": 32, "BLOCK_H": 32, "BLOCK_W": 32, "BLOCK_D": 128}
+combine = {"H": 40, "HEADS_PER_SCORE": 40, "D": 128, "BLOCK_H": 32, "BLOCK_W": 32, "BLOCK_D": 128}
 compile_kernel(core_triton.combine_kernel, "bf16", set(), **combine)
 compile_kernel(core_triton.combine_kernel, "fp16", {"p_scores", "p_sums", "p_logits"}, **combine)
+compile_kernel(layer_triton.begin_step_kernel, "bf16", set(), N=5120, R=256, BLOCK=8192, BLOCK_R=256)
 compile_kernel(layer_triton.add_rms_norm_kernel, "bf16", set(), N=5120, BLOCK=8192)
 compile_kernel(layer_triton.add_rms_norm_kernel, "fp32", {"p_delta"}, N=4096, BLOCK=4096)
 rotate = {"H": 32, "G": 8, "D": 128, "BLOCK_D": 128}
 compile_kernel(layer_triton.rotate_and_store_kernel, "bf16", set(), **rotate)
 compile_kernel(layer_triton.rotate_and_store_kernel, "fp16", {"p_slot", "p_query_norm", "p_key_norm"}, **rotate)
 compile_kernel(layer_triton.silu_product_kernel, "bf16", set(), N=11008, BLOCK=1024)
-window = {"C": 130, "SIZE": 64}
-compile_kernel(window_triton.enter_window_kernel, "fp32", set(), ROWS=8, HEADS=1, **window)
-compile_kernel(window_triton.leave_window_kernel, "fp32", set(), BLOCK=256, **window)
-compile_kernel(window_triton.leave_window_kernel, "fp32", {"p_sums"}, BLOCK=4096, C=3100, SIZE=1500)
+compile_kernel(window_triton.enter_window_kernel, "fp32", set(), BOUNDED=True)
+compile_kernel(window_triton.enter_window_kernel, "fp32", {"p_sums", "p_second"}, BOUNDED=False)
+compile_kernel(window_triton.leave_window_kernel, "fp32", set(), BOUNDED=True, BLOCK=512)
+compile_kernel(window_triton.leave_window_kernel, "fp32", {"p_sums"}, BOUNDED=True, BLOCK=512)

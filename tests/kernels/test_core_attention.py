@@ -6,12 +6,22 @@ from kernel_cases import GARBAGE, Case, Inputs, make
 from pairwise import pairwise
 from tolerance import assert_near_oracle
 from torch import Tensor
+from triton_here import COMPILED as ONE_WORKER
+from triton_here import why_no_triton
 
 from avl.kernels import core_attention
 from avl.kernels.core import reference
 
 COMPILED = torch.cuda.is_available()
 LOW = torch.float16  # bfloat16 arithmetic is wrong in Triton's interpreter; on a GPU it is tested too
+
+
+@pytest.fixture(params=["reference", "numba", pytest.param("triton", marks=ONE_WORKER)])
+def impl(request: pytest.FixtureRequest) -> str:
+    if request.param == "triton" and (reason := why_no_triton()):
+        pytest.skip(reason)
+    return request.param
+
 
 CASES = [
     Case(1, 1, 1, 1, 1, 32),

@@ -49,7 +49,7 @@ REFUSED = [
     ("scores", (0, 6), ValueError, r"scores is \(0, 6\).*0 <= start <= stop <= n=5"),
     ("scores", (3, 2), ValueError, r"scores is \(3, 2\)"),
     ("scores", "yes", ValueError, r"scores is 'yes'"),
-    ("impl", "cuda", ValueError, r"impl is 'cuda', but must be one of 'auto', 'triton', 'reference'"),
+    ("impl", "cuda", ValueError, r"impl is 'cuda', but must be one of 'auto', 'triton', 'numba', 'reference'"),
 ]
 
 
@@ -117,8 +117,34 @@ def test_core_attention_without_validation_gives_the_same() -> None:
         assert torch.equal(checked, unchecked)
 
 
-def test_resolve_impl_auto_on_a_cpu_is_the_reference() -> None:
+def test_resolve_impl_auto_on_a_cpu_is_numba_where_supported_and_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert resolve_impl("cpu") == "numba"
+    assert resolve_impl("cpu", dtype=torch.float16, head_size=256) == "numba"
+    assert resolve_impl("cpu", dtype=torch.float64) == "reference"
+    assert resolve_impl("cpu", head_size=257) == "reference"
+    monkeypatch.setattr(avl.kernels, "numba_trouble", lambda dtype: "numba cannot be imported (ImportError: none)")
     assert resolve_impl("cpu") == "reference"
+    with pytest.raises(RuntimeError, match=r"its kernels cannot be used \(numba cannot be imported"):
+        resolve_impl("cpu", "numba")
+
+
+def test_resolve_impl_numba_by_name_never_falls_back() -> None:
+    with pytest.raises(RuntimeError, match="numba's kernels need 'cpu'"):
+        resolve_impl("cuda", "numba")
+    with pytest.raises(TypeError, match=r"impl='numba' does not support torch\.float64"):
+        resolve_impl("cpu", "numba", dtype=torch.float64)
+    with pytest.raises(ValueError, match="no kernel of numba for this operator, window"):
+        avl.kernels.window_ops("cpu", "numba")
+
+
+def test_core_attention_that_needs_gradients_runs_in_torch() -> None:
+    given = arguments(impl="auto")
+    given["query"] = given["query"].clone().requires_grad_()
+    core_attention(**given)[0].sum().backward()
+    assert given["query"].grad is not None
+
+
+def test_resolve_impl_by_name_is_that_one() -> None:
     assert resolve_impl(torch.device("cpu"), "reference") == "reference"
     assert resolve_impl("cuda", "reference") == "reference"
 
@@ -143,6 +169,23 @@ def test_resolve_impl_auto_on_a_gpu_takes_triton_where_supported_and_trusted(mon
     assert avl.kernels.triton_trouble("cuda") == "ArithmeticError: the norm is off"
     monkeypatch.setattr(avl.kernels, "_triton_error", lambda: "ImportError: none")
     assert resolve_impl("cuda") == "reference"
+
+
+def test_trouble_where_no_gpu_was_reached_is_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that leaves CUDA to its children would hand its own trouble down to them."""
+    monkeypatch.setattr(avl.kernels, "_triton_error", lambda: None)
+    monkeypatch.setattr(avl.kernels, "_checked", {})
+    monkeypatch.setattr(avl.kernels, "_check_triton", lambda *what: "AssertionError: libcuda.so cannot be found")
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
+    assert resolve_impl("cuda", dtype=torch.float16) == "reference"
+    assert not avl.kernels._checked
+    monkeypatch.setattr(avl.kernels, "_check_triton", lambda *what: None)
+    assert resolve_impl("cuda", dtype=torch.float16) == "triton"
+    monkeypatch.setattr(avl.kernels, "_checked", {})
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(avl.kernels, "_check_triton", lambda *what: "ArithmeticError: the norm is off")
+    assert resolve_impl("cuda", dtype=torch.float16) == "reference"
+    assert len(avl.kernels._checked) == 1
 
 
 def test_resolve_impl_triton_by_name_never_falls_back(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 import ast
 import importlib.util
+import json
 import os
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import pytest
 from triton_here import IMPORTED_TOO_EARLY, why_no_triton
 
 ROOT = Path(__file__).resolve().parents[2]
+NEEDS_TRITON = pytest.mark.skipif(importlib.util.find_spec("triton") is None or sys.platform != "linux", reason="triton is not installed")
 
 
 def triton_kernels() -> set[str]:
@@ -23,17 +25,37 @@ def triton_kernels() -> set[str]:
     return found
 
 
-@pytest.mark.skipif(importlib.util.find_spec("triton") is None or sys.platform != "linux", reason="triton is not installed")
+@NEEDS_TRITON
 def test_every_kernel_compiles_for_hopper(tmp_path: Path) -> None:
     """The interpreter accepts what the compiler does not; compiling needs no GPU."""
-    env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"} | {"TRITON_CACHE_DIR": str(tmp_path)}
-    command = [sys.executable, "-W", "ignore", str(Path(__file__).with_name("compile_kernels.py"))]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=600, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    compiled = [line.split() for line in done.stdout.splitlines()]
+    compiled = [line.split() for line in run_compiling("compile_kernels.py", TRITON_CACHE_DIR=str(tmp_path)).splitlines()]
     assert {"split_vector_kernel", "enter_window_kernel", "silu_product_kernel"} <= triton_kernels()
     assert {name for name, _, _ in compiled} == triton_kernels()
     assert all(int(size) > 0 for _, _, size in compiled)
+
+
+def run_compiling(script: str, *arguments: str, **variables: str) -> str:
+    """What a script of this folder prints in a process that does not interpret."""
+    env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"} | variables
+    command = [sys.executable, "-W", "ignore", str(Path(__file__).with_name(script)), *arguments]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+@NEEDS_TRITON
+def test_other_questions_compile_no_kernel() -> None:
+    """Twenty lengths of question after one another; and the kernel benchmark times what the engine runs."""
+    said = run_compiling("count_variants.py").splitlines()
+    counted, unknown, timed = (json.loads(line) for line in said[-3:])
+    assert len(counted["added"]) >= 5
+    for case, added in counted["added"].items():
+        assert len(added) == 20
+        assert 7 <= added[0] <= 12, case
+        assert not any(added[1:]), (case, added)
+    assert sum(low < high for low, high in counted["splits"].values()) >= 4, "the number of splits should have changed"
+    assert unknown == []
+    assert timed == ["combine_kernel", "split_vector_kernel"]
 
 
 @pytest.mark.skipif(why_no_triton() != IMPORTED_TOO_EARLY, reason="the Triton tests run in this process")

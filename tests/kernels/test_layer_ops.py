@@ -45,6 +45,42 @@ def signed(sin: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("rows", "size", "head"), [(1, 64, 16), (3, 100, 80), (5, 33, 96), (2, 3000, 128)])
+def test_begin_step_looks_up_what_is_asked_for_and_advances(
+    rows: int, size: int, head: int, dtype: torch.dtype, impl: str, device: torch.device
+) -> None:
+    embedding, rotary = normal(20, size + 3)[:, :size].to(device, dtype), normal(11, 2, head, seed=1).to(device, dtype)
+    draw = torch.Generator().manual_seed(2)
+    tokens, positions = torch.randint(20, (2 * rows,), generator=draw)[::2], torch.randint(11, (rows, 1), generator=draw)
+    tokens[0], positions[0, 0] = 19, 10
+    tokens, positions = tokens.to(device), positions.to(device)
+    before = positions.clone()
+    # larger by a row, which nobody may touch
+    hidden, rotation = torch.full((rows + 1, size), 7.0).to(device, dtype), torch.full((rows + 1, 2, head), 7.0).to(device, dtype)
+    layer_ops(device, impl).begin_step(tokens, positions, embedding, rotary, hidden[:rows], rotation[:rows])
+    assert torch.equal(hidden[:rows], embedding[tokens])
+    assert torch.equal(rotation[:rows], rotary[before[:, 0]])
+    assert torch.equal(positions, before + 1)
+    assert bool((hidden[rows:] == 7).all())
+    assert bool((rotation[rows:] == 7).all())
+
+
+@pytest.mark.parametrize("token", [-1, 20])
+def test_begin_step_a_token_that_is_none_is_not_looked_up(token: int, impl: str, device: torch.device) -> None:
+    tokens, positions = torch.tensor([3, token], device=device), torch.zeros(2, 1, dtype=torch.long, device=device)
+    embedding, rotary = normal(20, 8).float().to(device), normal(4, 2, 16).float().to(device)
+    hidden, rotation = embedding.new_zeros(2, 8), rotary.new_zeros(2, 2, 16)
+    arguments = (tokens, positions, embedding, rotary, hidden, rotation)
+    if impl == "reference":
+        with pytest.raises(IndexError):
+            layer_ops(device, impl).begin_step(*arguments)
+        return
+    layer_ops(device, impl).begin_step(*arguments)
+    assert torch.equal(hidden[0], embedding[3])
+    assert bool(hidden[1].isnan().all())
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("adds", [True, False])
 @pytest.mark.parametrize(("rows", "size"), [(1, 64), (3, 100), (2, 5120), (5, 33)])
 def test_add_rms_norm_equals_the_formula(rows: int, size: int, adds: bool, dtype: torch.dtype, impl: str, device: torch.device) -> None:

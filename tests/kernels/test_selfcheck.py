@@ -25,6 +25,14 @@ def twice(function):
     return lambda *args, **kwargs: 1.01 * function(*args, **kwargs)
 
 
+def twice_first(function):
+    def attend_new(*args, **kwargs):
+        out, scores = function(*args, **kwargs)
+        return 1.01 * out, scores
+
+    return attend_new
+
+
 def wrong_scores(function):
     def attend(*args, **kwargs):
         out, scores = function(*args, **kwargs)
@@ -37,8 +45,36 @@ def forgetful(function):
     return lambda window, order, sums, slot, entered, lengths: function(window, order, None, slot, entered, lengths)
 
 
+def standing(function):
+    return lambda tokens, positions, *tensors: function(tokens, positions.clone(), *tensors)
+
+
 def unnormed(function):
     return lambda qkv, cos, sin, key, value, slot, first, norms: function(qkv, cos, sin, key, value, slot, first)
+
+
+def misplaced(function):
+    return lambda qkv, new, *rest, **how: function(qkv, new._replace(first_slot=new.first_slot + 1), *rest, **how)
+
+
+def unrotated(function):
+    return lambda qkv, new, *rest, **how: function(qkv, new._replace(sin=-new.sin), *rest, **how)
+
+
+def other_norm(function):
+    def attend_new(qkv, new, *rest, **how):
+        norms = None if new.norms is None else new.norms._replace(key=new.norms.query)
+        return function(qkv, new._replace(norms=norms), *rest, **how)
+
+    return attend_new
+
+
+def unscored(function):
+    def attend_new(*args, **kwargs):
+        out, scores = function(*args, **kwargs)
+        return out, scores.scatter(1, torch.full((len(scores), 1), 120, device=DEVICE), 0.0)
+
+    return attend_new
 
 
 def refused(function):
@@ -53,7 +89,13 @@ def refused(function):
     [
         ("core.triton", "attend", wrong_scores, "the attention's scores are off"),
         ("core.triton", "attend", refused, "^ValueError: no kernel image is available$"),
+        ("core.triton", "attend_new", twice_first, "a new token's attention is off by"),
+        ("core.triton", "attend_new", misplaced, "a new token's"),
+        ("core.triton", "attend_new", unrotated, "a new token's attention is off by"),
+        ("core.triton", "attend_new", other_norm, "a new token's attention is off by"),
+        ("core.triton", "attend_new", unscored, "the scores of a new token's attention are off"),
         ("layer.triton", "add_rms_norm", twice, "the norm is off by"),
+        ("layer.triton", "begin_step", standing, "what a step begins with is off"),
         ("layer.triton", "silu_product", twice, "the activation is off by"),
         ("layer.triton", "rotate_and_store", twice, "the rotation is off by"),
         ("layer.triton", "rotate_and_store", unnormed, "the norm of heads is off by"),
@@ -64,6 +106,11 @@ def test_find_trouble_wrong_triton_kernel_is_named(file, function, change, words
     import importlib
     import re
 
+    from avl.kernels import selfcheck as checks
+
+    if not file.startswith("core"):  # what comes before passes: the test above
+        monkeypatch.setattr(checks, "_attention", lambda *args: None)
+        monkeypatch.setattr(checks, "_new_token", lambda *args: None)
     module = importlib.import_module(f"avl.kernels.{file}")
     monkeypatch.setattr(module, function, change(getattr(module, function)))
     assert re.search(words, trouble())

@@ -8,6 +8,7 @@ from pairwise import pairwise
 from torch import Tensor
 
 from avl.kernels import window_ops
+from avl.kernels.window import reference
 from avl.kernels.window.types import FREE, Window
 
 STEPS = 14
@@ -108,3 +109,25 @@ def test_enter_window_one_length_is_enough(name: str, impl: str, device: torch.d
     window_ops(device, impl).enter_window(window, token_idx, None, slot, entered, ((11, length),))
     assert length.tolist() == [11 + window.start + 1]
     assert entered.flatten().tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("case", ["sums", "ties", "no sums", "no candidate"])
+def test_leave_window_large_windows_lose_what_the_specification_says(case: str, impl: str, device: torch.device) -> None:
+    """Windows of more slots than a program has lanes: the weakest may be behind any of them, and equals may be far apart."""
+    draw = torch.Generator().manual_seed(11)
+    capacity, shape = 1301, (2, 2, 2)
+    token_idx = torch.stack([torch.randperm(capacity, generator=draw) for _ in range(8)]).view(*shape, capacity)
+    token_idx[..., ::97] = FREE
+    sums = None if case == "no sums" else torch.rand(*shape, capacity, generator=draw)
+    if case == "ties":
+        sums = (sums * 3).floor()
+    recent = capacity if case == "no candidate" else 200
+    window = Window(prompt=capacity - 1, start=1200, size=1200, recent=recent, sinks=4)
+    results = []
+    for ops in (window_ops(device, impl), reference):
+        state = [token_idx.clone(), None if sums is None else sums.clone(), torch.full(shape, 3), torch.ones(shape, dtype=torch.long)]
+        state = [None if tensor is None else tensor.to(device) for tensor in state]
+        ops.leave_window(window, *state)
+        results.append(state)
+    for one, two in zip(*results, strict=True):
+        assert one is two is None or torch.equal(one, two)

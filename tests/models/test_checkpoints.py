@@ -15,11 +15,12 @@ from typing import Any
 import pytest
 import torch
 from checkpoint_faults import FAULTS, SHARD, change, extra, only, shard
+from fake_hub import hub
 from random_models import RAGGED, build_model, build_processor, encode, picture
 from safetensors.torch import load_file
 
 import avl
-from avl.models import source
+from avl.models import random_weights, source
 from avl.models.checkpoints import CHECKPOINTS
 from avl.models.loading import DTYPES
 
@@ -276,3 +277,37 @@ def test_a_repository_of_the_hub(stored, tmp_path):
         assert f"{name} cannot be loaded" in message or f"{name} lacks" in message
         assert f"hf download {name}" in message
     assert not any(str(tmp_path) in message or "snapshots" in message for message in (shard, generation, tokenizer, config, missing, other))
+
+
+@pytest.mark.slow
+def test_a_download_is_counted_and_one_that_would_not_fit_is_never_begun(tmp_path):
+    """Against a hub of our own: bytes of weights, then weights; of the large model its config alone is fetched."""
+    large = tmp_path / "large"
+    random_weights.config("llava-1.5-7b").save_pretrained(large)
+    shutil.copytree(source.TINY, tmp_path / "small")
+    (large / "model.safetensors").write_bytes(b"never read")
+    program = """
+    import json, avl
+    said = []
+    model, _ = avl.load("owner/small", device="cpu", progress=lambda *one: said.append(one))
+    try:
+        avl.load("owner/large")
+    except ValueError as error:
+        print(json.dumps({"said": said, "refused": str(error)}))
+    """
+    with hub({"owner/small": tmp_path / "small", "owner/large": large}) as (address, asked):
+        environment = {**os.environ, "HF_ENDPOINT": address, "HF_HUB_CACHE": str(tmp_path / "cache"), "PYTHONPATH": str(ROOT)}
+        environment |= {"HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0", "CUDA_VISIBLE_DEVICES": ""}
+        command = [sys.executable, "-c", textwrap.dedent(program)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert "owner/large has 7.1 billion parameters and no GPU can be used here" in told["refused"]
+    assert "model.safetensors" not in asked
+    assert "model-00001-of-00002.safetensors" in asked
+    counts = {unit: [(done, total) for _, done, total, one in told["said"] if one == unit] for unit in ("bytes", "weights")}
+    size = sum(shard.stat().st_size for shard in source.TINY.glob("*.safetensors"))
+    assert counts["bytes"][-1] == (size, size)
+    assert [done for done, _ in counts["bytes"]] == sorted(done for done, _ in counts["bytes"])
+    assert counts["weights"][-1] == (182, 182)
+    assert told["said"][0][0] == "Downloading the weights"

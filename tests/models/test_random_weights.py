@@ -10,23 +10,14 @@ from tiny_families import MODELS
 import avl
 from avl.attention.attachment import attach
 from avl.bench.roofline import Sizes
+from avl.bench.what_if import known
 from avl.cache.layout import find_rows
 from avl.engine.decoder import Decoder
 from avl.models import random_weights
 from avl.models.checkpoints import CHECKPOINTS, RANDOM_WEIGHTS
 from avl.models.families import family_of, image_token_id
 
-PARAMETERS = {  # of the published checkpoints, in thousands of millions
-    "llava-1.5-7b": 7.063,
-    "llava-1.5-13b": 13.351,
-    "llava-1.6-7b": 7.063,
-    "llava-1.6-13b": 13.351,
-    "llava-1.6-mistral-7b": 7.567,
-    "qwen2.5-vl-7b": 8.292,
-    "qwen3-vl-8b": 8.767,
-    "internvl3-8b": 7.944,
-    "gemma-3-12b": 12.187,
-}
+PARAMETERS = {name: known(name).parameters / 1e9 for name in RANDOM_WEIGHTS}  # of the published checkpoints, in thousands of millions
 NAMES = list(random_weights.ARCHITECTURES)
 LLAVAS = [name for name in NAMES if name.startswith("llava")]
 

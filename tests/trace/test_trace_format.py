@@ -40,6 +40,24 @@ def test_recorded_traces_open_and_are_whole(file):
         assert len(recorded.of(trace.Scores, arm)) == len(steps) + 1
 
 
+def test_traces_of_schema_1_open_and_are_written_as_schema_2():
+    """Float16 without a prefix, no mean and no rest: as a version before this one wrote them."""
+    document = json.loads((FOLDER / "scene.json").read_text("utf-8"))
+    document["schema"] = document["events"][0]["schema"] = 1
+    n, kept = document["events"][0]["n_image"], []
+    for event in document["events"]:
+        if event["kind"] == "scores":
+            del event["mean"], event["rest"]
+            event["image"] = [trace.pack_exact(trace.unpack_scores(text, n)) for text in event["image"]]
+            kept.append(event)
+    found = trace.Trace.from_json(json.dumps(document))
+    assert [list(event.image) for event in found.of(trace.Scores)] == [event["image"] for event in kept]
+    assert {(event.mean, event.rest) for event in found.of(trace.Scores)} == {("", None)}
+    written = json.loads(found.to_json())
+    assert (written["schema"], written["events"][0]["schema"]) == (2, 2)
+    assert trace.Trace.from_json(found.to_json()) == found
+
+
 def test_recordings_from_before_predictions_open():
     document = json.loads((FOLDER / "scene.json").read_text("utf-8"))
     for arm in document["events"][0]["arms"]:

@@ -27,7 +27,10 @@ def small() -> dict[str, Any]:
     document["images"] = ["data:image/png;base64,AAAA"]
     for arm in document["events"][0]["arms"]:
         arm["predicted"] = arm["predicted"][:3]
-    kept = [event for event in document["events"] if event.get("t", 0) <= 2]
+    kept = [event for event in document["events"] if event.get("t", 0) <= 1]
+    for event in kept:
+        if event["kind"] in ("agreement", "repeat"):  # a few tokens of the whole answer
+            event |= {name: value[:4] for name, value in event.items() if isinstance(value, list)}
     return {**document, "events": kept}
 
 
@@ -131,7 +134,7 @@ def fuzz(number: int) -> dict[str, int]:
     @cases(2 * number // 3)
     @given(CHANGES)
     def changes(several: list[tuple[int, str, Any, int]]) -> None:
-        document = copy.deepcopy(WHOLE)
+        document = json.loads(TEXT)  # a copy, and faster than one
         for place, op, junk, other in several:
             changed(document, PLACES[place], op, junk, other)
         tell(usable(json.dumps(document)))
@@ -196,9 +199,10 @@ def test_deep_nesting_is_refused(depth, opening, closing):
 @pytest.mark.parametrize(
     ("old", "new", "words"),
     [
-        ('"schema": 1', '"schema": true', "schema True"),
-        ('"schema": 1', '"schema": 1.0', "schema 1.0"),
-        ('"schema": 1', '"schema": 1, "schema": 1', "'schema' stands twice"),
+        ('"schema": 2', '"schema": true', "schema True"),
+        ('"schema": 2', '"schema": 2.0', "schema 2.0"),
+        ('"schema": 2', '"schema": 3', "schema 3, this version reads schema 1 and 2"),
+        ('"schema": 2', '"schema": 2, "schema": 2', "'schema' stands twice"),
         ('"arm": 0', '"arm": 0, "arm": 1', "'arm' stands twice"),
         ('"arm": 0', '"arm": 7', "there is no arm 7, this trace has 2"),
         ('"arm": 0', '"arm": -1', "there is no arm -1"),
@@ -215,6 +219,13 @@ def test_deep_nesting_is_refused(depth, opening, closing):
         ('"t": 1', '"t": NaN', "not a finite number"),
         ('"t": 1', '"t": ' + "9" * 5000, "digits"),
         ('"t": 1', '"t": 1.0', "t is 1.0, not a whole number"),
+        ('"mean": "d:', '"mean": "t:', "listed|list|scores"),
+        ('"mean": "d:', '"mean": "d:AAAA', "not base64|of [0-9]+ image tokens, not of"),
+        ('"rest": null', '"rest": [-1, 0, 0, 0, 0, 0, 0, 0]', "rest is negative"),
+        ('"rest": null', '"rest": [0.5]', "rest has 1 values for 8 layers"),
+        ('"image": ["d:', '"image": ["t:', "list"),
+        ('"image": ["d:', '"image": ["t:AA==", "d:', "there is no rest"),
+        ('"image": ["d:', '"image": ["d:AAAA", "d:', "of 3 image tokens, not of 576"),
         ('"events": [', '"events": [5, ', "an event is 5, not an object"),
         ('"images": [', '"images": ["javascript:alert(1)", ', "not a data URI of a picture"),
         ('"meta": {', '"extra": 1, "meta": {', "unknown part 'extra'"),

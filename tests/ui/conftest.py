@@ -20,14 +20,7 @@ from PIL import Image
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give all browser tests to one worker, so that they share a browser and do not take the processor from one another."""
-    for item in items:
-        if item.get_closest_marker("browser"):
-            item.add_marker(pytest.mark.xdist_group("browser"))
+OPEN_PAGES = 4  # at once: an idle page polls, and a test uses three at most
 
 
 @pytest.fixture
@@ -73,6 +66,7 @@ class Server:
     """A page that ``process`` serves, or will serve shortly, at ``port``."""
 
     def __init__(self, process: Process, port: int, seconds: float = 400) -> None:
+        self.port = port
         self.url = f"http://127.0.0.1:{port}/"
         self.log = process.log
         limit = time.monotonic() + seconds
@@ -101,21 +95,43 @@ class Server:
 
 
 class FakePages:
-    """Pages over made-up engines in one process, because each process takes seconds to import Gradio; one page a set of options."""
+    """Pages over made-up engines in one process, because each process takes seconds to import Gradio; one page a set of options.
+
+    A page takes over the port of one that is closed: a browser then has its scripts already. None is handed out while a run of an earlier
+    test goes on.
+    """
 
     def __init__(self, log: Path) -> None:
         self.process = Process([str(HERE / "serve_fake.py")], log)
         self.pages: dict[tuple[str, ...], Server] = {}
 
     def __call__(self, *options: str) -> Server:
-        if options not in self.pages:
-            port = free_port()
-            pipe = self.process.popen.stdin
-            assert pipe is not None
-            pipe.write(json.dumps(["--port", str(port), *options]) + "\n")
-            pipe.flush()
-            self.pages[options] = Server(self.process, port)
+        if options in self.pages:
+            self.pages[options] = self.pages.pop(options)  # the one used last
+            self.pages[options].wait_idle()
+            return self.pages[options]
+        port = self._close_oldest() if len(self.pages) >= OPEN_PAGES else free_port()
+        self._tell(["--port", str(port), *options])
+        self.pages[options] = Server(self.process, port)
         return self.pages[options]
+
+    def _close_oldest(self) -> int:
+        """Close the page that was used longest ago; return its port when nothing listens there."""
+        port = self.pages.pop(next(iter(self.pages))).port
+        self._tell({"close": port})
+        limit = time.monotonic() + 60
+        while True:
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)):
+                    return port
+            assert time.monotonic() < limit, f"port {port} is still open:\n{self.process.log.read_text()[-3000:]}"
+            time.sleep(0.02)
+
+    def _tell(self, what: Any) -> None:
+        pipe = self.process.popen.stdin
+        assert pipe is not None
+        pipe.write(json.dumps(what) + "\n")
+        pipe.flush()
 
 
 @pytest.fixture(scope="session")
@@ -197,18 +213,47 @@ def _asyncio_beside_the_browser(request: pytest.FixtureRequest) -> Iterator[None
 
 
 class Tab:
-    """A browser tab on the page that remembers everything it should not have seen."""
+    """A browser tab on the page that remembers everything it should not have seen.
 
-    def __init__(self, browser: Any, url: str, width: int = 1280, height: int = 900, **context: Any) -> None:
-        self.context = browser.new_context(viewport={"width": width, "height": height}, **context)
-        self.page = self.context.new_page()
+    Args:
+        browser: where it opens a window of its own, unless ``window`` is given.
+        url: of the page.
+        width: of the window, in pixels.
+        height: likewise.
+        window: the page object of a window that other tests had before.
+        context: further options of the window.
+    """
+
+    def __init__(self, browser: Any, url: str, width: int = 1280, height: int = 900, window: Any = None, **context: Any) -> None:
+        size = {"width": width, "height": height}
+        self.page = window or browser.new_context(viewport=size, **context).new_page()
+        if window:
+            window.set_viewport_size(size)
+        self.own = bool(context)  # not to be handed on
         self.url = url
         self.errors: list[str] = []
         self.outside: list[str] = []
+        self.handlers: list[tuple[str, Any]] = []
+        self.page.on, self._listen = self._remembered, self.page.on
         self.page.on("console", lambda message: self.errors.append(message.text) if message.type == "error" else None)
-        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.page.on("pageerror", lambda error: self.errors.append(str(error.stack or error)))
         self.page.on("request", self._request)
         self.page.set_default_timeout(120_000)
+
+    @property
+    def context(self) -> Any:
+        """The window's settings, cookies and pages: a test that looks at these does not hand the window on."""
+        self.own = True
+        return self.page.context
+
+    def before_load(self, script: str) -> None:
+        """Run a script before any of the page's."""
+        self.own = True
+        self.page.add_init_script(script)
+
+    def _remembered(self, event: str, handler: Any) -> None:
+        self._listen(event, handler)
+        self.handlers.append((event, handler))
 
     def _request(self, request: Any) -> None:
         if not request.url.startswith((self.url, "data:", "blob:")):
@@ -238,6 +283,10 @@ class Tab:
         """Wait for a condition, asked a few times a second: once per animation frame would eat the processor that the page needs."""
         self.page.wait_for_function(condition, arg=arg, polling=150)
 
+    def see(self, panel: str) -> None:
+        """Scroll to a panel: those far below are drawn only in sight."""
+        self.page.locator(f"#avl-player [data-panel={panel}]").scroll_into_view_if_needed()
+
     def text(self, name: str) -> str:
         """Text of a part of the player by its data-id."""
         return self.page.locator(f"#avl-player [data-id={name}]").inner_text()
@@ -255,15 +304,48 @@ class Tab:
     def close(self) -> None:
         self.context.close()
 
+    def leave(self) -> bool:
+        """Leave nothing in the window: no storage, cookie, listener or route. Return whether another test may have it."""
+        from playwright.sync_api import Error
+
+        if self.own or not self.url.startswith("http"):
+            self.close()
+            return False
+        for event, handler in self.handlers:
+            self.page.remove_listener(event, handler)
+        del self.page.on
+        self.page.unroute_all()
+        self.page.mouse.move(0, 0)
+        try:
+            self.page.goto(self.url + "healthz")  # what a page stores as it is left goes as well
+        except Error:  # its server has ended
+            self.close()
+            return False
+        self.page.evaluate("localStorage.clear(); sessionStorage.clear()")
+        self.page.context.clear_cookies()
+        return True
+
+
+@pytest.fixture(scope="session")
+def windows(browser: Any) -> Iterator[list[Any]]:
+    """Windows that no test has now. In a window that was used a page is there in a third of the time: its scripts are compiled."""
+    free: list[Any] = []
+    yield free
+    for page in free:
+        page.context.close()
+
 
 @pytest.fixture
-def tab(browser: Any) -> Iterator[Callable[..., Tab]]:
+def tab(browser: Any, windows: list[Any]) -> Iterator[Callable[..., Tab]]:
+    """``tab(url)`` -> a tab as of a new visitor; ``fresh=True`` where a test measures what a first visit takes."""
     tabs: list[Tab] = []
 
-    def make(url: str, **options: Any) -> Tab:
-        tabs.append(Tab(browser, url, **options))
+    def make(url: str, fresh: bool = False, **options: Any) -> Tab:
+        plain = not fresh and options.keys() <= {"width", "height"}
+        tabs.append(Tab(browser, url, window=windows.pop() if plain and windows else None, **options))
         return tabs[-1]
 
     yield make
-    for one in tabs:
-        one.close()
+    for one in reversed(tabs):  # so that the first one's window is on top
+        if one.leave():
+            windows.append(one.page)

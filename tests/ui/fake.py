@@ -5,11 +5,13 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from avl import trace
+from avl.engine.follow_up import FollowUpRequest
 from avl.engine.request import GenerationRequest
 from avl.policies import Policy, PromptShape
 from avl.policies.cost import layer_cost, pruned_from, step_cost
@@ -114,6 +116,8 @@ class Fake:
         blocks, n_image = grids(self.side, size, self.kind)
         shape = PromptShape(n_image, 40, request.max_new_tokens, self.layers)
         arms = tuple(self._arm(policy, shape) for policy in request.policies)
+        if isinstance(request, FollowUpRequest):
+            arms = self._later(request, arms, n_image)
         images = (size,) * (2 if self.kind == "two" else 1)
         return trace.Start(
             arms=arms,
@@ -135,7 +139,30 @@ class Fake:
             temperature=request.temperature,
             top_p=request.top_p,
             seed=request.seed,
+            text=("<s>", "USER", ":", " \n", "", *(f" {word}" for word in (WORDS * 2)[:35])),
+            turn=len(request.history) + 1 if isinstance(request, FollowUpRequest) else 1,
+            questions=tuple(said.question for said in request.history) if isinstance(request, FollowUpRequest) else (),
         )
+
+    @staticmethod
+    def _later(request: FollowUpRequest, arms: tuple[trace.Arm, ...], n_image: int) -> tuple[trace.Arm, ...]:
+        """Kept arms, then those that re-read: what was said before is 12 tokens a question, and the answers' own."""
+        text = ("<s>", "USER", ":", " \n", "", *(f" {word}" for word in (WORDS * 2)[:35]))
+        told = []
+        for number, arm in enumerate(arms):
+            said = sum(len(turn.answers[number]) + 12 for turn in request.history)
+            more = replace(
+                arm, answers=tuple(f"answer {len(turn.answers[number])}" for turn in request.history), new_tokens=14, n_text=40 + said,
+                spans=(("system", 0, 5), ("image", 5, 5 + n_image), ("instruction", 5 + n_image, n_image + 40 + said)),
+                text=(*text, *(f" {word}" for word in (WORDS * (1 + said // len(WORDS)))[:said])),
+            )  # fmt: skip
+            told.append(more)
+        again = [
+            replace(arm, label=f"{arm.label} re-read", reread=True, new_tokens=n_image + (arm.n_text or 0))
+            for arm in told
+            if request.reread
+        ]
+        return (*told, *again)
 
     @staticmethod
     def _arm(policy: Policy, shape: PromptShape) -> trace.Arm:
@@ -148,7 +175,8 @@ class Fake:
     def _run(self, request: GenerationRequest, stop: threading.Event) -> Iterator[trace.Event]:
         start = self._start(request)
         yield start
-        arms = [_Arm(self, start, index, policy) for index, policy in enumerate(request.policies)]
+        again = request.policies if isinstance(request, FollowUpRequest) and request.reread else ()
+        arms = [_Arm(self, start, index, policy) for index, policy in enumerate((*request.policies, *again))]
         live = list(arms)
         while live:
             if request.mode == "isolated":
@@ -168,12 +196,15 @@ class Fake:
                     return
                 time.sleep(self.pace)
                 middle = arm.clock / len(arm.texts) * (1 + 0.02 * number)
-                yield trace.Repeat(arm.index, number, self.prefill, middle, arm.clock, "length", tuple(range(len(arm.texts))))
+                yield trace.Repeat(arm.index, number, self.prefill, middle, arm.clock, "length", tuple(arm.tokens))
         for arm in arms if request.scores else []:
             for t in range(len(arm.texts)):
                 if stop.is_set():
                     return
                 yield arm.attention(t)
+        full = next((arm for arm in arms if arm.policy.name == "Full"), None)
+        for arm in arms if request.agreement and not stop.is_set() else []:
+            yield arm.agreement(full)
 
 
 class _Arm:
@@ -182,15 +213,22 @@ class _Arm:
         self.rng = np.random.default_rng(index)
         self.clock, self.t, self.finished = 0.0, -1, False
         self.texts: list[str] = []
+        self.tokens: list[int] = []
+        self.times: list[float] = []
         self.bytes: list[tuple[int, int]] = []
         self.kept = self.pruned = None
         self.peak = 0
         n, layers = start.n_image, start.layers
-        self.shape = PromptShape(n, start.n_text, start.limit, layers)
+        self.n_text = start.text_tokens(index)
+        self.shape = PromptShape(n, self.n_text, start.limit, layers)
         # smooth bumps that differ per layer, so that pictures look like attention
         centers = self.rng.uniform(0, 1, (layers, 3, 2))
         at = np.array([[(i % fake.side) / fake.side, (i // fake.side % fake.side) / fake.side] for i in range(n)])
         self.bumps = np.stack([sum(np.exp(-((at - c) ** 2).sum(1) / 0.02) for c in center) for center in centers])
+
+    @property
+    def _forgets(self) -> bool:
+        return (getattr(self.policy, "T", None) or 100) < 100
 
     def _scores(self) -> np.ndarray:
         return self.bumps + self.rng.uniform(0, 0.35, self.bumps.shape)
@@ -219,11 +257,14 @@ class _Arm:
         self.clock += ms
         words = fake.words
         word = words[self.t % len(words)]
-        if self.index == 1 and self.t == fake.differ_at:
+        # a policy that stores little goes wrong, as the second arm does
+        if self.t == fake.differ_at and (self.index == 1 or getattr(self.policy, "S", 100) < 35):
             word = "<b>blue</b>"
         text = word if self.t == 0 else " " + word
         self.texts.append(text)
         token = hash(word) % 30000
+        self.tokens.append(token)
+        self.times.append(ms)
         n = start.n_image
         counts = [self._counts(layer) for layer in range(start.layers)]
         entry = start.token_bytes // start.layers
@@ -243,6 +284,9 @@ class _Arm:
                 rows * (stored + n - counts[0][0]) * entry,
             )
             yield from self._first_sets(counts)
+            if self._forgets:  # every layer loses other words: those of its own number, modulo 3
+                kept = ([token for token in range(self.n_text) if token % 3 != layer % 3] for layer in range(start.layers))
+                yield trace.TextSets(self.index, 0, tuple(trace.pack_bits(tokens, self.n_text) for tokens in kept))
         else:
             self.bytes.append((rows * stored * entry, rows * read * entry))
             yield trace.Step(
@@ -258,6 +302,9 @@ class _Arm:
                 rows * read * entry,
                 update,
             )
+            if self._forgets and self.t % 4 == 0:  # the word before the last one, in every other layer
+                gone = tuple((self.n_text + self.t - 2,) if layer % 2 else () for layer in range(start.layers))
+                yield trace.TextSets(self.index, self.t, None, gone)
             if update and self.kept is not None and counts[-1][1] < counts[-1][0]:
                 yield trace.Sets(self.index, self.t, None, self._top(self._covered(self._scores(), core=True), counts[-1][1], self.kept))
             elif not self.policy.pins_image and (seen := self.policy.observe(0, self.shape)) and seen.decode:
@@ -288,11 +335,28 @@ class _Arm:
             core = self._top(self._covered(scores, core=True), counts[-1][1], self.kept)
         yield trace.Sets(self.index, 0, stored, core, pruned)
 
+    def agreement(self, full: _Arm | None) -> trace.Agreement:
+        """The arm that answers otherwise would say another word there, too; all others agree."""
+        texts = tuple((full or self).texts)
+        differs = [self is not full and self.index == 1 and t == self.fake.differ_at for t in range(len(texts))]
+        kl = tuple(0.0 if self is full else 1.5 if other else 0.01 for other in differs)
+        return trace.Agreement(
+            arm=self.index,
+            reference=None if full is None else full.index,
+            tokens=tuple(range(len(texts))),
+            texts=texts,
+            top=tuple(29_999 if other else None for other in differs),
+            top_texts=tuple(" <b>blue</b>" if other else None for other in differs),
+            kl=kl,
+            nll=tuple(0.2 + one for one in kl),
+            full_nll=(0.2,) * len(texts),
+        )
+
     def attention(self, t: int) -> trace.Scores:
         scores = self._scores()
-        packed = tuple(trace.pack_scores(row / row.sum()) for row in scores)
         generated = min(0.3, 0.02 * t)
-        return trace.Scores(self.index, t, packed, tuple((0.4 - generated, 0.3, 0.3, generated) for _ in scores))
+        image = scores / scores.sum(axis=1, keepdims=True)
+        return trace.Scores.pack(self.index, t, image, [(0.4 - generated, 0.3, 0.3, generated, 0.0) for _ in scores])
 
     def _counts(self, layer: int) -> tuple[int, int]:
         """Image tokens that a layer stores and reads; where images are not pinned, their share of what it stores."""
@@ -308,9 +372,9 @@ class _Arm:
             self.index,
             reason,
             "".join(self.texts),
-            tuple(range(len(self.texts))),
-            50.0,
-            None,
+            tuple(self.tokens),
+            self.times[0] if self.times else 0.0,
+            float(np.median(self.times[1:])) if self.times[1:] else None,
             self.clock,
             sum(b for b, _ in decode) / len(decode),
             sum(r for _, r in decode) / len(decode),

@@ -77,17 +77,17 @@ class Program:
         status, _, text = self.request("POST", path, body, **{"content-type": "application/json"})
         return status, text.decode()
 
-    def read(self, event: str, seconds: float = 60) -> list[tuple[str, Any]]:
-        _, _, text = self.request("GET", f"/gradio_api/call/compare/{event}", seconds=seconds)
+    def read(self, event: str, seconds: float = 60, name: str = "compare") -> list[tuple[str, Any]]:
+        _, _, text = self.request("GET", f"/gradio_api/call/{name}/{event}", seconds=seconds)
         blocks = [block.split("\n", 1) for block in text.decode().strip().split("\n\n")]
         pairs = [(kind.removeprefix("event: "), json.loads(data.removeprefix("data: "))) for kind, data in blocks]
         return [pair for pair in pairs if pair[0] != "heartbeat"]
 
-    def call(self, data: Any, seconds: float = 60) -> Answer:
+    def call(self, data: Any, seconds: float = 60, name: str = "compare") -> Answer:
         """Start a call and read it to its end."""
-        status, text = self.post(data)
+        status, text = self.post(data, f"/gradio_api/call/{name}")
         started = json.loads(text) if status == 200 else {}
-        return Answer(status, text, self.read(started["event_id"], seconds) if started else [])
+        return Answer(status, text, self.read(started["event_id"], seconds, name) if started else [])
 
     def health(self) -> tuple[int, dict[str, Any]]:
         status, _, text = self.request("GET", "/healthz")
@@ -122,6 +122,17 @@ def serving(fake: Any, **options: Any) -> Iterator[Program]:
     port = free_port()
     built.launch(server_port=port, prevent_thread_lock=True, quiet=True)
     yield Program(f"http://127.0.0.1:{port}/")
-    assert built.transport is not None
     built.transport.close()
     built.blocks.close(verbose=False)
+
+
+def news(program: Program) -> Iterator[dict[str, Any]]:
+    """What a page that watches a start is told."""
+    connection = http.client.HTTPConnection(program.host, program.port, timeout=10)
+    connection.request("GET", "/loading")
+    answer = connection.getresponse()
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    for line in answer:
+        if line.startswith(b"data: "):
+            yield json.loads(line[6:])
+    connection.close()

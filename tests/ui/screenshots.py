@@ -126,7 +126,41 @@ def tiles(browser: Any, _: Any, fake: Any) -> None:
     tab.close()
 
 
-STATES = {"first": first, "finished": finished, "running": running, "phone": phone, "queue": line, "error": error, "tiles": tiles}
+def policies(browser: Any, real: Server, _: Any) -> None:
+    """All policies at equal memory, with their agreement."""
+    for width in (1280, 390):
+        tab = Tab(browser, real.url, width=width).open("?b=AVL&S=20&C=10&P=60&T=50&agreement=1")
+        tab.page.evaluate("document.querySelector('#avl-controls [data-id=all]').click()")
+        tab.until("document.querySelectorAll('#avl-controls .avl-choice').length > 2")
+        tab.page.click("#avl-run")
+        tab.wait("done", 300_000)
+        shoot(tab, "policies" if width > 390 else "phone-policies")
+        tab.close()
+
+
+def conversation(browser: Any, real: Server, _: Any) -> None:
+    """Two questions, the second asked of what the first one left; and where that is missed in the picture."""
+    tab = Tab(browser, real.url).open()
+    tab.wait("recorded")
+    tab.page.click(".avl-two")
+    tab.until("window.avlPlayer.view.run.start.turn === 2 && window.avlPlayer.view.complete === window.avlPlayer.view.opened")
+    for panel, name in (("conversation", "ask-on"), ("tokens", "ask-on-picture")):
+        tab.page.locator(f"[data-panel={panel}]").evaluate("node => node.scrollIntoView({ block: 'start' })")
+        shoot(tab, name, full=False)
+    tab.close()
+
+
+STATES = {
+    "conversation": conversation,
+    "first": first,
+    "finished": finished,
+    "running": running,
+    "phone": phone,
+    "queue": line,
+    "error": error,
+    "tiles": tiles,
+    "policies": policies,
+}
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
 """``serve()`` as the command line calls it, over a made-up engine: for tests of its start and its end.
 
-``python tests/ui/serve_signals.py PORT KIND``; KIND: quick, stuck (the engine hears no stop), loading (it never loads),
-launching (the port answers seconds before Gradio is done with its start).
+``python tests/ui/serve_signals.py PORT KIND``; KIND: quick, stuck (the engine hears no stop), loading (it never loads), warming (it never
+warms up), launching (the port answers seconds before Gradio is done with its start).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from fake import Fake, about  # noqa: E402 (the path is set above)
 
 from avl import trace  # noqa: E402
 from avl.engine.request import GenerationRequest  # noqa: E402
-from avl.ui import serve  # noqa: E402
+from avl.ui import serve, starting  # noqa: E402
 
 
 def main(port: int, kind: str) -> None:
@@ -35,16 +35,22 @@ def main(port: int, kind: str) -> None:
             time.sleep(0.1)
         return SimpleNamespace(device="cpu"), None
 
+    def warm_up(_: Any, __: Any, ___: Any, stop: threading.Event) -> None:
+        print("warming", flush=True)
+        if kind == "warming":
+            stop.wait()
+
     def listen(*arguments: Any) -> None:
         launch(*arguments)
         if kind == "launching":
             time.sleep(3)
 
     launch, serve._listen = serve._listen, listen
-    serve.load = load
-    serve.scheduler = SimpleNamespace(run=run)
-    serve._about = lambda *_: about()
-    serve.idle = lambda _: {}
+    starting.load = load
+    starting.scheduler = SimpleNamespace(run=run)
+    starting._about = lambda *_, **__: about()
+    starting._warm_up = warm_up
+    starting.idle = lambda _: {}
     serve.serve(port=port)
 
 

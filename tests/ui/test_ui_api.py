@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from fake import Fake, about
 from gradio.utils import get_upload_folder
 from PIL import Image
 
+from avl import trace
 from avl.engine.request import GenerationRequest
 from avl.policies import POLICIES
 from avl.ui import api, page
@@ -44,6 +46,18 @@ def test_it_streams_events_and_ends_with_the_whole_trace(compare: Any, picture: 
     assert got[-1]["trace"]["events"] == [event for value in got[:-1] for event in value["events"]]
 
 
+def test_eight_policies_at_equal_memory_with_their_agreement(compare: Any, picture: Path) -> None:
+    arms = [{"policy": name} for name in POLICIES] + [{"policy": "AVL", "S": 45, "C": 30}]
+    asked = {"max_new_tokens": 12, "agreement": True, "equal_memory": True}
+    last = collect(compare, {"url": uri(picture)}, "What?", arms, **asked)[-1]
+    assert len(last["answers"]) == 8
+    events = last["trace"]["events"]
+    assert [event["arm"] for event in events if event["kind"] == "agreement"] == list(range(8))
+    labels = [arm["label"] for arm in events[0]["arms"]]
+    assert labels[2] != "H2O keep=50 recent=75"
+    assert trace.Trace.from_json(json.dumps(last["trace"])).of(trace.Agreement, 1)[0].share == 11 / 12
+
+
 def test_several_pictures_reach_the_engine_in_order(picture: Path, tmp_path: Path) -> None:
     other = tmp_path / "other.png"
     Image.new("RGB", (30, 50)).save(other)
@@ -67,7 +81,7 @@ def test_several_pictures_reach_the_engine_in_order(picture: Path, tmp_path: Pat
     ("image", "question", "options", "word"),
     [
         ("picture", "", {}, "question is empty"),
-        ("picture", "q", {"arms": []}, "one or two arms"),
+        ("picture", "q", {"arms": []}, "1 to 8 arms"),
         ("picture", "q", {"arms": [{"policy": "AVL", "S": 400}]}, "S must be"),
         ("picture", "q", {"max_new_tokens": 10**7}, "max_new_tokens"),
         ("picture", "q", {"mode": "x"}, "mode"),
@@ -110,7 +124,7 @@ def test_the_page_offers_it_with_types() -> None:
     built = page.build(Fake(), about())
     try:
         info = built.blocks.get_api_info()
-        assert list(info["named_endpoints"]) == ["/compare"]
+        assert list(info["named_endpoints"]) == ["/compare", "/ask_on", "/sweep", "/what_if"]
         endpoint = info["named_endpoints"]["/compare"]
         assert [parameter["parameter_name"] for parameter in endpoint["parameters"]][:3] == ["image", "question", "arms"]
         assert endpoint["parameters"][1]["type"]["type"] == "string"

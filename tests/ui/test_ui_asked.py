@@ -22,7 +22,7 @@ def shown(one: Any) -> dict[str, Any]:
     return one.page.evaluate("""() => ({
         answers: [...document.querySelectorAll('.avl-answer')].map((node) => node.textContent),
         tokens: window.avlPlayer.view.run.arms.map((arm) => arm.tokens.length),
-        result: !document.querySelector('[data-id=resultPanel]').hidden,
+        result: !document.querySelector('[data-panel=result]').hidden,
         verdict: document.querySelector('[data-id=verdict]').textContent,
         pixels: document.querySelector('[data-id=overlay]').toDataURL(),
         asked: document.querySelector('[data-id=asked]').textContent,
@@ -30,6 +30,7 @@ def shown(one: Any) -> dict[str, Any]:
 
 
 def plays(one: Any) -> None:
+    one.page.evaluate("window.avlPlayer.store.set({ speed: 0.05 })")  # not over before it is seen
     one.page.click("[data-id=play]")
     one.until("window.avlPlayer.view.playing")
     one.page.click("[data-id=play]")
@@ -71,7 +72,7 @@ def test_a_run_that_fails_before_it_starts_leaves_the_last_one_whole(serve: Any,
 
 
 def test_a_run_that_is_stopped_in_the_queue_leaves_the_last_one_whole(serve: Any, tab: Any) -> None:
-    other, one = (open_recorded(serve, tab, "--pace", "0.05") for _ in range(2))
+    other, one = (open_recorded(serve, tab, "--pace", "0.4") for _ in range(2))
     before = shown(one)
     other.set("#avl-tokens", 256)
     other.page.click("#avl-run")
@@ -97,8 +98,8 @@ def test_a_run_that_fails_in_its_prompt_shows_nothing_of_itself_or_of_others(ser
     one.until("window.avlPlayer.view.source === 'live' && window.avlPlayer.view.state === 'done'")
     assert one.text("badge") == "FAILED"
     assert [card.inner_text() for card in one.page.locator(".avl-answer").all()] == ["", ""]
-    for panel in ("racePanel", "columns", "analysisPanel", "resultPanel"):
-        assert one.page.locator(f"[data-id={panel}]").is_hidden(), panel
+    for panel in ("race", "tokens", "analysis", "result"):
+        assert one.page.locator(f"[data-panel={panel}]").is_hidden(), panel
 
 
 def test_a_lost_connection_is_told(serve: Any, tab: Any) -> None:
@@ -107,7 +108,7 @@ def test_a_lost_connection_is_told(serve: Any, tab: Any) -> None:
     one.page.route(
         re.compile("queue/(join|data)"), lambda route: route.fulfill(json={"event_id": "x"}) if "join" in route.request.url else None
     )
-    one.page.evaluate("Object.assign(window.avlPlayer.view, { state: 'queued', heard: performance.now() - 60000 })")
+    one.page.evaluate("window.avlPlayer.store.set({ state: 'queued', heard: performance.now() - 60000 })")
     one.wait("lost", 5000)
     assert "stopped answering" in one.text("alert")
     assert one.text("badge") == "LOST"
@@ -224,27 +225,47 @@ def test_a_link_to_what_was_recorded_shows_the_recording(serve: Any, tab: Any) -
     strange.wait("recorded")
 
 
-def test_a_reload_keeps_the_inputs_and_the_last_run(serve: Any, tab: Any) -> None:
-    one = open_recorded(serve, tab, "--pace", "0.02")
+def reload(one: Any) -> list[str]:
+    """Load the page again; return the dialogs that this opened."""
+    asked: list[str] = []
+    one.page.on("dialog", lambda dialog: (asked.append(dialog.type), dialog.accept()))
+    one.page.evaluate("setTimeout(() => location.reload())")
+    one.page.wait_for_function("performance.getEntriesByType('navigation')[0].type === 'reload'")
+    one.until("window.avlPlayer && window.avlPlayer.view.run && window.avlPlayer.view.source !== 'recorded'")
+    one.errors.clear()  # Gradio's own, about the stream that was cut
+    return asked
+
+
+def test_a_reload_keeps_the_inputs_and_goes_on_with_the_run(serve: Any, tab: Any) -> None:
+    one = open_recorded(serve, tab, "--pace", "0.2", "--away", "60")
     page = one.page
     page.fill("#avl-question textarea", "What is it?")
     one.set("#avl-tokens", 200)
     page.click("#avl-run")
-    one.until("!window.avlPlayer.view.recorded && window.avlPlayer.view.run.last > 5")
-    asked: list[str] = []
-    page.on("dialog", lambda dialog: (asked.append(dialog.type), dialog.accept()))
-    page.evaluate("setTimeout(() => location.reload())")
-    page.wait_for_function("performance.getEntriesByType('navigation')[0].type === 'reload'")
-    one.until("window.avlPlayer && window.avlPlayer.view.source === 'last'")
-    assert asked == ["beforeunload"]
-    one.errors.clear()  # Gradio's own, about the stream that was cut
-    assert one.text("badge") == "LAST RUN"
-    assert "Your last run. It was stopped early." in one.text("status")
+    one.until("!window.avlPlayer.view.recorded && window.avlPlayer.view.run.last > 1")
+    assert reload(one) == [], "leaving loses nothing, so nobody is asked"
+    assert one.text("badge") == "LIVE"
+    assert "Decoding" in one.text("status")
     assert one.text("asked") == "What is it?"
-    assert min(one.tokens()) > 3
+    one.until("window.avlPlayer.view.run.last > 4")
     one.until("document.querySelector('#avl-question textarea').value === 'What is it?'")
     assert page.evaluate("window.avlInputs().settings.max_new_tokens") == 200
     one.until("document.querySelector('[data-id=stale]').textContent === ''")
+    # and Stop ends it
+    page.click("#avl-stop")
+    one.wait("done", 5000)
+    assert one.text("status") == "Stopped. The caches of this run are freed."
+    assert page.locator("#avl-run").is_enabled()
+    stopped = one.tokens()
+    assert min(stopped) > 3
+    # what is over is opened again
+    reload(one)
+    one.until("window.avlPlayer.view.source === 'last'")
+    assert one.text("badge") == "LAST RUN"
+    assert one.text("status") == "Your last run. It was stopped early."
+    assert one.tokens() == stopped
+    one.until("document.querySelector('[data-id=stale]').textContent === ''")
+    one.wait("done")
     assert one.errors == []
 
 

@@ -13,6 +13,7 @@ from fake import about
 from PIL import Image
 
 import avl
+from avl import trace
 from avl.engine.request import GenerationRequest
 from avl.models import images as pictures
 from avl.policies import POLICIES
@@ -35,6 +36,36 @@ def test_good_input_becomes_a_request(picture: Path) -> None:
     assert request.policies == (avl.Full(), avl.AVL(S=45, C=30, K=3, P=90, T=60))
     assert request.images[0].size == (96, 64)
     assert request.images[0].mode == "RGB"
+
+
+def test_eight_arms_become_eight_policies_that_count_in_every_limit(picture: Path) -> None:
+    arms = [{"policy": name} for name in POLICIES] + [avl_arm()]
+    request = controls.prepare([str(picture)], "q", settings(arms=arms, agreement=True), about())
+    assert [policy.name for policy in request.policies] == [*POLICIES, "AVL"]
+    assert request.agreement
+    assert len(controls.predict(settings(arms=arms), about())["arms"]) == about().facts()["max_arms"] == 8
+    one, eight = ({"arms": arms[-count:], "scores": True, "max_new_tokens": 1000} for count in (1, 8))
+    wide = about(layers=80, max_tokens=1024)
+    assert controls.prepare([str(picture)], "q", settings(**one), wide).scores
+    with pytest.raises(ValueError, match=r"\d+ new tokens at most"):
+        controls.prepare([str(picture)], "q", settings(**eight), wide)
+
+
+def test_equal_memory_sets_every_budget_to_that_of_the_first_a_vl(picture: Path) -> None:
+    """To thousandths of a percent, with the tokens of the chosen picture; by the cost model all store the same."""
+    arms = [{"policy": "Full"}, {"policy": "H2O", "recent": 20}, avl_arm(), {"policy": "SnapKV"}, avl_arm(S=80), {"policy": "FastV"}]
+    facts = about()
+    plain, request = (controls.prepare([str(picture)], "q", settings(arms=arms, equal_memory=equal), facts) for equal in (False, True))
+    assert plain.policies[1] == avl.H2O(recent=20)
+    assert request.policies[0] == avl.Full()
+    assert request.policies[2] == plain.policies[2]
+    assert request.policies[1].recent == 20
+    shape = avl.PromptShape(facts.n_image, facts.n_text, facts.default_tokens, facts.layers)
+    stored = [mean_cost(policy, shape).stored / mean_cost(avl.Full(), shape).stored for policy in request.policies]
+    assert stored[1:] == pytest.approx([stored[2]] * 5, abs=0.003)
+    unlike = [{"policy": "SnapKV", "keep": 30}, {"policy": "H2O"}]
+    request = controls.prepare([str(picture)], "q", settings(arms=unlike, equal_memory=True), facts)
+    assert request.policies[0] == avl.SnapKV(keep=30), "without an A-VL, the first arm with a budget"
 
 
 def test_several_pictures_keep_their_order(picture: Path, tmp_path: Path) -> None:
@@ -72,9 +103,9 @@ def test_an_arms_settings_become_its_policy(arm: dict[str, Any], policy: Any) ->
         ("   ", {}, "question is empty"),
         (None, {}, "question is empty"),
         ("x" * 3000, {}, "too long"),
-        ("q", {"arms": []}, "one or two arms"),
-        ("q", {"arms": [avl_arm()] * 3}, "one or two arms"),
-        ("q", {"arms": "AVL"}, "one or two arms"),
+        ("q", {"arms": []}, "1 to 8 arms"),
+        ("q", {"arms": [avl_arm()] * 9}, "1 to 8 arms"),
+        ("q", {"arms": "AVL"}, "1 to 8 arms"),
         ("q", {"arms": [{"policy": "Rm -rf"}]}, "needs a policy"),
         ("q", {"arms": ["AVL"]}, "needs a policy"),
         ("q", {"arms": [avl_arm(S=0)]}, "S must be from 1 to 100"),
@@ -100,7 +131,11 @@ def test_an_arms_settings_become_its_policy(arm: dict[str, Any], policy: Any) ->
         ("q", {"mode": "fast"}, "mode"),
         ("q", {"repeats": 0}, "repeats must be"),
         ("q", {"repeats": 21}, "repeats must be"),
-        ("q", {"scores": "yes"}, "true or false"),
+        ("q", {"scores": "yes"}, "scores must be true or false"),
+        ("q", {"agreement": 1}, "agreement must be true or false"),
+        ("q", {"equal_memory": None}, "equal_memory must be true or false"),
+        ("q", {"arms": [{"policy": "Full"}], "equal_memory": True}, "stores everything"),
+        ("q", {"arms": [avl_arm(S=5, C=5, T=5, P=10), {"policy": "FastV"}], "equal_memory": True}, "FastV cannot store"),
     ],
 )
 def test_bad_settings_are_one_sentence(picture: Path, question: Any, change: dict[str, Any], word: str) -> None:
@@ -113,11 +148,25 @@ def test_bad_settings_are_one_sentence(picture: Path, question: Any, change: dic
 
 
 def test_recording_is_refused_where_it_would_fill_the_page(picture: Path) -> None:
-    large = about(n_image=2880, layers=32, max_tokens=256)
-    with pytest.raises(ValueError, match="27 new tokens at most"):
-        controls.prepare([str(picture)], "q", settings(scores=True, max_new_tokens=200), large)
-    assert controls.prepare([str(picture)], "q", settings(scores=True, max_new_tokens=27), large).scores
+    """An answer of 256 tokens at LLaVA-1.6's size is recorded whole; eight such pictures are too many."""
+    real, large = about(n_image=2928, layers=40, max_tokens=256), about(n_image=8 * 2928, layers=40, max_tokens=256)
+    assert controls.prepare([str(picture)], "q", settings(scores=True, max_new_tokens=256), real).scores_bytes == trace.SCORES_BYTES
+    with pytest.raises(ValueError, match="142 new tokens at most"):
+        controls.prepare([str(picture)], "q", settings(scores=True, max_new_tokens=143), large)
+    assert controls.prepare([str(picture)], "q", settings(scores=True, max_new_tokens=142), large).scores
     assert not controls.prepare([str(picture)], "q", settings(max_new_tokens=200), large).scores
+    with pytest.raises(ValueError, match="switch it off"):
+        controls.prepare([str(picture)], "q", settings(scores=True, max_new_tokens=1), about(n_image=10**6, layers=40))
+
+
+@pytest.mark.parametrize("arms", [1, 2, 8])
+@pytest.mark.parametrize("n_image", [576, 2928, 20_000])
+def test_no_recorded_run_takes_more_than_its_limit(n_image: int, arms: int) -> None:
+    def size(tokens: int) -> int:
+        return trace.scores_bytes(n_image, 40, tokens, arms, trace.listed_tokens(n_image, 40, tokens, arms))
+
+    most = trace.most_passes(n_image, 40, 100_000, arms, controls.MAX_SCORES)
+    assert max(map(size, range(1, most + 1))) <= controls.MAX_SCORES < size(most + 1)
 
 
 @pytest.mark.parametrize("chosen", [None, [], "x", 5])
@@ -203,24 +252,6 @@ def test_the_picture_sent_to_the_player_stays_below_1500_kb(tmp_path: Path) -> N
     assert len(uri) < 1_500_000
 
 
-def test_equal_fits_the_parameters_to_the_other_arms_stored_share() -> None:
-    def fit(arm: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
-        return controls.equal(settings(arms=[other, arm]), 1, about())
-
-    h2o = {"policy": "H2O", "keep": 48, "recent": 75}
-    assert fit({"policy": "H2O", "keep": 90, "recent": 75}, h2o) == {"keep": 46, "recent": 75}, "shares of the longest answer's mean"
-    fitted = fit(avl_arm(update="after"), {"policy": "SnapKV", "keep": 30})
-    assert fitted["C"] <= fitted["S"] < 45
-    assert fitted["update"] == "after"
-    for hostile in (None, "x", {}, {"policy": "AVL", "S": -1}):
-        assert "error" in fit(hostile, h2o)
-        assert "error" in controls.equal(hostile, 1, about())
-    for index in (2, -1, None, "1", True, [0]):
-        assert "error" in controls.equal(settings(arms=[h2o, avl_arm()]), index, about())
-    assert "error" in fit({"policy": "Full"}, h2o)
-    assert "error" in controls.equal(settings(arms=[h2o]), 0, about())
-
-
 def test_the_catalog_has_every_registered_policy() -> None:
     found = controls.catalog(layers=8)
     assert list(found) == list(POLICIES)
@@ -258,6 +289,7 @@ def test_predictions_come_from_the_cost_model(policy: avl.Policy) -> None:
     assert told["arms"][1]["read"] == pytest.approx(sum(cost.read for cost in costs) / sum(cost.read for cost in full))
     assert told["arms"][1]["peak"] == pytest.approx((costs[-1].stored + shape.length) * token)
     assert told["full"] == pytest.approx(sum(cost.stored for cost in full) / 19 * token * 3)
+    assert told["reference"] == told["arms"][0]["peak"], "what agreement needs where full attention is no arm"
 
 
 def test_predictions_of_wrong_settings_are_one_sentence() -> None:
@@ -296,10 +328,11 @@ def test_limits_count_the_chosen_pictures(picture: Path, tmp_path: Path) -> None
     assert "max_new_tokens" not in str(said.value)
     with pytest.raises(ValueError, match="set “new tokens” to 200 at most"):
         controls.prepare([str(large), str(picture)], "What is it", settings(max_new_tokens=250), tiles(context=3504 + 43 + 200))
-    # 2928 x 40 x 2 x 21 tokens are just below the limit, of which the warm-up's 576 tokens would let five times as many pass
-    with pytest.raises(ValueError, match="21 new tokens at most with it"):
-        ask(large, scores=True)
-    assert ask(picture, scores=True).scores
+    # eight large pictures; the warm-up's 576 tokens each would let all 256 tokens pass
+    eight = [str(large)] * 8
+    with pytest.raises(ValueError, match="142 new tokens at most with it"):
+        controls.prepare(eight, "What is it", settings(max_new_tokens=256, scores=True), tiles())
+    assert controls.prepare([str(picture)] * 8, "What is it", settings(max_new_tokens=256, scores=True), tiles()).scores
 
 
 def test_predictions_use_the_chosen_pictures(picture: Path) -> None:
@@ -311,11 +344,8 @@ def test_predictions_use_the_chosen_pictures(picture: Path) -> None:
     assert large["full"] > 4 * small["full"]
     assert large["arms"][0]["peak"] > 4 * small["arms"][0]["peak"], "what the advice on the batch divides by"
     assert "this model takes 4096" in controls.predict(settings(), facts, PromptSize(4090, 43))["error"]
-    assert "Recording the attention" in controls.predict(settings(scores=True), facts, PromptSize(2928, 43))["error"]
-    # equal shares too: text is a smaller part of a long prompt
-    h2o = {"policy": "H2O", "keep": 48, "recent": 75}
-    fits = [controls.equal(settings(arms=[h2o, avl_arm()]), 1, facts, size) for size in (PromptSize(300, 100), PromptSize(2928, 43))]
-    assert fits[0]["S"] != fits[1]["S"]
+    assert "error" not in controls.predict(settings(scores=True), facts, PromptSize(2928, 43))
+    assert "Recording the attention" in controls.predict(settings(scores=True), tiles(), PromptSize(10**6, 43))["error"]
 
 
 def test_a_size_sent_by_a_script_is_checked() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 
 import pytest
 from conftest import free_port
@@ -16,7 +17,8 @@ from avl.engine import scheduler
 from avl.models.families import FAMILIES
 from avl.models.prompt import Question
 from avl.policies.presets import UNMEASURED
-from avl.ui import page, serve
+from avl.ui import page, starting
+from avl.ui.progress import Progress
 from avl.ui.settings import settings
 
 ONE_EACH = {tiny.family: name for name, tiny in reversed(MODELS.items())}
@@ -41,7 +43,8 @@ def test_the_page_opens_with_every_family(family, tmp_path):
     """As ``serve`` warms it up; what it counts for a picture is what the run has."""
     model, processor = loaded(family, tmp_path)
     run = functools.partial(scheduler.run, model, processor)
-    about = serve._about(model, processor, run, str(tmp_path))
+    about = starting._about(model, processor, str(tmp_path))
+    starting._warm_up(run, str(tmp_path), Progress("any"), threading.Event())
     assert (UNMEASURED in about.notes) == (FAMILIES[family].preset is None)
     assert about.preset == (FAMILIES[family].preset or "llava-1.5-13b")
     assert settings(about)["arms"][1]["S"] == 45
@@ -55,7 +58,7 @@ def test_the_page_opens_with_every_family(family, tmp_path):
 def test_a_folder_of_qwen3_vl_answers_programs(tmp_path):
     model, processor = loaded("qwen3_vl", tmp_path)
     run = functools.partial(scheduler.run, model, processor)
-    built = page.build(run, serve._about(model, processor, run, str(tmp_path)))
+    built = page.build(run, starting._about(model, processor, str(tmp_path)))
     port = free_port()
     built.launch(server_port=port, prevent_thread_lock=True, quiet=True)
     try:
@@ -67,6 +70,5 @@ def test_a_folder_of_qwen3_vl_answers_programs(tmp_path):
         assert events[0]["grids"] == [{"image": 0, "first": 0, "rows": 5, "cols": 6, "newline": False, "box": [0.0, 0.0, 64.0, 48.0]}]
         assert sum(event["kind"] == "step" for event in events) == 2 * 5
     finally:
-        assert built.transport is not None
         built.transport.close()
         built.blocks.close(verbose=False)

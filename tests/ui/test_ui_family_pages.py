@@ -13,7 +13,7 @@ from test_ui_families import ONE_EACH, loaded
 
 from avl.engine import scheduler
 from avl.tiny.data import scenes
-from avl.ui import page, serve
+from avl.ui import page, starting
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
@@ -48,7 +48,7 @@ def test_a_visitor_compares_on(family: str, tab: Any, tmp_path: Path, picture: P
     names, n_image = FAMILIES[family]
     model, processor = loaded(family, tmp_path / "model")
     run = functools.partial(scheduler.run, model, processor)
-    built = page.build(run, serve._about(model, processor, run, str(tmp_path / "model")))
+    built = page.build(run, starting._about(model, processor, str(tmp_path / "model")))
     port = free_port()
     built.launch(server_port=port, prevent_thread_lock=True, quiet=True)
     try:
@@ -92,6 +92,5 @@ def test_a_visitor_compares_on(family: str, tab: Any, tmp_path: Path, picture: P
         one.page.wait_for_timeout(300)
         assert one.page.evaluate("document.documentElement.scrollWidth") <= 390
     finally:
-        assert built.transport is not None
         built.transport.close()
         built.blocks.close(verbose=False)

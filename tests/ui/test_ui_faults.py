@@ -24,6 +24,7 @@ from avl.cache.cache import AdaptiveCache
 from avl.engine import decoder, scheduler
 from avl.engine.failures import OUT_OF_MEMORY, device_lost, out_of_memory
 from avl.engine.request import GenerationRequest
+from avl.ui import shutdown
 from avl.ui.errors import Busy, sentence
 from avl.ui.job import Job
 from avl.ui.limits import Limits
@@ -52,7 +53,8 @@ ENDS = (SystemExit(), KeyboardInterrupt(), GeneratorExit())
 
 
 def request(tokens: int = 12, **changes: Any) -> GenerationRequest:
-    return GenerationRequest((Image.new("RGB", (48, 48)),), "What?", (avl.Full(), avl.AVL(S=45, C=30)), max_new_tokens=tokens, **changes)
+    changes.setdefault("policies", (avl.Full(), avl.AVL(S=45, C=30)))
+    return GenerationRequest((Image.new("RGB", (48, 48)),), "What?", max_new_tokens=tokens, **changes)
 
 
 def failing(error: BaseException, place: str) -> Callable[..., Iterator[trace.Event]]:
@@ -213,6 +215,27 @@ def test_cpu_prompts_run_in_pieces_that_end_soon() -> None:
     assert decoder.rows_at_once(600) > decoder.rows_at_once(600, "cpu")
 
 
+def test_a_run_that_asks_whether_to_stop_is_not_stuck(make: Any) -> None:
+    """A replay has nothing to tell for minutes."""
+    seen = []
+
+    def race(asked: GenerationRequest, stop: threading.Event) -> Iterator[trace.Event]:
+        for _ in range(40):
+            assert not stop.is_set()
+            time.sleep(0.01)
+            seen.append(transport.trouble)
+        stop.wait(0.01)
+        yield trace.Warning("replayed")
+
+    transport = make(race, stuck_seconds=0.2)
+
+    async def go() -> list[trace.Event]:
+        return await drain(transport, transport.submit(request(), "a"))
+
+    assert len(asyncio.run(go())) == 1
+    assert seen == [None] * 40
+
+
 def test_a_stuck_device_is_seen_and_takes_no_more_runs(make: Any) -> None:
     go_on = threading.Event()
 
@@ -282,6 +305,11 @@ def test_a_visitor_has_a_share_of_the_line(make: Any) -> None:
         ({"batch": 256, "max_new_tokens": 256, "repeats": 2}, False),
         ({"batch": 256, "max_new_tokens": 256, "scores": True}, False),
         ({"repeats": 100, "max_new_tokens": 256}, True),
+        ({"batch": 256, "max_new_tokens": 256, "policies": [avl.Full()] * 3}, False),
+        ({"batch": 64, "max_new_tokens": 256, "policies": [avl.Full()] * 8}, True),
+        ({"batch": 64, "max_new_tokens": 256, "policies": [avl.Full()] * 8, "agreement": True}, False),
+        ({"batch": 127, "max_new_tokens": 256, "policies": [avl.H2O()] * 4, "agreement": True}, False),
+        ({"batch": 126, "max_new_tokens": 256, "policies": [avl.H2O()] * 4, "agreement": True}, True),
     ],
 )
 def test_work_is_refused_with_what_to_lower(changes: dict[str, Any], fits: bool) -> None:
@@ -289,7 +317,7 @@ def test_work_is_refused_with_what_to_lower(changes: dict[str, Any], fits: bool)
     if fits:
         Limits().check_work(asked)
         return
-    with pytest.raises(ValueError, match=r"lower the batch .*, the repeats .* or the new tokens"):
+    with pytest.raises(ValueError, match=r"lower the batch .*, the repeats .* or the new tokens .*, or compare fewer policies \(\d\)"):
         Limits().check_work(asked)
 
 
@@ -309,6 +337,21 @@ def test_draining_tells_those_who_wait_and_the_one_that_runs(make: Any) -> None:
     for events in asyncio.run(asyncio.wait_for(go(), 10)):
         assert events[-1] == trace.Error("The server is shutting down.")
     assert transport.close()
+
+
+def test_the_first_reason_for_closing_stays_while_it_closes(make: Any) -> None:
+    """Who asks between draining and the end hears the same sentence as those who were cut off."""
+    transport = make(Fake(pace=0, prefill=0))
+    transport.drain(shutdown.REASON)
+    assert transport.close()
+
+    async def ask() -> None:
+        transport.submit(request(), "late")
+
+    with pytest.raises(Busy) as late:
+        asyncio.run(ask())
+    assert str(late.value) == shutdown.REASON
+    assert transport.trouble == ("stopping", shutdown.REASON)
 
 
 def test_the_thread_cannot_be_replaced_and_that_is_said(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:

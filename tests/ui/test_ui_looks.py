@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from fake import WORDS
 
 from avl.ui import gallery
 
@@ -61,19 +62,26 @@ def test_no_sideways_scrolling(serve: Any, tab: Any, width: int, scheme: str) ->
 
 
 @pytest.mark.parametrize("pace", ["0.0005", "0.003"])
-def test_a_finished_answer_shows_its_end(pace: str, serve: Any, tab: Any) -> None:
-    """Also where the last tokens came together with the end of the run."""
-    one = tab(serve("--pace", pace).url, width=390).open()
-    one.set("#avl-tokens", 96)
-    one.page.click("#avl-run")
-    one.wait("done")
-    answers = one.page.evaluate(
-        "[...document.querySelectorAll('.avl-answer')].map((node) => [node.scrollHeight - node.clientHeight, node.scrollTop])"
+def test_a_finished_answer_is_read_from_its_beginning(pace: str, serve: Any, tab: Any) -> None:
+    """Boxes grow to 40 % of the window; what is longer scrolls in both at once. Also where the last tokens came with the end of the run."""
+    words = [part for word in WORDS * 4 for part in ("--text", word)]  # enough that 256 tokens do not end it
+    one = tab(serve("--pace", pace, *words).url, width=390).open("?n=256")
+    page = one.page
+    one.run()
+    one.until("[...document.querySelectorAll('.avl-answer')].every((node) => node.scrollTop === 0 && node.childElementCount === 256)")
+    heights = page.evaluate(
+        "[...document.querySelectorAll('.avl-answer')].map((node) => [node.clientHeight, node.scrollHeight - node.clientHeight])"
     )
-    assert len(answers) == 2
-    for hidden, scrolled in answers:
+    assert len(heights) == 2
+    for height, hidden in heights:
+        assert 0.38 * 900 < height <= 0.4 * 900 + 1
         assert hidden > 0
-        assert scrolled >= hidden - 2
+    page.evaluate("document.querySelector('.avl-answer').scrollTop = 1e6")
+    one.until(
+        "(() => { const b = document.querySelectorAll('.avl-answer')[1]; return b.scrollTop >= b.scrollHeight - b.clientHeight - 2; })()"
+    )
+    page.evaluate("document.querySelectorAll('.avl-answer')[1].scrollTop = 0")
+    one.until("document.querySelector('.avl-answer').scrollTop === 0")
 
 
 PHONE = {"width": 390, "height": 844, "has_touch": True, "is_mobile": True}

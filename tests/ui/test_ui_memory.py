@@ -16,8 +16,7 @@ import pytest
 from fake import Fake
 from programs import Program, data_uri, resident_mb, serving
 
-from avl import trace
-from avl.ui import report, uploads
+from avl.ui import uploads
 from avl.ui.limits import MB, Limits
 from avl.ui.sessions import Mailboxes
 
@@ -202,22 +201,6 @@ def test_mailboxes_tell_how_long_a_message_waited() -> None:
         assert list(boxes) == ["b", "c"]
 
     asyncio.run(go())
-
-
-def test_the_run_that_the_page_opens_with_stays() -> None:
-    runs = report.Runs(capacity=3)
-    runs.keep("recorded", trace.Trace())
-    for number in range(40):
-        runs.add(str(number), trace.Trace())
-    assert runs.get("recorded") is not None
-    assert [runs.get(str(number)) is not None for number in (36, 37, 39)] == [False, True, True]
-
-
-def test_recorded_attention_counts_for_what_it_takes() -> None:
-    runs = report.Runs(max_weight=1000)
-    for number in range(5):
-        runs.add(str(number), trace.Trace(events=[trace.Scores(0, 0, ("x" * 500_000,))]))
-    assert [runs.get(str(number)) is not None for number in range(5)] == [False, False, False, True, True]
 
 
 def test_pictures_of_those_who_wait_are_bounded(here: Any) -> None:

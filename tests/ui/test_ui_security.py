@@ -36,6 +36,13 @@ def test_every_answer_has_the_headers(program: Program, path: str) -> None:
     assert policy["object-src"] == "'none'"
 
 
+def test_the_page_alone_may_use_a_camera(program: Program) -> None:
+    """For a picture; frames of other origins may not, and nothing here may listen or locate."""
+    policy = program.request("GET", "/")[1]["permissions-policy"]
+    assert "camera=(self)" in policy
+    assert all(f"{feature}=()" in policy for feature in ("microphone", "geolocation", "payment", "usb"))
+
+
 def test_a_visitors_file_can_do_nothing_when_it_is_opened(program: Program) -> None:
     head = '--b\r\nContent-Disposition: form-data; name="files"; filename="x.html"\r\nContent-Type: text/html\r\n\r\n'
     body = (head + "<script>alert(1)</script>\r\n--b--\r\n").encode()

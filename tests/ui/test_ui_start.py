@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import signal
 import socket
+import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,12 +16,19 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import free_port
 from fake import Fake, about
+from programs import Program, news
 
+import avl
+from avl import telemetry
 from avl.cli import main
-from avl.ui import address, components, gallery, logs, serve
+from avl.ui import address, components, front, gallery, logs, serve, starting
+from avl.ui.progress import Progress
+from avl.ui.zero import ZeroGPU
 
 ASSETS = gallery.ASSETS
+ABOUT = starting._about
 
 
 @pytest.fixture
@@ -26,15 +36,16 @@ def begin(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], t
     """``begin("--port", "1")`` -> what is said on stderr instead of a start; the model is made up."""
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "uploads"))
     monkeypatch.setattr(logs, "set_up", lambda _: None)
-    monkeypatch.setattr(serve, "load", lambda *_, **__: (SimpleNamespace(device="cpu"), None))
-    monkeypatch.setattr(serve.scheduler, "run", lambda _, __, *asked: Fake(pace=0, prefill=0)(*asked))
-    monkeypatch.setattr(serve, "_about", lambda *_: about())
-    monkeypatch.setattr(serve, "idle", lambda _: {})
+    monkeypatch.setattr(starting, "load", lambda *_, **__: (SimpleNamespace(device="cpu"), None))
+    monkeypatch.setattr(starting.scheduler, "run", lambda _, __, *asked: Fake(pace=0, prefill=0)(*asked))
+    monkeypatch.setattr(starting, "_about", lambda *_, **__: about())
+    monkeypatch.setattr(starting, "idle", lambda _: {})
     monkeypatch.setattr(serve.shutdown.Signals, "wait", lambda *_: None)
     handlers = [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)]
 
     def run(*arguments: str, status: int = 1) -> str:
         gallery.examples.cache_clear()
+        components.page_script.cache_clear()
         assert main(arguments, only="page", program="app.py") == status
         told = capsys.readouterr().err.strip()
         assert "Traceback" not in told
@@ -102,10 +113,13 @@ def test_the_next_free_port_is_taken_where_none_is_named(monkeypatch: pytest.Mon
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         monkeypatch.setattr(address, "FIRST_PORT", taken.getsockname()[1])
-        assert address.check("127.0.0.1", None)[1] > taken.getsockname()[1]
+        _, port, sockets = address.listen("127.0.0.1", None)
+        assert port > taken.getsockname()[1]
+        assert [one.getsockname()[1] for one in sockets] == [port]
+        sockets[0].close()
         monkeypatch.setattr(address, "PORTS", 1)
         with pytest.raises(OSError, match="no port from"):
-            address.check("127.0.0.1", None)
+            address.listen("127.0.0.1", None)
 
 
 @pytest.mark.parametrize("value", ["x", "-1", "7860.0", "99999", " "])
@@ -146,13 +160,37 @@ ERRORS = [
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
-@pytest.mark.parametrize("place", ["load", "_about"])
+@pytest.mark.parametrize("place", ["load", "_about", "_warm_up"])
 def test_a_model_that_cannot_be_loaded_or_run(begin: Any, monkeypatch: pytest.MonkeyPatch, error: Exception, place: str) -> None:
     def fail(*_: Any, **__: Any) -> None:
         raise error
 
-    monkeypatch.setattr(serve, place, fail)
+    monkeypatch.setattr(starting, place, fail)
     assert len(begin("--model", "llava-1.5-7b", "--port", "17863")) > 15
+
+
+def test_those_who_watch_a_start_hear_why_it_failed(begin: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the sentence that stderr has; the process ends with 1 all the same."""
+    port, watched = free_port(), threading.Event()
+
+    def fail(*_: Any, **__: Any) -> None:
+        watched.wait(20)
+        raise ValueError("llava-1.5-7b does not fit: 26.3 GiB are needed")
+
+    def watch() -> None:
+        while not told:
+            with contextlib.suppress(ConnectionRefusedError):  # it does not listen yet
+                for one in news(Program(f"http://127.0.0.1:{port}/")):
+                    told.append(one)
+                    watched.set()
+
+    told: list[dict[str, Any]] = []
+    threading.Thread(target=watch, daemon=True).start()
+    monkeypatch.setattr(starting, "load", fail)
+    monkeypatch.setattr(front, "TOLD_SECONDS", 0.6)
+    assert begin("--port", str(port)) == "app.py: llava-1.5-7b does not fit: 26.3 GiB are needed"
+    assert told[0]["state"] == "loading"
+    assert (told[-1]["state"], told[-1]["reason"]) == ("failed", "llava-1.5-7b does not fit: 26.3 GiB are needed")
 
 
 def test_a_model_that_loads_but_has_no_room_to_run(begin: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,7 +198,66 @@ def test_a_model_that_loads_but_has_no_room_to_run(begin: Any, monkeypatch: pyte
 
     monkeypatch.undo()
     with pytest.raises(OSError, match="cannot run here: no memory"):
-        serve._about(None, None, lambda *_: iter([trace.Error("no memory")]), "tiny")
+        starting._warm_up(lambda *_: iter([trace.Error("no memory")]), "tiny", Progress("tiny"), threading.Event())
+
+
+def test_the_model_is_warmed_up_in_the_thread_that_serves(begin: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Libraries keep handles, and some plans, for each thread."""
+    where = []
+    monkeypatch.setattr(starting, "_warm_up", lambda *_: where.append(threading.current_thread().name))
+    begin("--port", str(free_port()), status=0)
+    assert where == ["avl-device"]
+
+
+def test_the_page_warns_of_what_makes_the_model_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CUDA build without a usable GPU, and layers on several devices."""
+    model, processor = avl.load("tiny")
+    assert not any("CUDA build" in note or "spread" in note for note in ABOUT(model, processor, "tiny").notes)
+    monkeypatch.setattr(starting, "gpu_trouble", lambda: "the driver is too old")
+    monkeypatch.setattr(starting, "devices", lambda _: [torch.device("cuda", 0), torch.device("cuda", 1)])
+    monkeypatch.setattr(starting, "placement", lambda _: "cuda:0 (layers 0–3), cuda:1 (layers 4–7)")
+    shown = ABOUT(model, processor, "tiny")
+    assert shown.device == "cuda:0 (layers 0–3), cuda:1 (layers 4–7)"
+    assert "spread over 2 devices" in shown.notes[0]
+    assert "without fused steps and CUDA graphs" in shown.notes[0]
+    assert "no GPU can be used here (the driver is too old)" in shown.notes[1]
+
+
+def no_cuda(*_: Any, **__: Any) -> None:
+    raise RuntimeError("CUDA must not be touched in this process")
+
+
+def test_on_zero_gpu_the_process_that_serves_leaves_cuda_alone(begin: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its children own the GPU. What the page says comes from the model's config and its processor."""
+    spaces = SimpleNamespace(GPU=lambda duration: lambda function: function, disable_gradio_auto_wrap=lambda: None)
+    monkeypatch.setitem(sys.modules, "spaces", spaces)
+    monkeypatch.setenv("SPACES_ZERO_GPU", "1")
+    monkeypatch.setattr(serve.shutdown, "leave", lambda ended: None)
+    model, processor = avl.load("tiny")
+    monkeypatch.setattr(type(model), "device", torch.device("cuda", 0))
+    monkeypatch.setattr(starting, "load", lambda *_, **__: (model, processor))
+    monkeypatch.setattr(starting.scheduler, "run", no_cuda)
+    monkeypatch.setattr(starting, "idle", telemetry.idle)
+    monkeypatch.setattr(starting, "_about", ABOUT)
+    for name in (
+        "_lazy_init",
+        "current_device",
+        "device_count",
+        "get_device_properties",
+        "mem_get_info",
+        "is_available",
+        "Event",
+        "Stream",
+    ):
+        monkeypatch.setattr(torch.cuda, name, no_cuda)
+    pages = []
+    build = starting._page_modules()[1].build
+    monkeypatch.setattr("avl.ui.page.build", lambda *args, **options: pages.append((args[1], build(*args, **options))) or pages[-1][1])
+    begin("--port", str(free_port()), status=0)
+    ((about, built),) = pages
+    assert isinstance(built.transport._race, ZeroGPU)
+    assert (about.layers, about.n_image, about.device, about.dtype) == (8, 576, "cuda:0", "float32")
+    assert about.machine.startswith("ZeroGPU, torch ")
 
 
 def _write(name: str, text: str) -> Callable[[Path], None]:
@@ -183,7 +280,7 @@ BROKEN: dict[str, Callable[[Path], Any]] = {
     "cut picture": lambda assets: [path.write_bytes(path.read_bytes()[:90]) for path in (assets / "gallery").glob("*.png")],
     "missing script": lambda assets: (assets / "player" / "player.js").unlink(),
     "missing style": lambda assets: (assets / "player" / "style.css").unlink(),
-    "binary script": lambda assets: (assets / "player" / "base.js").write_bytes(b"\xff\xfe\x00"),
+    "binary script": lambda assets: (assets / "player" / "core" / "dom.js").write_bytes(b"\xff\xfe\x00"),
 }
 
 

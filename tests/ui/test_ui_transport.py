@@ -20,7 +20,7 @@ from avl.engine.request import GenerationRequest
 from avl.ui.errors import Busy, sentence
 from avl.ui.job import Job
 from avl.ui.limits import Limits
-from avl.ui.queue import ThreadTransport, ZeroGPUTransport, batches
+from avl.ui.queue import ThreadTransport, batches
 
 
 def request(tokens: int = 12, **changes: Any) -> GenerationRequest:
@@ -209,20 +209,20 @@ def test_events_are_coalesced_and_silence_has_a_heartbeat(make: Any) -> None:
     assert max(sizes) >= 10
 
 
-def test_zero_gpu_is_a_synchronous_generator_that_yields_before_prefill() -> None:
-    asked: list[int] = []
+def test_a_rehearsal_is_first_in_the_thread_that_runs_jobs(make: Any) -> None:
+    """Its error is the caller's, and the queue goes on."""
+    fake = Fake(pace=0, prefill=0)
+    transport, seen = make(fake), []
+    transport.rehearse(lambda stop: seen.append((threading.current_thread(), stop.is_set())))
+    assert seen == [(transport._thread, False)]
 
-    def gpu(duration: Any) -> Any:
-        def decorate(function: Any) -> Any:
-            def wrapped(one: GenerationRequest) -> Any:
-                asked.append(duration(one))
-                return function(one)
+    def fail(_: threading.Event) -> None:
+        raise OSError("cannot run here")
 
-            return wrapped
+    with pytest.raises(OSError, match="cannot run here"):
+        transport.rehearse(fail)
 
-        return decorate
+    async def go() -> list[trace.Event]:
+        return await drain(transport, transport.submit(request(), "a"))
 
-    events = list(ZeroGPUTransport(Fake(pace=0, prefill=0), gpu).stream(request()))
-    assert events[0] is None
-    assert isinstance(events[1], trace.Start)
-    assert 20 <= asked[0] <= 120
+    assert isinstance(asyncio.run(go())[0], trace.Start)

@@ -67,6 +67,7 @@ def test_playhead_keyboard_and_zoom(serve: Any, tab: Any) -> None:
     one.until("window.avlPlayer.view.playing && window.avlPlayer.view.ts[0] > 6")
     page.keyboard.press("Space")
     # what is drawn while scrubbing stays within a frame
+    page.locator(".avl-segment").nth(1).click()
     cost = page.evaluate("""async () => {
         const slider = document.querySelector('[data-id=step]');
         window.avlPlayer.measures.overlayMs.length = 0;
@@ -78,8 +79,9 @@ def test_playhead_keyboard_and_zoom(serve: Any, tab: Any) -> None:
         const times = [...window.avlPlayer.measures.overlayMs].sort((a, b) => a - b);
         return times[Math.floor(times.length / 2)];
     }""")
-    assert cost < 2
+    assert cost < 5, "of pictures that differ: what stays is not drawn again"
     page.locator("[data-id=memoryTable] summary").click()
+    page.locator("[data-id=memoryTable] tbody tr").first.wait_for()  # filled when it was opened
     steps = page.evaluate("window.avlPlayer.view.run.last")
     assert page.locator("[data-id=memoryTable] tbody tr").count() in (steps, steps + 1)
     assert page.locator(".modebar-btn--logo").count() == 0
@@ -96,6 +98,7 @@ def test_repeats_and_recorded_attention(serve: Any, tab: Any) -> None:
     page.click("#avl-run")
     one.wait("done")
     one.until("document.querySelector('[data-id=measured]').textContent.includes('over 3 runs')")
+    one.see("continuity")
     assert one.text("runs") == "median of 3 runs"
     assert page.locator("[data-id=compared] option").count() == 4
     page.select_option("[data-id=compared]", "30")
@@ -103,8 +106,9 @@ def test_repeats_and_recorded_attention(serve: Any, tab: Any) -> None:
     # the full-attention arm has no sets, but its attention was recorded
     page.locator(".avl-segment").first.click()
     one.until("document.querySelectorAll('[data-id=compared] option').length === 3")
-    said = {"continuityNote": "Figure 5", "layersNote": "Figure 4", "sharesNote": "Figure 1", "sparsityNote": "22.88 %"}
+    said = {"continuityNote": "Figure 5", "layersNote": "Figure 4", "sharesWords": "Figure 1", "sparsityWords": "22.88 %"}
     for name, words in said.items():
+        one.see(re.sub("Note|Words", "", name))
         assert words in one.text(name)
         assert "This run" in one.text(name)
     for name, rows in [("continuity", 8), ("layers", 8), ("shares", 16), ("sparsity", 51)]:
@@ -145,11 +149,11 @@ def test_the_report_plays_offline(serve: Any, tab: Any, tmp_path: Path) -> None:
     assert other.outside == []
 
 
-def test_a_chart_needs_no_table(tab: Any, tmp_path: Path) -> None:
+def test_a_panel_that_fails_says_so_and_takes_no_other_along(tab: Any, tmp_path: Path) -> None:
     recorded = gallery.recording(True)
     assert recorded is not None
     html = report.page(recorded)
-    marked = 'data-id=\\"deviceTable\\"'
+    marked = 'data-id="measured"'
     assert html.count(marked) == 1
     file = tmp_path / "report.html"
     file.write_text(html.replace(marked, ""), "utf-8")
@@ -159,7 +163,9 @@ def test_a_chart_needs_no_table(tab: Any, tmp_path: Path) -> None:
     one.page.locator("[data-id=memoryTable] summary").click()
     # no condition in a string: a report forbids evaluating one
     one.page.locator("[data-id=memoryTable] tbody tr").nth(10).wait_for()
-    assert one.errors == []
+    assert "This panel failed (Result)" in one.page.locator("[data-panel=result]").inner_text()
+    assert one.page.locator(".avl-alert:visible").count() == 1
+    assert len(one.errors) == 1, "what is wrong is in the console, once"
 
 
 def test_a_recording_without_predictions_shows_dashes(tab: Any, tmp_path: Path) -> None:
@@ -171,9 +177,7 @@ def test_a_recording_without_predictions_shows_dashes(tab: Any, tmp_path: Path) 
             del arm[field]
     for known, name in ((True, "new"), (False, "old")):
         file = tmp_path / f"{name}.html"
-        html = report.page(recorded)
-        if not known:
-            html = html.replace(recorded.to_json().replace("<", "\\u003c"), json.dumps(document).replace("<", "\\u003c"))
+        html = report.page(recorded) if known else report.offline(json.dumps(document), "")
         file.write_text(html, "utf-8")
         one = tab(file.as_uri())
         one.page.goto(file.as_uri())
@@ -206,9 +210,10 @@ def test_a_crop_is_explained_and_zoomed(serve: Any, tab: Any, tmp_path: Path) ->
     })()"""
     assert page.evaluate(corners) == [0, 575]
     page.click("[data-id=zoom]")
-    assert page.evaluate(shape) == pytest.approx(8, rel=0.05)
+    one.until(f"{shape} > 7.6 && {shape} < 8.4")
     assert page.evaluate(corners) == [-1, -1]
     page.click("[data-id=zoom]")
+    one.until(f"{shape} < 1.1")
     assert page.evaluate(corners) == [0, 575]
     assert one.errors == []
 
@@ -289,7 +294,7 @@ def test_one_line_is_one_quantity(serve: Any, tab: Any) -> None:
         return { mean: arm.meanBytes(arm.readBytes), full: run.meanFullBytes(arm.last), last: arm.readBytes[arm.last],
             stored: arm.storedBytes[arm.last],
             text: bar.querySelector('b').textContent, share: bar.querySelector('small').textContent,
-            fill: parseFloat(bar.querySelector('i').style.width),
+            fill: parseFloat(bar.querySelector('i').style.backgroundSize),
             below: card.querySelector('.avl-impl').textContent }; }""")
     unit = 2**20
     assert found["text"] == f"{found['mean'] / unit:.2f} MiB"
@@ -312,32 +317,6 @@ def test_tokens_of_a_finished_answer_are_counted_alike(serve: Any, tab: Any) -> 
     assert "Identical answers, 6 tokens each" in one.text("diverge")
     assert one.text("where") == "token 6 of 6"
     assert re.search(r"Tokens generated\s+6, finished\s+6, finished", one.text("measured"))
-
-
-@pytest.mark.parametrize(
-    ("link", "words", "never"),
-    [
-        ("?a=Full&b=Full", ["Both arms are full attention", "a difference in time is noise"], "stored 100"),
-        (
-            "?a=AVL&b=AVL&a.S=45&S=45&a.C=30&C=30&a.K=3&K=3&a.P=off&P=off&a.T=off&T=off",
-            ["Both arms (A-VL", "a difference in time is noise"],
-            "A-VL S=45 C=30 K=3 (1) stored",
-        ),
-        ("?a=H2O&b=FastV", ["H2O stored", "FastV stored", "of what"], "full attention’s"),
-        ("?a=AVL&b=AVL&a.S=40&S=20", ["A-VL S=40", "A-VL S=20"], "noise"),
-    ],
-    ids=["full-full", "same-settings", "no-full", "two-settings"],
-)
-def test_verdicts_of_unusual_pairs(serve: Any, tab: Any, link: str, words: list[str], never: str) -> None:
-    one = tab(serve("--pace", "0.001").url).open(f"{link}&n=30")
-    one.page.click("#avl-run")
-    one.wait("done")
-    verdict = one.text("verdict")
-    for word in words:
-        assert word in verdict
-    assert never not in verdict
-    sentences = verdict.split(". ")
-    assert len(set(sentences)) == len(sentences), verdict
 
 
 def test_a_stopped_run_is_not_judged(serve: Any, tab: Any) -> None:
@@ -363,9 +342,7 @@ def test_tokens_held_by_spread_have_a_hatch_of_their_own(serve: Any, tab: Any) -
     assert drawn == [sorted(lattice(576, 191, layer)) for layer in (0, 5)]
     assert page.evaluate("window.avlPlayer.view.run.spread(0, 0)") is None, "full attention has none"
     layer, token = page.evaluate("window.avlPlayer.view.layer"), drawn[0][0]
-    page.evaluate("(token) => { window.avlPlayer.view.patch = token; }", token)
-    page.locator(".avl-answer").first.focus()
-    page.keyboard.press("Home")
+    page.evaluate("(patch) => window.avlPlayer.store.set({ patch })", token)
     one.until("document.querySelector('[data-id=patch]').textContent.includes('held by spread in 0')")
     # the hatch is painted where the tokens are: the canvas differs there from the same picture without it
     painted = """([layer, token]) => { const { overlay } = window.avlPlayer, [x, y, w, h] = overlay.rectangle(token);
@@ -392,6 +369,7 @@ def test_labels_of_the_analysis_follow_the_run(serve: Any, tab: Any) -> None:
 
     def run() -> None:
         one.run()
+        one.see("layers")
         one.until("document.querySelector('[data-id=layersNote]').textContent.includes('random sets')")
 
     run()

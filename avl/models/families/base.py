@@ -104,6 +104,21 @@ class Family(ABC):
         """
         return None
 
+    def plain_next(self, config: Any, question: str) -> str | None:
+        """Return what follows an answer where a conversation goes on without a chat template, None where that is not known.
+
+        Args:
+            config: the model's config.
+            question: the next question.
+        """
+        return None
+
+    def no_turns(self) -> str | None:
+        """Return why a conversation cannot go on with what was stored of it, as the end of a sentence; None where it can."""
+        if self.bidirectional:
+            return "every token of its prompt sees every other, so that a later turn would change what the earlier ones hold"
+        return None
+
     @abstractmethod
     def grids(
         self, config: Any, processor: Any | None, sizes: Sequence[tuple[int, int]], inputs: dict[str, Any] | None = None
@@ -197,6 +212,10 @@ class Facts:
     hidden: int
     ffn: int
     vocab: int
+
+    def token_bytes(self, itemsize: int) -> int:
+        """Return the bytes of one token's keys and values in all layers, of ``itemsize`` bytes a number."""
+        return 2 * self.layers * self.kv_heads * self.head_dim * itemsize
 
     @classmethod
     def of(cls, family: Family, config: Any) -> Facts:

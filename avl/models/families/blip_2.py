@@ -26,6 +26,9 @@ class Blip2(Family):
     def plain_prompt(self, config: Any, images: str, question: str) -> str:
         return f"Question: {question} Answer:"  # the form that its model card gives
 
+    def plain_next(self, config: Any, question: str) -> str | None:
+        return f" Question: {question} Answer:"
+
     def grids(
         self, config: Any, processor: Any | None, sizes: Sequence[tuple[int, int]], inputs: dict[str, Any] | None = None
     ) -> tuple[Grid, ...]:

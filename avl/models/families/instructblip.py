@@ -19,3 +19,9 @@ class InstructBlip(Blip2):
 
     def plain_prompt(self, config: Any, images: str, question: str) -> str:
         return question
+
+    def plain_next(self, config: Any, question: str) -> None:
+        return None
+
+    def no_turns(self) -> str:
+        return "its queries read the question, so that another one needs the picture again"

@@ -23,6 +23,9 @@ class Llava(Family):
         # LLaVA-1.5's checkpoints without a template: their model card gives this form
         return f"USER: {images}{question} ASSISTANT:" if config.text_config.model_type == "llama" else None
 
+    def plain_next(self, config: Any, question: str) -> str | None:
+        return f" USER: {question} ASSISTANT:" if config.text_config.model_type == "llama" else None
+
     def grids(
         self, config: Any, processor: Any | None, sizes: Sequence[tuple[int, int]], inputs: dict[str, Any] | None = None
     ) -> tuple[Grid, ...]:

@@ -1,0 +1,119 @@
+"""A later turn of a conversation: what the model's chat template writes between an answer and the next one, as tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Any
+
+from avl.models.families import family_of
+from avl.models.prompt import Prompt, check_plain, check_text, image_token_of, is_whole, template_owner
+
+_ADVICE = "ask it as a new question, or pass the text that follows the answer as avl.Prompt"
+
+
+def following_text(config: Any, processor: Any, questions: Sequence[str], answers: Sequence[str], n_images: int) -> str:
+    """Return the text between the last answer and the next one: its end of turn, the last question, the beginning of an answer.
+
+    The chat template writes the whole conversation, with a mark in place of each answer; what it writes behind the last mark is wanted.
+    What it writes before must be what it wrote without the last question, because that is in the cache.
+
+    Args:
+        config: the model's config.
+        processor: the model's processor.
+        questions: all of them, the new one last; an ``avl.Prompt`` is a whole prompt, or the text that follows an answer.
+        answers: those to all but the last question.
+        n_images: number of images, which precede the first question.
+
+    Raises:
+        ValueError: the question is no text, empty, or holds what would not be read as text or a new picture; a whole prompt is followed by
+            a plain question; the model's prompt cannot be continued; or the template is missing, fails, or writes the turns otherwise.
+    """
+    question, image_token, family = questions[-1], image_token_of(processor), family_of(config)
+    check_text(question)
+    reason = family.no_turns()
+    if reason is not None:
+        raise ValueError(f"a conversation with {family.model_class} cannot go on with what is stored, {reason}: ask a new question")
+    if isinstance(question, Prompt):
+        if image_token in question:
+            raise ValueError("a later turn cannot bring a new picture: begin a conversation with all pictures")
+        return str(question)
+    if is_whole(question, image_token):
+        raise ValueError("a later turn cannot bring a new picture: begin a conversation with all pictures")
+    if is_whole(questions[0], image_token) or any(isinstance(one, Prompt) for one in questions):
+        raise ValueError("an earlier turn was a whole prompt, which no chat template continues: pass what follows the answer as avl.Prompt")
+    plain = [one.strip() for one in questions]
+    check_plain(processor, plain[-1])
+    owner = template_owner(processor)
+    if owner is None:
+        text = family.plain_next(config, plain[-1])
+        if text is None:
+            raise ValueError("this model has no chat template: add its chat_template.jinja, or pass what follows the answer as avl.Prompt")
+        return text
+    images = n_images if family.placeholders else 0
+    marks = [f"\ue000{number}\ue001" for number in range(len(answers))]
+    marked, before = _written(owner, images, plain, marks), _written(owner, images, plain[:-1], marks[:-1])
+    head, mark, tail = marked.partition(marks[-1])
+    if not mark or _squeezed(head) != _squeezed(before):
+        raise ValueError(f"this model's chat template writes the earlier turns otherwise once a question follows: {_ADVICE}")
+    if plain[-1] not in tail:
+        raise ValueError(f"this model's chat template changes the question or leaves it out: {_ADVICE}")
+    said = marked
+    for one, answer in zip(marks, answers, strict=True):
+        said = said.replace(one, answer)
+    if _squeezed(_written(owner, images, plain, answers)) != _squeezed(said):
+        raise ValueError(f"this model's chat template changes an earlier answer, which the cache holds as it was given: {_ADVICE}")
+    return tail
+
+
+def following_ids(tokenizer: Any, text: str, end: int | None, ends: Collection[int]) -> list[int]:
+    """Return the tokens that follow an answer.
+
+    An answer's own tokens stay as they were generated, and so does its end, unless the template writes another one in its place.
+
+    Args:
+        tokenizer: the model's tokenizer.
+        text: from :func:`following_text`.
+        end: the token that ended the answer, None where it broke off or reached its limit.
+        ends: all tokens that end an answer.
+    """
+    names = {token: str(tokenizer.convert_ids_to_tokens(token)) for token in ends}
+    written = next((token for token, name in names.items() if text.lstrip().startswith(name)), None)
+    if end is None or (written is not None and written != end):
+        return _behind(tokenizer, "a", text)
+    rest = text.lstrip()[len(names[end]) :] if written == end else text
+    return [end, *_behind(tokenizer, names.get(end, str(tokenizer.convert_ids_to_tokens(end))), rest)]
+
+
+def _behind(tokenizer: Any, before: str, text: str) -> list[int]:
+    """Return the tokens of ``text`` where it follows ``before``: at its own beginning, tokenizers put a space or a special token."""
+    both, known = (list(tokenizer(some, add_special_tokens=False)["input_ids"]) for some in (before + text, before))
+    if both[: len(known)] == known and (text[:1].isspace() or len(both) > len(known)):
+        return both[len(known) :]
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def _written(owner: Any, images: int, questions: Sequence[str], answers: Sequence[str]) -> str:
+    """Return what the template writes, up to the beginning of the answer to the last question."""
+    trouble: Exception | None = None
+    for plain in (False, True):
+        messages: list[dict[str, Any]] = []
+        for number, question in enumerate(questions):
+            content: list[dict[str, str]] = [{"type": "image"}] * (0 if number else images) + [{"type": "text", "text": question}]
+            messages.append({"role": "user", "content": content})
+            if number < len(answers):
+                answer: Any = answers[number] if plain else [{"type": "text", "text": answers[number]}]
+                messages.append({"role": "assistant", "content": answer})
+        try:
+            text = str(owner.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
+        except Exception as error:  # a template is a program: it raises whatever it runs into
+            trouble = error
+            continue
+        if all(answer.strip() in text for answer in answers) or plain:
+            return text
+    reason = str(trouble).strip().splitlines() or [type(trouble).__name__]
+    raise ValueError(f"this model's chat template fails with a second question ({reason[0][:200]}): {_ADVICE}") from trouble
+
+
+def _squeezed(text: str) -> str:
+    """Return text without white space, which templates put and strip around what they are given."""
+    return "".join(text.split())
