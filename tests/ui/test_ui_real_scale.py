@@ -1,7 +1,7 @@
 """What the page costs with a model of LLaVA-1.6-13B's size, attention recorded for 256 tokens: bytes, freezes, processor time in Chromium.
 
-Processor time is the main thread's own (CDP, threadTicks), so a loaded machine changes it little. What a clock measures may take as much
-longer as the machine has more work than cores.
+Processor time is the main thread's own (CDP, threadTicks); neighbours that share its caches and its core lengthen it all the same, by up to
+half, so the quietest of several passes counts. What a clock measures may take as much longer as the machine has more work than cores.
 """
 
 from __future__ import annotations
@@ -32,7 +32,11 @@ LIMITS = {
     "report, click to file, s": 2,
 }
 BY_CLOCK = {name for name in LIMITS if name.endswith(", s")}
-IDLE_SECONDS, SCRUBBED = 11, 60
+BY_PROCESSOR = {"scrubbing: main thread, ms per step"}
+IDLE_SECONDS = 11
+SCRUBBED, PASSES = 20, 5
+SHARED_CORE = 1.5
+"""How much more processor time the same work takes beside busy neighbours."""
 
 SCRUB = """async ([steps, last]) => {
   const slider = document.querySelector("#avl-player [data-id=step]");
@@ -119,9 +123,12 @@ def measure(one: Tab, server: Server, picture: Path, tokens: int) -> dict[str, f
     found["idle: long tasks in 11 s"] = len([ms for ms in watch.long_tasks() if ms > 50 * slack()])
 
     page.evaluate(SCRUB, [5, tokens - 1])  # warm
-    began = watch.cpu_ms()
-    page.evaluate(SCRUB, [SCRUBBED, tokens - 1])
-    found["scrubbing: main thread, ms per step"] = (watch.cpu_ms() - began) / SCRUBBED
+    passes = []
+    for _ in range(PASSES):
+        began = watch.cpu_ms()
+        page.evaluate(SCRUB, [SCRUBBED, tokens - 1])
+        passes.append((watch.cpu_ms() - began) / SCRUBBED)
+    found["scrubbing: main thread, ms per step"] = min(passes)
 
     for name, button in (("trace", "saveJson"), ("report", "saveHtml")):
         began = time.monotonic()
@@ -136,12 +143,16 @@ def measure(one: Tab, server: Server, picture: Path, tokens: int) -> dict[str, f
     return found
 
 
+def allowed(name: str, wide: float) -> float:
+    """Return a limit on a machine where clocks may run ``wide`` times as long."""
+    return LIMITS[name] * (wide if name in BY_CLOCK else min(wide, SHARED_CORE) if name in BY_PROCESSOR else 1)
+
+
 def table(found: dict[str, float], wide: float) -> str:
-    """Return what was found beside what is allowed, where clocks may run ``wide`` times as long."""
+    """Return what was found beside what is allowed."""
     rows = [f"{f'(machine {wide:.1f} x busy)':38}{'measured':>10}{'at most':>10}"]
     for name, value in found.items():
-        limit = LIMITS.get(name)
-        most = "" if limit is None else f"{limit * (wide if name in BY_CLOCK else 1):10.3g}"
+        most = f"{allowed(name, wide):10.3g}" if name in LIMITS else ""
         rows.append(f"{name:38}{value:10.3g}{most}")
     return "\n".join(rows)
 
@@ -155,6 +166,6 @@ def test_the_page_at_the_size_of_llava_16(server: Server, tab: Any, tmp_path: Pa
     found = measure(one, server, picture, real_scale.TOKENS)
     wide = slack()
     print(f"\n{table(found, wide)}")
-    beyond = [name for name, limit in LIMITS.items() if found[name] > limit * (wide if name in BY_CLOCK else 1)]
+    beyond = [name for name in LIMITS if found[name] > allowed(name, wide)]
     assert beyond == []
     assert one.errors == []
