@@ -49,14 +49,23 @@ class Recorder:
         """
         self._raw[layer] = (scores.detach().clone(), positions.clone())
 
-    def layers(self) -> list[LayerAttention]:
-        """Return the attention of the last pass per layer. Waits for the device."""
-        result = []
+    def tokens(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Return per layer the tokens that the last pass read: positions ``[n]`` and attention ``[n]``, mean over heads.
+
+        A position is there once for every group of key-value heads that read it. Waits for the device.
+        """
+        found = []
         for raw in self._raw:
             assert raw is not None, "every layer was noted"
             weights = raw[0].double().cpu().numpy()
-            places = np.minimum(raw[1].cpu().numpy().ravel(), self._row.length)
-            weights = weights.ravel() / (weights.shape[0] if weights.ndim == 2 else 1)
+            found.append((raw[1].cpu().numpy().ravel(), weights.ravel() / (weights.shape[0] if weights.ndim == 2 else 1)))
+        return found
+
+    def layers(self) -> list[LayerAttention]:
+        """Return the attention of the last pass per layer. Waits for the device."""
+        result = []
+        for positions, weights in self.tokens():
+            places = np.minimum(positions, self._row.length)
             image = np.bincount(self._number[places], weights, minlength=self._row.n_image)[: self._row.n_image]
             shares = np.bincount(self._kind[places], weights, minlength=len(MODALITIES))
             result.append(LayerAttention(image, tuple(shares.tolist())))

@@ -8,7 +8,23 @@ from collections.abc import Callable, Sequence
 import typer
 from typer.main import get_command
 
-from avl.cli import bench, chat, compare, doctor, evaluation, figures, gpu_check, page, record, space, sweep, train, variables, what_if
+from avl.cli import (
+    bench,
+    chat,
+    compare,
+    doctor,
+    evaluation,
+    figures,
+    gpu_check,
+    lengths,
+    page,
+    record,
+    space,
+    sweep,
+    train,
+    variables,
+    what_if,
+)
 from avl.cli.options import Spread
 
 HELP = {"help_option_names": ["-h", "--help"]}
@@ -30,6 +46,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "eval": evaluation.evaluate,
     "eval-sweep": evaluation.sweep,
     "figures": figures.figures,
+    "lengths": lengths.lengths,
     "train-tiny": train.train_tiny,
 }
 

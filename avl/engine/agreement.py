@@ -54,13 +54,13 @@ def agreements(job: Job, finished: Sequence[Runner], stop: threading.Event) -> I
     full = list(_logits(alone, Full(), number, tokens, stop))
     if len(full) < len(tokens):
         return
-    measured = [_compare(logits, logits, token) for logits, token in zip(full, tokens, strict=True)]
+    measured = [compare(logits, logits, token) for logits, token in zip(full, tokens, strict=True)]
     best, full_nll = [one[0] for one in measured], tuple(one[2] for one in measured)
     texts = _texts(job, tokens)
     for runner in runs:
         if not isinstance(runner.policy, Full):
             steps = zip(_logits(alone, runner.policy, runner.number, tokens, stop), full, tokens, strict=False)
-            measured = [_compare(of_full, logits, token) for logits, of_full, token in steps]
+            measured = [compare(of_full, logits, token) for logits, of_full, token in steps]
             if len(measured) < len(tokens):
                 return
         else:
@@ -113,7 +113,7 @@ def _logits(job: Job, policy: Policy, number: int | None, tokens: Sequence[int],
         yield logits
 
 
-def _compare(full: torch.Tensor, ours: torch.Tensor, token: int) -> tuple[int, float, float]:
+def compare(full: torch.Tensor, ours: torch.Tensor, token: int) -> tuple[int, float, float]:
     """Compare two distributions over the vocabulary, in float64.
 
     Args:

@@ -165,10 +165,10 @@ def test_a_few_hundred_cases():
 
 
 @pytest.mark.slow
-def test_ten_thousand_cases():
-    counts = fuzz(int(os.environ.get("AVL_FUZZ", 10_000)))
+def test_thousands_of_cases():
+    counts = fuzz(int(os.environ.get("AVL_FUZZ", 3_000)))
     print(counts)
-    assert min(counts.values()) > 100
+    assert min(counts.values()) > 50
 
 
 def test_the_recorded_trace_is_usable():

@@ -1,0 +1,1 @@
+"""What becomes of attention and of answers as they grow: ``avl lengths``."""
