@@ -59,8 +59,8 @@ def behind_documents(
         batch: samples at a time.
     """
     asked = [one for one in held_out(10 * -(-samples // 7)) if one.question.task != "describe"][:samples]  # seven of ten are not
-    text = " ".join(one.question.answer for one in held_out(400, seed=2) if one.question.kind == "describe")
-    ids = processor.tokenizer(text, add_special_tokens=False)["input_ids"]
+    texts = [one.question.answer for one in held_out(400, seed=2) if one.question.kind == "describe"]
+    ids = [token for text in texts for token in processor.tokenizer(f"{text} ", add_special_tokens=False)["input_ids"]]
     found = []
     for length in lengths:
         document = processor.tokenizer.decode(ids[:length])
