@@ -105,7 +105,7 @@ export const TEXT = {
   kvReadTitle: "Bytes of keys and values that a step reads, mean over the steps so far, and their share of what full attention reads",
   readTitle: "An update step reads everything stored and the token that it evicts afterwards, so it can read a little more than is stored",
   readMean: "KV read: mean per step",
-  readStep: (/** @type {number} */ bytes, /** @type {boolean} */ update) => `KV read: mean per step; this step ${formatBytes(bytes)}${update ? " (update)" : ""}`,
+  readStep: (/** @type {number} */ bytes, /** @type {boolean} */ update) => `KV read: mean; this step ${formatBytes(bytes)}${update ? " (update)" : ""}`,
   medianOfRuns: (/** @type {number} */ n) => `median of ${n} runs`,
   p99: (/** @type {number | null} */ ms) => `p99 ${formatMs(ms)}`,
   rows: (/** @type {number} */ n) => `${n} rows`,

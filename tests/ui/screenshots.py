@@ -140,14 +140,15 @@ def policies(browser: Any, real: Server, _: Any) -> None:
 
 def conversation(browser: Any, real: Server, _: Any) -> None:
     """Two questions, the second asked of what the first one left; and where that is missed in the picture."""
-    tab = Tab(browser, real.url).open()
-    tab.wait("recorded")
-    tab.page.click(".avl-two")
-    tab.until("window.avlPlayer.view.run.start.turn === 2 && window.avlPlayer.view.complete === window.avlPlayer.view.opened")
-    for panel, name in (("conversation", "ask-on"), ("tokens", "ask-on-picture")):
-        tab.page.locator(f"[data-panel={panel}]").evaluate("node => node.scrollIntoView({ block: 'start' })")
-        shoot(tab, name, full=False)
-    tab.close()
+    for width, before in ((1280, ""), (390, "phone-")):
+        tab = Tab(browser, real.url, width=width).open()
+        tab.wait("recorded")
+        tab.page.click(".avl-two")
+        tab.until("window.avlPlayer.view.run.start.turn === 2 && window.avlPlayer.view.complete === window.avlPlayer.view.opened")
+        for panel, name in (("conversation", "ask-on"), ("tokens", "ask-on-picture")):
+            tab.page.locator(f"[data-panel={panel}]").evaluate("node => node.scrollIntoView({ block: 'start' })")
+            shoot(tab, f"{before}{name}", full=False)
+        tab.close()
 
 
 STATES = {

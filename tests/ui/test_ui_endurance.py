@@ -1,4 +1,4 @@
-"""What the page stands: sixty random starts, stops and reloads of two visitors, opening and scrubbing at a screen's pace."""
+"""What the page stands: forty random starts, stops and reloads of two visitors, opening and scrubbing at a screen's pace."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from avl.ui.queue import ThreadTransport, batches
 
 pytestmark = pytest.mark.slow
 
-CYCLES = 60
+CYCLES = 40
 
 
 def caches() -> list[AdaptiveCache]:
@@ -29,7 +29,7 @@ def caches() -> list[AdaptiveCache]:
     return [thing for thing in gc.get_objects() if type(thing) is AdaptiveCache and thing.allocated_bytes]
 
 
-def test_sixty_stops_leave_no_cache_behind() -> None:
+def test_forty_stops_leave_no_cache_behind() -> None:
     """The real engine behind the real line; two visitors who start, stop and go away at random moments."""
     model, processor = shared_model("llava"), shared_processor("llava")
 
@@ -77,7 +77,7 @@ def test_sixty_stops_leave_no_cache_behind() -> None:
 
 
 @pytest.mark.browser
-def test_sixty_starts_stops_and_reloads_of_two_visitors(serve: Any, tab: Any) -> None:
+def test_forty_starts_stops_and_reloads_of_two_visitors(serve: Any, tab: Any) -> None:
     """Whatever two visitors press: nothing hangs, runs never overlap (the made-up engine would raise), and the next run is whole."""
     server = serve("--pace", "0.01", "--prefill", "0.02")
     seed = random.randrange(10**6)

@@ -300,7 +300,7 @@ def test_one_line_is_one_quantity(serve: Any, tab: Any) -> None:
     assert found["text"] == f"{found['mean'] / unit:.2f} MiB"
     assert found["share"] == f"{100 * found['mean'] / found['full']:.0f} % of full"
     assert found["fill"] == pytest.approx(100 * found["mean"] / found["full"], abs=0.1)
-    assert found["below"] == f"KV read: mean per step; this step {found['last'] / unit:.2f} MiB (update)"
+    assert found["below"] == f"KV read: mean; this step {found['last'] / unit:.2f} MiB (update)"
     assert found["last"] > found["stored"] > found["mean"]
     page.locator("[data-id=memoryHead] .avl-help").click()
     assert "its read can pass stored" in page.locator("#avl-player .avl-help-text:visible").inner_text()

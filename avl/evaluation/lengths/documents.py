@@ -15,7 +15,7 @@ from avl.evaluation.rows import paired
 from avl.evaluation.tasks import Sample, held_out, score
 from avl.policies import Full, Policy
 
-LENGTHS = (0, 128, 256, 512, 1024, 1536)
+LENGTHS = (0, 16, 64, 256, 1024)
 """Tokens of the document."""
 
 
