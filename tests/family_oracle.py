@@ -42,15 +42,29 @@ class _Rule:
             layer.core = torch.cat([layer.core, layer.core.new_zeros(more)])
             layer.mass = torch.cat([layer.mass, layer.mass.new_zeros(heads, more)], 1)
             if self.new:
-                return layer.stored[:, None] & (torch.arange(length) <= torch.arange(length - self.new, length)[:, None])
+                self._prune(index)
+                layer.stored[:, length - self.new :] = self.is_alive[length - self.new :]
+                layer.core |= row.is_image & self.is_alive
+                seen = torch.arange(length) <= torch.arange(length - self.new, length)[:, None]
+                if given is not None:
+                    seen = given[0, 0, :, :length] == 0
+                return layer.stored[:, None] & seen | seen.new_ones(seen.shape).tril(length - self.new).triu(length - self.new)
             seen = layer.stored & (row.is_text(length) | layer.core) if rule.reads_core(self.t) else layer.stored.clone()
             return seen[:, None]
-        self.alive = rule.prune(index, self.scores, self.alive, row)
-        self.is_alive = torch.zeros(row.length, dtype=torch.bool)
-        self.is_alive[self.alive] = True
+        self._prune(index)
         whole = torch.ones(row.length, row.length, dtype=torch.bool)
         seen = whole.tril() if given is None else given[0, 0, :, : row.length] == 0
         return (seen & (self.is_alive | whole.tril() & whole.triu())).expand(heads, -1, -1)
+
+    def _prune(self, index: int) -> None:
+        self.alive = self.rule.prune(index, self.scores, self.alive, self.row)
+        self.is_alive = torch.zeros(self.row.length, dtype=torch.bool)
+        self.is_alive[self.alive] = True
+
+    def grow(self, said: int, new: torch.Tensor, limit: int) -> None:
+        """Begin a later turn, which feeds new tokens, of which ``new`` are image tokens."""
+        self.row, self.limit, self.t, self.new = self.row.grown(said, new), limit, 0, len(new)
+        self.alive, self.scores = list(range(self.row.length - len(new), self.row.length)), []
 
     def attended(self, index: int, weights: torch.Tensor, seen: torch.Tensor) -> None:
         """Let the rule choose by the weights ``[H, T, L]`` of this layer."""
@@ -58,8 +72,10 @@ class _Rule:
         scores = oracle._mean(weights, heads, rule.per_head)
         if self.new:
             layer = self.layers[index]
-            layer.mass += scores.sum(1)
-            rule.go_on(layer, scores[0, -1], row, self.limit)
+            asking = scores[:, self.is_alive[-self.new :]]
+            layer.mass += (asking if rule.queries is None else asking[:, -rule.queries :]).sum(1)
+            self.scores.append(scores[0, -1])
+            rule.go_on(layer, scores[0, -1], self.alive, row, self.limit)
             n_read = int(seen[:, -1].sum()) / heads
         elif self.t:
             layer = self.layers[index]
@@ -109,7 +125,7 @@ def run(
     rule: Full,
     limit: int,
     feed: Sequence[int],
-    turns: Sequence[tuple[Sequence[int], int]] = (),
+    turns: Sequence[oracle.Turn] = (),
 ) -> Run:
     """Feed the tokens of ``feed`` after the prompt of one row, without padding; return logits and sets of every step, in float64.
 
@@ -132,6 +148,7 @@ def run(
         logits = model(**given, past_key_values=cache, use_cache=True).logits[0, -1]
         ahead = torch.as_tensor(family.ahead(model, bool(is_image.any()))).reshape(-1)[:1]
         waiting = list(turns)
+        said, grids = given["input_ids"][0].tolist(), [inputs.get("image_grid_thw")]
         while True:
             record.logits.append(logits)
             record.sets.append(state.snapshots)
@@ -141,11 +158,23 @@ def run(
             if state.t == state.limit:
                 if not waiting:
                     return record
-                new, following = waiting.pop(0)
+                new, following, *pictures = waiting.pop(0)
                 tokens += new
-                state.row, state.t, state.new, state.limit = state.row.grown(state.limit - 1 + len(tokens)), 0, len(tokens), following
-            end = state.row.length + state.t
-            positions = (ahead + torch.arange(end - len(tokens), end))[None]
-            logits = causal(input_ids=torch.tensor([tokens]), position_ids=positions, past_key_values=cache).logits[0, -1]
+                is_image = torch.tensor(tokens) == token if pictures else torch.zeros(len(tokens), dtype=torch.bool)
+                state.grow(state.limit - 1, is_image, following)
+            said += tokens
+            end = len(said)
+            where, more, runs = (ahead + torch.arange(end - len(tokens), end))[None], {}, causal
+            if state.new and pictures:
+                runs, more = model, {key: value.double() if value.is_floating_point() else value for key, value in pictures[0].items()}
+                kinds = torch.zeros(1, end, dtype=torch.int64)
+                kinds[0, state.row.image] = 1
+                if hasattr(model.model, "get_rope_index"):
+                    grids.append(pictures[0]["image_grid_thw"])
+                    counted, _ = model.model.get_rope_index(torch.tensor([said]), kinds, image_grid_thw=torch.cat(grids))
+                    where, ahead = counted[..., -len(tokens) :], counted.max() + 1 - end
+                elif family.token_types is not None:
+                    more[family.token_types] = kinds
+            logits = runs(input_ids=torch.tensor([tokens]), position_ids=where, past_key_values=cache, **more).logits[0, -1]
     finally:
         _running.clear()

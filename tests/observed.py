@@ -14,6 +14,7 @@ from transformers import LogitsProcessor, LogitsProcessorList
 import avl
 from avl import trace
 from avl.engine.cuda_graphs import make_decoder
+from avl.models.families import describe
 
 
 @dataclass(frozen=True)
@@ -91,9 +92,10 @@ def generate(
 
 
 def converse(
-    model: Any, inputs: Any, policy: Any, limit: int, feed: Sequence[int], turns: Sequence[tuple[Sequence[int], int]], sets: bool = True
+    model: Any, inputs: Any, policy: Any, limit: int, feed: Sequence[int], turns: Sequence[oracle.Turn], sets: bool = True
 ) -> Observed:
     """The engine's decoder over several turns of one row, observed at every pass; ``turns`` as in oracle.run, ``feed`` over all of them."""
+    image_token = describe(model).image_token_id
     observed = Observed(avl.make_cache(model, inputs, policy, max_new_tokens=limit))
     cache, tokens = observed.cache, iter(feed)
 
@@ -104,11 +106,12 @@ def converse(
 
     decoder = make_decoder(model, cache)
     token = note(decoder.prefill(dict(inputs)))
-    for new, following in [((), limit), *turns]:
+    for new, following, *given in [((), limit), *turns]:
         if new:
-            cache.extend([1 + len(new)], following)
+            image = tuple(place for place, one in enumerate(new, 1) if given and one == image_token)
+            cache.extend([1 + len(new)], following, image=[image])
             decoder = make_decoder(model, cache)
-            token = note(decoder.extend([[token, *new]]))
+            token = note(decoder.extend([[token, *new]], pictures=given or None))
         for _ in range(following - 1):
             token = note(decoder.step(torch.tensor([token])))
     return observed

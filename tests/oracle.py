@@ -16,10 +16,12 @@ The oracle keeps the key and value of every token of the sequence in every layer
         A        += score
         core     <- the best C % of N by score          update step only; read from step t + 1 on
         stored   <- less one text entry if more than W
-    a later turn's new tokens, in one pass
+    a later turn's new tokens, pictures or not, in one pass; M: the new image tokens
+        before layer 2, P:  new image tokens outside the best P % of M by layer 1's scores stop being queries and keys
         visible  <- all that is stored + the new tokens up to the one that asks
         A        += column sums of the scores
-        core     <- the best C % of N of what is stored, by the last one's score
+        stored   <- all that was, new text, and the best S % of M by the last one's score
+        core     <- the best C % of N of what is stored, by the last one's score; N: of the whole conversation
         stored   <- less the text with the smallest A until W are left     (T; text and W of the whole conversation)
     its decode steps: as above, t = 1, 2, …
 
@@ -45,6 +47,7 @@ import torch
 from torch import Tensor
 
 INF = float("inf")
+Turn = tuple[Sequence[int], int] | tuple[Sequence[int], int, Any]
 
 
 def share(percent: float, n: int) -> int:
@@ -81,10 +84,13 @@ class Row:
 
     embeds: Tensor
     is_image: Tensor
+    begins: tuple[int, ...] = (0,)
+    """Where the first pass of every turn begins."""
 
-    def grown(self, tokens: int) -> Row:
-        """The row with so many text tokens more, as a later turn sees it."""
-        return Row(self.embeds, torch.cat([self.is_image, torch.zeros(tokens, dtype=torch.bool)]))
+    def grown(self, said: int, new: Tensor) -> Row:
+        """The row as a later turn sees it: ``said`` text tokens of the answer's steps, then new ones, of which ``new`` are image tokens."""
+        whole = torch.cat([self.is_image, torch.zeros(said, dtype=torch.bool), new])
+        return Row(self.embeds, whole, (*self.begins, len(whole) - len(new)))
 
     @cached_property
     def length(self) -> int:
@@ -93,6 +99,12 @@ class Row:
     @cached_property
     def image(self) -> list[int]:
         return members(self.is_image)
+
+    @cached_property
+    def pictures(self) -> list[list[int]]:
+        """Positions of the image tokens that every turn brought."""
+        ends = (*self.begins[1:], self.length)
+        return [[j for j in self.image if first <= j < end] for first, end in zip(self.begins, ends, strict=True)]
 
     @cached_property
     def n_image(self) -> int:
@@ -108,26 +120,37 @@ class Row:
         return torch.cat([~self.is_image, generated])
 
     def less(self, positions: Sequence[int], retained: Sequence[int]) -> list[int]:
-        """``positions`` without the image tokens that are not ``retained``."""
-        gone = set(self.image) - set(retained)
+        """``positions`` without the image tokens of the last turn that are not ``retained``."""
+        gone = set(self.pictures[-1]) - set(retained)
         return [j for j in positions if j not in gone]
 
     def stay(self, score: Tensor, count: int, first: Sequence[int] = ()) -> list[int]:
-        """``count`` image tokens that stay in the hidden states; the last position, which asks, is one where it is an image token."""
-        asking = [j for j in self.image if j == self.length - 1]
-        return sorted(best(score, [j for j in self.image if j not in asking], count - len(asking), first) + asking)
+        """``count`` of the last turn's image tokens that stay in the hidden states.
+
+        The last position, which asks, is one of them where it is an image token.
+        """
+        new = self.pictures[-1]
+        asking = [j for j in new if j == self.length - 1]
+        return sorted(best(score, [j for j in new if j not in asking], count - len(asking), first) + asking)
 
 
 def rows(model: Any, inputs: Any) -> list[Row]:
     """The rows of a processor's output, embedded by the model."""
     ids, mask = inputs["input_ids"], inputs["attention_mask"].bool()
-    pictures = {key: inputs[key] for key in ("pixel_values", "image_sizes") if key in inputs}
-    with torch.no_grad():
-        features = torch.cat(list(model.get_image_features(**pictures).pooler_output), dim=0)
-        embeds = model.get_input_embeddings()(ids)
-    is_image = ids == model.config.image_token_id
-    embeds = embeds.masked_scatter(is_image[..., None], features.to(embeds.dtype))
+    embeds, is_image = embedded(model, ids, inputs)
     return [Row(embeds[b][mask[b]], is_image[b][mask[b]]) for b in range(len(ids))]
+
+
+def embedded(model: Any, ids: Tensor, inputs: Any) -> tuple[Tensor, Tensor]:
+    """Embeddings ``[B, L, D]`` of tokens, image features in their places, and which places those are."""
+    pictures = {key: inputs[key] for key in ("pixel_values", "image_sizes") if key in inputs}
+    is_image = ids == model.config.image_token_id
+    with torch.no_grad():
+        embeds = model.get_input_embeddings()(ids)
+        if pictures:
+            features = torch.cat(list(model.get_image_features(**pictures).pooler_output), dim=0)
+            embeds = embeds.masked_scatter(is_image[..., None], features.to(embeds.dtype))
+    return embeds, is_image
 
 
 @dataclass(frozen=True)
@@ -188,7 +211,7 @@ class Full:
     def keep(self, layer: Layer, score: Tensor, alive: list[int], row: Row, limit: int) -> None:
         """After the prompt went through one layer."""
 
-    def go_on(self, layer: Layer, score: Tensor, row: Row, limit: int) -> None:
+    def go_on(self, layer: Layer, score: Tensor, alive: list[int], row: Row, limit: int) -> None:
         """After the new tokens of a later turn went through one layer; ``score`` is the last one's."""
 
     def reads_core(self, t: int) -> bool:
@@ -207,22 +230,23 @@ class AVL(Full):
     def prune(self, layer: int, scores: list[Tensor], alive: list[int], row: Row) -> list[int]:
         if layer != self.prunes_before:
             return alive
-        return row.less(alive, row.stay(scores[1], share(self.P, row.n_image), self._lattice(row, 1)))
+        pictures = row.pictures[-1]
+        return row.less(alive, row.stay(scores[1], share(self.P, len(pictures)), self._lattice(pictures, 1)))
 
-    def _lattice(self, row: Row, layer: int, part: int = 1) -> list[int]:
-        """Positions of the spread tokens of a layer, or of the first half of them (``part`` 2)."""
-        return [] if self.spread is None else [row.image[j] for j in lattice(row.n_image, self.spread / part, layer)]
+    def _lattice(self, pictures: list[int], layer: int, part: int = 1) -> list[int]:
+        """Those of the image tokens of one turn that are a layer's spread tokens, or the first half of these (``part`` 2)."""
+        return [] if self.spread is None else [pictures[j] for j in lattice(len(pictures), self.spread / part, layer)]
 
     def keep(self, layer: Layer, score: Tensor, alive: list[int], row: Row, limit: int) -> None:
-        held = [j for j in row.image if j in alive]
+        pictures = row.pictures[-1]
+        held = [j for j in pictures if j in alive]
         layer.stored[:, held] = False
-        layer.stored[:, best(score, held, share(self.S, row.n_image), self._lattice(row, layer.depth[0]))] = True
+        layer.stored[:, best(score, held, share(self.S, len(pictures)), self._lattice(pictures, layer.depth[0]))] = True
         self._choose_core(layer, score, row)
         self._evict_text(layer, row, limit)
 
-    def go_on(self, layer: Layer, score: Tensor, row: Row, limit: int) -> None:
-        self._choose_core(layer, score, row)
-        self._evict_text(layer, row, limit)
+    go_on = keep
+    """The new pictures are chosen from as those of a first prompt; core and text, of all that is there."""
 
     def reads_core(self, t: int) -> bool:
         if self.C is None:
@@ -238,7 +262,8 @@ class AVL(Full):
         secondary = members(layer.stored[0, : row.length] & row.is_image)
         count = len(secondary) if self.C is None else share(self.C, row.n_image)
         layer.core[:] = False
-        layer.core[best(score, secondary, count, self._lattice(row, layer.depth[0], 2))] = True
+        always = [j for pictures in row.pictures for j in self._lattice(pictures, layer.depth[0], 2)]
+        layer.core[best(score, secondary, count, always)] = True
 
     def _evict_text(self, layer: Layer, row: Row, limit: int) -> None:
         if self.T is None:
@@ -261,7 +286,7 @@ class FastV(Full):
     def prune(self, layer: int, scores: list[Tensor], alive: list[int], row: Row) -> list[int]:
         if layer != self.prunes_before:
             return alive
-        return row.less(alive, row.stay(scores[layer - 1], share(self.share, row.n_image)))
+        return row.less(alive, row.stay(scores[layer - 1], share(self.share, len(row.pictures[-1]))))
 
 
 class StreamingLLM(Full):
@@ -274,7 +299,7 @@ class StreamingLLM(Full):
     def observe(self, layer: Layer, score: Tensor, t: int, row: Row, limit: int) -> None:
         self._slide(layer, row)
 
-    def go_on(self, layer: Layer, score: Tensor, row: Row, limit: int) -> None:
+    def go_on(self, layer: Layer, score: Tensor, alive: list[int], row: Row, limit: int) -> None:
         self._slide(layer, row)
 
     def _slide(self, layer: Layer, row: Row) -> None:
@@ -296,7 +321,7 @@ class H2O(Full):
     def observe(self, layer: Layer, score: Tensor, t: int, row: Row, limit: int) -> None:
         self._evict(layer, row)
 
-    def go_on(self, layer: Layer, score: Tensor, row: Row, limit: int) -> None:
+    def go_on(self, layer: Layer, score: Tensor, alive: list[int], row: Row, limit: int) -> None:
         self._evict(layer, row)
 
     def _evict(self, layer: Layer, row: Row) -> None:
@@ -320,14 +345,19 @@ class SnapKV(Full):
         return share(self.share, length)
 
     def keep(self, layer: Layer, score: Tensor, alive: list[int], row: Row, limit: int) -> None:
-        budget = self.budget(layer.depth, row.length)
-        earlier, half = max(0, row.length - self.queries), self.pool // 2
+        first = row.begins[-1]
+        budget = self.budget(layer.depth, row.length - first)
+        earlier, half = max(first, row.length - self.queries), self.pool // 2
         for head, mass in zip(layer.stored, layer.mass.tolist(), strict=True):
-            pooled = [max(mass[max(0, j - half) : min(earlier, j + half + 1)]) for j in range(earlier)]
-            ranked = sorted(range(earlier), key=lambda j: (-pooled[j], j))
+            pooled = {j: max(mass[max(first, j - half) : min(earlier, j + half + 1)]) for j in range(first, earlier)}
+            ranked = sorted(pooled, key=lambda j: (-pooled[j], j))
             newest = list(range(earlier, row.length))[-budget:]
-            head[:] = False
+            head[first:] = False
             head[newest + ranked[: budget - len(newest)]] = True
+
+    def go_on(self, layer: Layer, score: Tensor, alive: list[int], row: Row, limit: int) -> None:
+        if row.pictures[-1]:
+            self.keep(layer, score, alive, row, limit)
 
 
 class PyramidKV(SnapKV):
@@ -425,17 +455,18 @@ def run(
     feed: Iterable[int] | None = None,
     dtype: torch.dtype = torch.float64,
     imposed: list[list[Sets]] | None = None,
-    turns: Sequence[tuple[Sequence[int], int]] = (),
+    turns: Sequence[Turn] = (),
 ) -> Run:
     """Generate ``limit`` tokens: greedy, or feeding the tokens of ``feed`` whatever the logits say.
 
-    ``turns``: of every later turn, the new tokens behind the unfed last one, and its limit; passes, tokens and ``feed`` go on.
+    ``turns``: of every later turn, the new tokens behind the unfed last one, its limit, and the inputs of its pictures where it brings
+    some; passes, tokens and ``feed`` go on.
 
     ``imposed[t][layer]`` (``stored``, ``core`` and ``text`` are used) takes the place of the policy's choices; ``policy`` still says which
     steps read core only. With P or FastV the layer must store all it was given (S >= P): what left the hidden states is read off it.
     """
     decoder, record = Decoder(model, dtype), Run()
-    image = torch.tensor(row.image)
+    image = torch.tensor(row.image, dtype=torch.int64)
     layers: list[Layer] = []
     fed = None if feed is None else list(feed)
 
@@ -521,22 +552,32 @@ def run(
         return token
 
     token = answer(token, row, limit)
-    for new, following in turns:
-        row = row.grown(limit - 1 + 1 + len(new))
-        limit = following
-        positions = torch.arange(row.length - len(new) - 1, row.length)
-        x = decoder.embedding[torch.tensor([token, *new])].to(dtype)
-        snapshots = []
+    for new, following, *given in turns:
+        embeds, is_image = embedded(model, torch.tensor([[token, *new]]), given[0] if given else {})
+        row = row.grown(limit - 1, is_image[0] & bool(given))
+        limit, image = following, torch.tensor(row.image)
+        positions = torch.arange(row.begins[-1], row.length)
+        x, alive, scores, snapshots = embeds[0].to(dtype), positions.tolist(), [], []
         for index, block in enumerate(decoder.text.layers):
             layer = layers[index]
+            if imposed is None:
+                alive = policy.prune(index, scores, alive, row)
+            elif index == policy.prunes_before:
+                alive = row.less(alive, [row.image[i] for i in imposed[len(record.sets)][index].stored])
+            is_alive = torch.zeros(row.length, dtype=torch.bool)
+            is_alive[alive] = True
             query, key, value = decoder.project(x, block, positions)
             append(layer, key, value)
+            layer.stored[:, positions] = is_alive[positions]
+            layer.core |= row.is_image & is_alive
             visible = layer.stored[:, None] & (torch.arange(row.length) <= positions[:, None])
             attended, weights = decoder.attend(query, layer.key, layer.value, visible)
             score = _mean(weights, len(key), policy.per_head)
-            layer.mass += score.sum(1)
+            asking = score[:, is_alive[positions]]
+            layer.mass += (asking if policy.queries is None else asking[:, -policy.queries :]).sum(1)
             n_read = int(visible[:, -1].sum()) / len(key)
-            policy.go_on(layer, score[0, -1], row, limit)
+            scores.append(score[0, -1])
+            policy.go_on(layer, score[0, -1], alive, row, limit)
             layer.core &= layer.stored.any(0)
             impose(len(record.sets), index)
             snapshots.append(snapshot(index, n_read))

@@ -16,7 +16,7 @@ from avl.attention.interface import PREFIX, register
 from avl.cache.cache import USED, AdaptiveCache
 from avl.cache.layer import NOT_ATTACHED
 from avl.cache.layout import check_mask
-from avl.cache.turns import note_ids, positions
+from avl.cache.turns import new_tokens, note_ids, positions
 from avl.models.families import family_of, language_model
 
 
@@ -44,7 +44,7 @@ def remove(model: Any) -> None:
         remove_hooks(module, OURS)
 
 
-def check_prompt(model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def check_prompt(model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
     """Refuse a prompt that is not the cache's, and a second one even if generate cut off what it takes for cached; the model's pre-hook.
 
     Raises:
@@ -52,25 +52,40 @@ def check_prompt(model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str
     """
     cache = kwargs.get("past_key_values")
     if not isinstance(cache, AdaptiveCache):
-        return
+        return None
     ids = args[0] if args else kwargs.get("input_ids")
     if cache.turn is not None:
-        if kwargs.get("pixel_values") is not None:
+        if kwargs.get("pixel_values") is not None and not cache.turn.pictures:
             raise ValueError("the pictures are in the cache already: leave them out of a later turn")
+        bare = kwargs.get("pixel_values") is None and not kwargs.get("mm_encoder_outputs")
+        if bare and cache.turn.pictures and ids is not None:
+            raise ValueError(
+                "this turn brings pictures, and the model got none: pass it the same inputs as next_turn, pixel_values included"
+            )
         cache.turn.check_ids(ids)
+        _prepare(model, cache)
     elif not cache.tables:
         if ids is not None:
             cache.check_prompt(ids)
         mask = kwargs.get("attention_mask")
         if cache.facts.two_way and (mask is None or (isinstance(mask, torch.Tensor) and mask.dim() == 2)):
             check_mask(cache.rows, mask, None)  # the text model gets what the model makes of it
-        first = next(language_model(model).layers[0].parameters()).device
-        if first.type != "meta" and not cache.split:  # as weights are that accelerate fetches for each use
-            cache.prepare(first)  # now, while nothing is queued
+        _prepare(model, cache)
     elif kwargs.get("pixel_values") is not None or (ids is not None and ids.shape[1] != 1):
         raise ValueError(USED)
     if not cache.looped and not cache.split:
         note_ids(cache, ids)
+    if cache.turn is None or ids is None or not cache.turn.pictures:
+        return None
+    ids = new_tokens(cache, ids)
+    return ((ids, *args[1:]), kwargs) if args else (args, {**kwargs, "input_ids": ids})
+
+
+def _prepare(model: torch.nn.Module, cache: AdaptiveCache) -> None:
+    """Copy what the first pass's layers need to their device now, while nothing is queued."""
+    first = next(language_model(model).layers[0].parameters()).device
+    if first.type != "meta" and not cache.split:  # as weights are that accelerate fetches for each use
+        cache.prepare(first)
 
 
 def begin_pass(text_model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
@@ -101,13 +116,12 @@ def begin_pass(text_model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[
     # the model's own masks, one for every kind of layer, are looked at where a layer attends
     cache.begin_pass(text_model, tokens.shape[0], tokens.shape[1], None if own else mask, checked=own)
     where = positions(cache, tokens.shape[1])
-    if where is not None:
-        return args, {**kwargs, "position_ids": where.to(tokens.device)}
+    changed: dict[str, Any] = {} if where is None else {"position_ids": where.to(tokens.device)}
     features = kwargs.get("deepstack_visual_embeds")
-    if features is None or cache.tables:
-        return None
-    cache.prefill.added = spread_out(features, kwargs["visual_pos_masks"])
-    return args, {**kwargs, "deepstack_visual_embeds": None, "visual_pos_masks": None}
+    if features is not None and not cache.tables:
+        cache.prefill.added = spread_out(features, kwargs["visual_pos_masks"])
+        changed |= {"deepstack_visual_embeds": None, "visual_pos_masks": None}
+    return (args, {**kwargs, **changed}) if changed else None
 
 
 def end_pass(text_model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
@@ -146,17 +160,18 @@ def before_layer(layer: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str
     number: int = layer.self_attn.layer_idx  # type: ignore[assignment,union-attr]
     # decoder layers pass unknown keyword arguments on to the attention function
     kwargs = {**kwargs, "avl_layer": cache.layers[number]}
-    if cache.tables or cache.turn is not None:
+    if cache.tables:
         return args, kwargs
     hidden = args[0] if args else kwargs["hidden_states"]
     prefill = cache.prefill
     if 0 < number <= len(prefill.added):
         more = prefill.added[number - 1].to(hidden.device, hidden.dtype)
         hidden = hidden + (more if prefill.survivors is None else _pick(more, prefill.survivors))
-    keep = [cache.policy.prune(number, bucket.shape) for bucket in cache.buckets]
+    prompts = cache.prompts
+    keep = [cache.policy.prune(number, bucket.shape) for bucket in prompts]
     if prefill.scores is not None and any(count is not None for count in keep):
-        counts = [bucket.row.n_image if count is None else count for bucket, count in zip(cache.buckets, keep, strict=True)]
-        survivors = prefill.prune(counts, [bucket.cover for bucket in cache.buckets], number - 1)
+        counts = [bucket.shape.new_image if count is None else count for bucket, count in zip(prompts, keep, strict=True)]
+        survivors = prefill.prune(counts, [bucket.cover for bucket in prompts], number - 1)
         if survivors is not None:
             survivors = survivors.to(hidden.device)
             hidden = hidden.gather(1, survivors[..., None].expand(-1, -1, hidden.shape[2]))

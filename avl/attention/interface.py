@@ -50,7 +50,10 @@ def _dispatch(
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     cache = avl_layer.owner
     _refuse_unknown(kwargs, cache.longest)
-    if not cache.tables and cache.turn is None:
+    if cache.turn is not None:
+        if cache.facts.two_way and cache.turn.pictures:
+            _check_mask(cache, _of_new(cache, attention_mask), True, before)
+    elif not cache.tables:
         _check_mask(cache, attention_mask, getattr(module, "is_causal", True), before)
     cache.attended += 1
     kind = query.device.type
@@ -66,6 +69,15 @@ def _attend(layer: AdaptiveLayer, query: torch.Tensor, key: torch.Tensor, value:
     if layer.owner.tables:
         return attend_step(layer, query, scale)
     return (attend_prompt if layer.owner.turn is None else attend_turn)(layer, query, key, value, scale)
+
+
+def _of_new(cache: AdaptiveCache, mask: Any) -> Any:
+    """Return the part of a later turn's mask ``[B or 1, 1, Q, seen + Q]`` that says which of its new tokens see which, as bool."""
+    if not isinstance(mask, torch.Tensor) or mask.dim() != 4:
+        return mask
+    newest = mask[..., -mask.shape[2] :]
+    visible, valid = newest if mask.dtype == torch.bool else newest == 0, cache.prefill.valid(mask.device)
+    return visible if valid is None else visible & valid[:, None, None, :]  # columns before a row's new tokens are in the cache
 
 
 def _check_mask(cache: AdaptiveCache, mask: Any, causal: bool, before: str) -> None:

@@ -217,32 +217,41 @@ def _columns_by_lse(query: torch.Tensor, key: torch.Tensor, columns: torch.Tenso
 
 @torch.no_grad()
 def turn_scores(
-    query: torch.Tensor, key: torch.Tensor, scale: float, *, last: bool, first: int | None, by_group: bool
+    query: torch.Tensor,
+    key: torch.Tensor,
+    scale: float,
+    visible: torch.Tensor,
+    *,
+    last: bool,
+    first: int | None,
+    by_group: bool,
+    queries: int | None = None,
 ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    """Return the scores that the new tokens of a later turn give, which are the last keys and see one another causally.
+    """Return the scores that the new tokens of a later turn give, which are the last keys.
 
     Args:
         query: ``[1, H, Q, D]`` after RoPE.
         key: ``[1, G, L, D]`` after RoPE, of all that is stored and the new tokens.
         scale: factor of the logits.
+        visible: bool ``[Q, L]``, who sees whom.
         last: whether the last query's scores are wanted.
         first: the first key whose accumulated scores are wanted, None for none.
         by_group: whether they are means per key-value head rather than over all heads.
+        queries: number of last queries to accumulate over, None for all.
 
     Returns:
-        The last query's scores ``[1, G, L]``, and the sums ``[1, 1 or G, L - first]`` over all queries; None for what is not wanted.
+        The last query's scores ``[1, G, L]``, and the sums ``[1, 1 or G, L - first]`` over the queries; None for what is not wanted.
     """
     if not last and first is None:
         return None, None
     heads, new, length = query.shape[1], query.shape[2], key.shape[2]
     key = _widened(key)
-    places = torch.arange(length, device=query.device)
     total, newest = None, None
     chunk = max(1, _chunk_elements(query) // (heads * length))
-    for start in range(new - 1 if first is None else 0, new, chunk):
+    asking = new if queries is None else min(new, queries)
+    for start in range(new - (1 if first is None else asking), new, chunk):
         stop = min(start + chunk, new)
-        visible = places <= places[length - new + start : length - new + stop, None]
-        weights = _weights(query[:, :, start:stop], key, scale, visible).mean(dim=2)  # [1, G, q, L]
+        weights = _weights(query[:, :, start:stop], key, scale, visible[start:stop]).mean(dim=2)  # [1, G, q, L]
         newest = weights[:, :, -1]
         if first is not None:
             some = weights[..., first:].sum(dim=2)

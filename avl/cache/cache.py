@@ -47,7 +47,7 @@ class AdaptiveCache(Counted):
         buckets: groups of rows with the same layout.
         tables: the slot tables of all layers; empty until the prompt is done.
         joined: the same, where steps run rows of all buckets together; else empty.
-        pruned: row -> image tokens removed from the hidden states in prefill.
+        pruned: row -> image tokens removed from the hidden states, of the prompt and of later turns.
         part: whether it holds some rows of another cache, which takes them back after the prompt (:meth:`chunk`).
         turn: a later turn of the conversation whose first pass has not run yet, None otherwise.
         turns: how many turns have begun.
@@ -129,16 +129,27 @@ class AdaptiveCache(Counted):
 
     @property
     def prefill(self) -> PrefillState:
-        """State of the prompt's pass; dropped after the last layer."""
+        """State of the first pass, of a prompt or of what a later turn feeds; dropped after the last layer."""
         if self._prefill is None:
-            self._prefill = PrefillState(self.rows, [bucket.rows for bucket in self.buckets], self.policy.pins_image)
+            pins = self.policy.pins_image
+            rows = [bucket.rows for bucket in self.buckets]
+            self._prefill = PrefillState(self.rows, rows, pins) if self.turn is None else self.turn.prefill(pins)
         return self._prefill
+
+    def drop_prefill(self) -> PrefillState | None:
+        """Forget the state of the first pass, and return it; None if nothing has asked for it."""
+        state, self._prefill = self._prefill, None
+        return state
+
+    @property
+    def prompts(self) -> list[RowBucket]:
+        """The rows that run together in the first pass, as :attr:`prefill` has their columns: in a later turn, each by itself."""
+        return self.buckets if self.turn is None else [part.buckets[0] for part in self.turn.caches(self)]
 
     def prepare(self, device: torch.device) -> None:
         """Copy to a device what the prompt's layers need there: within them, each copy would wait for all that is queued."""
-        if self.turn is None:
-            self.prefill.to(device)
-        for bucket in self.buckets:
+        self.prefill.to(device)
+        for bucket in self.prompts:
             bucket.cover.to(device)
             bucket.index(device)
 
@@ -231,10 +242,11 @@ class AdaptiveCache(Counted):
         Raises:
             ValueError: the model's attention mask hides or shows more than padding.
         """
-        self.prefill.finish()
+        prefill = self.prefill
+        prefill.finish()
         self.open_tables()
-        self._note_pruned()
-        self._prefill = None
+        self.note_pruned(prefill)
+        self.drop_prefill()
         self.seen = self.rows[0].pad + self.rows[0].length
         self.in_pass = False
 
@@ -246,25 +258,33 @@ class AdaptiveCache(Counted):
         conversation, and what was evicted stays evicted (avl/cache/turns.py).
 
         Args:
-            inputs: ``input_ids [B, L]`` and ``attention_mask`` of the whole conversation, image tokens included, without its pictures: what
-                was fed before, the answer's last token, and the next question.
+            inputs: ``input_ids [B, L]`` and ``attention_mask`` of the whole conversation, image tokens included: what was fed before, the
+                answer's last token, and the next question. Of pictures, those that this question brings alone (``pixel_values`` and what
+                else the processor makes of them), in the order of the rows.
             max_new_tokens: most tokens of the next answer.
 
         Raises:
-            ValueError: the conversation does not begin with what the cache has seen, brings nothing new or new pictures, exceeds the
-                model's context, or a pass broke off.
+            ValueError: the conversation does not begin with what the cache has seen, brings nothing new, has other pictures than new ones,
+                brings some to a model whose positions ``generate`` cannot count on, exceeds the model's context, or a pass broke off.
         """
         begin_generated_turn(self, inputs, whole("max_new_tokens", max_new_tokens, 1))
 
-    def extend(self, new: list[int], max_new_tokens: int, said: list[int] | None = None) -> None:
+    def extend(
+        self, new: list[int], max_new_tokens: int, said: list[int] | None = None, image: list[tuple[int, ...]] | None = None
+    ) -> None:
         """Let every row be fed ``new`` tokens in the next pass, as a later turn with at most ``max_new_tokens`` of an answer.
 
-        ``said``: how many of them, counted from the first, belong to the answer before; by default none.
+        Args:
+            new: tokens of each row.
+            max_new_tokens: most tokens of the answer.
+            said: how many of them, counted from the first, belong to the answer before; by default none.
+            image: those of them that are image tokens of new pictures, from 0; by default none.
 
         Raises:
-            ValueError: there is nothing new, it exceeds the model's context, or a pass broke off.
+            ValueError: there is nothing new, it exceeds the model's context, the model takes no picture in a later turn, or a pass broke
+                off.
         """
-        begin_turn(self, new, said or [0] * len(new), max_new_tokens)
+        begin_turn(self, new, said or [0] * len(new), max_new_tokens, image)
 
     def begin_step(self) -> None:
         """Begin a step and count its token.
@@ -361,13 +381,14 @@ class AdaptiveCache(Counted):
         aheads = [chunk.ahead for chunk in chunks if chunk.ahead is not None]
         self.ahead = torch.cat(aheads) if len(aheads) == len(chunks) else None
 
-    def _note_pruned(self) -> None:
-        prefill = self.prefill
+    def note_pruned(self, prefill: PrefillState) -> None:
+        """Note the image tokens that left the hidden states of the pass that just ended."""
         if prefill.survivors is None:
             return
-        for bucket, columns in zip(self.buckets, prefill.columns, strict=True):
-            for row, image_idx in zip(bucket.rows, columns.image_idx.tolist(), strict=True):
-                self.pruned[row] = sorted(set(range(bucket.row.n_image)) - set(image_idx))
+        for columns in prefill.columns:
+            for row, image_idx in zip(columns.rows, columns.image_idx.tolist(), strict=True):
+                gone = set(range(columns.first_image, self.rows[row].n_image)) - set(image_idx)
+                self.pruned[row] = sorted({*self.pruned.get(row, []), *gone})
 
     def image_sets(self, row: int = 0) -> inspect.ImageSets:
         """Return, per layer, the image tokens (0 to N - 1) of one row that are stored and those that a core step reads, both ascending.

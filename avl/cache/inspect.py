@@ -89,17 +89,16 @@ def positions_read(cache: AdaptiveCache, kv: LayerKV, update: bool) -> torch.Ten
     return torch.cat([image, window], dim=1).squeeze(0)
 
 
-def positions_held(cache: AdaptiveCache, image_idx: torch.Tensor, token_idx: torch.Tensor, new: int) -> torch.Tensor:
-    """Return the positions ``[1 or G, I + n + new]`` of what a later turn's pass reads of row 0.
+def positions_held(cache: AdaptiveCache, image_idx: torch.Tensor, token_idx: torch.Tensor, fed: torch.Tensor) -> torch.Tensor:
+    """Return the positions ``[1 or G, I + n + Q]`` of what a later turn's pass reads of row 0.
 
     Args:
         cache: of one row.
         image_idx: ``[I]`` image tokens stored.
         token_idx: ``[1 or G, n]`` tokens of the window.
-        new: tokens of the pass, the row's last.
+        fed: ``[Q]`` positions of the new tokens in the hidden states.
     """
     row, device = cache.buckets[0].row, token_idx.device
     known = torch.tensor(row.text if cache.policy.pins_image else range(row.length), device=device)
     image = torch.tensor(row.image, dtype=torch.int64, device=device)[image_idx].expand(len(token_idx), -1)
-    newest = torch.arange(row.length - new, row.length, device=device).expand(len(token_idx), -1)
-    return torch.cat([image, known[token_idx], newest], dim=1)
+    return torch.cat([image, known[token_idx], fed.expand(len(token_idx), -1)], dim=1)

@@ -22,7 +22,7 @@ from torch.nn.functional import pad
 from transformers.cache_utils import CacheLayerMixin
 
 from avl.cache.prefill_state import PromptColumns
-from avl.cache.ranking import best, heavy_and_recent, lift, max_pool
+from avl.cache.ranking import best, best_of_prompt, lift
 from avl.cache.slots import LayerKV, RowBucket, WindowPlan
 from avl.kernels.layer.types import HeadNorms
 from avl.kernels.window.reference import FREE
@@ -338,10 +338,7 @@ def _window(window: WindowPlan, b: int, scores: torch.Tensor | None, device: tor
     if stay == n:
         chosen = torch.arange(n, device=device).expand(b, 1 if scores is None else scores.shape[1], n)
     elif scores is not None and observation is not None:
-        recent = min(window.recent, stay)
-        if observation.pool > 1:
-            scores = torch.cat([max_pool(scores[..., : n - recent], observation.pool), scores[..., n - recent :]], dim=-1)
-        chosen = heavy_and_recent(scores, stay, recent, evicting=observation.decode)
+        chosen = best_of_prompt(window, scores, stay)
     else:
         parts = torch.arange(window.sinks, device=device), torch.arange(n - stay + window.sinks, n, device=device)
         chosen = torch.cat(parts).expand(b, 1, stay)

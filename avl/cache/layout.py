@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from avl.models.dialog import check_later
 from avl.models.families import Facts, Family
 from avl.policies import Policy
 
@@ -142,6 +143,22 @@ def check_images(rows: Sequence[Row], inputs: Any, family: Family, policy: Polic
     if policy.pins_image and policy.budget is not None:
         where = "the prompts hold no image" if len(without) == len(rows) else f"row {without[0]} of the batch holds no image"
         warnings.warn(f"{where}: {policy.label} has only the text of it to act on", stacklevel=3)
+
+
+def check_later_pictures(family: Family, new: Sequence[int], image: Sequence[tuple[int, ...]]) -> None:
+    """Refuse pictures in a later turn that the family cannot take there, or that the turn ends in.
+
+    Args:
+        family: of the model.
+        new: tokens that the turn feeds, of every row.
+        image: those of them that are image tokens.
+
+    Raises:
+        ValueError: says why, and what to do.
+    """
+    check_later(family, sum(map(bool, image)))
+    if not family.picture_last and any(places and places[-1] == count - 1 for count, places in zip(new, image, strict=True)):
+        raise ValueError(f"a later turn ends in a picture, and {family.model_class} then counts on in another way: end it with text")
 
 
 def check_room(facts: Facts, longest: int, max_new_tokens: int) -> None:

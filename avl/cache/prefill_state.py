@@ -1,10 +1,13 @@
 """State of a prompt during prefill: which token each column of the hidden states holds, the attention mask, and pruning.
 
+What a later turn of a conversation feeds is a prompt too, of its own columns; its image tokens are numbered on from those before.
+
 Shapes: B rows, b rows of a bucket, L current columns of the hidden states, M image tokens among them, n prompt tokens of the window.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,9 +26,10 @@ class PromptColumns:
         pad: columns of left padding.
         length: real columns of each row.
         image: ``[b, M]`` columns of the image tokens, ascending.
-        image_idx: ``[b, M]``, which of the N image tokens each of them holds, ascending.
+        image_idx: ``[b, M]``, which of the conversation's N image tokens each of them holds, ascending.
         window: ``[b, n]`` columns of the window's tokens, ascending.
         asks: whether the last image token is the prompt's last position.
+        first_image: number of the first of the prompt's image tokens, those that have left included.
     """
 
     rows: tuple[int, ...]
@@ -36,6 +40,7 @@ class PromptColumns:
     image_idx: torch.Tensor
     window: torch.Tensor
     asks: bool
+    first_image: int
 
     def to(self, device: torch.device) -> None:
         """Move the index tensors to the device of the next layer."""
@@ -46,12 +51,16 @@ class PromptColumns:
 class PrefillState:
     """State of one prefill, shared by all layers. Keeps the last query's scores of one layer for the pruning before the next."""
 
-    def __init__(self, rows: tuple[Row, ...], buckets: list[tuple[int, ...]], pins_image: bool) -> None:
+    def __init__(
+        self, rows: tuple[Row, ...], buckets: list[tuple[int, ...]], pins_image: bool, before: Sequence[int] | None = None
+    ) -> None:
+        """Describe ``rows`` as they are fed; ``before``: image tokens that each of them has from earlier turns, by default none."""
         self.columns = []
         for numbers in buckets:
-            row = rows[numbers[0]]
+            row, first = rows[numbers[0]], 0 if before is None else before[numbers[0]]
             window = row.text if pins_image else range(row.length)
-            tensors = [torch.tensor(list(columns), dtype=torch.int64) for columns in (row.image, range(row.n_image), window)]
+            images = range(first, first + row.n_image)
+            tensors = [torch.tensor(list(columns), dtype=torch.int64) for columns in (row.image, images, window)]
             image, image_idx, window_columns = (tensor.expand(len(numbers), -1) for tensor in tensors)
             self.columns.append(
                 PromptColumns(
@@ -63,6 +72,7 @@ class PrefillState:
                     image_idx=image_idx,
                     window=window_columns + row.pad,
                     asks=bool(row.image) and row.image[-1] == row.length - 1,
+                    first_image=first,
                 )
             )
         self.length = rows[0].pad + rows[0].length

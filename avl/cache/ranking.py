@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import torch
 
 from avl.policies import Policy, PromptShape
+
+if TYPE_CHECKING:
+    from avl.cache.slots import WindowPlan
 
 
 class Cover:
@@ -99,6 +104,21 @@ def heavy_and_recent(scores: torch.Tensor, keep: int, recent: int, evicting: boo
         chosen = ranking(scores[..., :older])[..., :heavy]
     newest = torch.arange(older, n, device=scores.device).expand(*scores.shape[:-1], recent)
     return torch.cat([chosen.sort(dim=-1).values, newest], dim=-1)
+
+
+def best_of_prompt(window: WindowPlan, scores: torch.Tensor, stay: int) -> torch.Tensor:
+    """Return the indices ``[..., stay]``, ascending, of a prompt's tokens that stay in a window whose tokens scores rank.
+
+    Args:
+        window: the layer's plan.
+        scores: ``[..., n]`` of the prompt's tokens, in order of position.
+        stay: number of tokens that stay, at most n.
+    """
+    observation, n, recent = window.observation, scores.shape[-1], min(window.recent, stay)
+    assert observation is not None, "scores are there to rank"
+    if observation.pool > 1:
+        scores = torch.cat([max_pool(scores[..., : n - recent], observation.pool), scores[..., n - recent :]], dim=-1)
+    return heavy_and_recent(scores, stay, recent, evicting=observation.decode)
 
 
 def survivors(scores: torch.Tensor, safe: torch.Tensor, keep: int) -> torch.Tensor:

@@ -1,14 +1,17 @@
 """A later turn of a conversation: new tokens are fed, in one pass, to a cache that holds what the turns before have left.
 
 In every layer the new tokens' queries read all that is stored and, causally, one another. Then the layer is laid out anew, as after a
-prompt: its image tokens stay, the last query's scores choose the core among them, and the window, the new tokens now in it, is cut to the
-size that the whole conversation gives it. What was evicted stays evicted.
+prompt: its image tokens stay; of those that the turn brings, the last query's scores choose the ones that are stored, as of a first prompt;
+they choose the core among all; and the window, the new tokens now in it, is cut to the size that the whole conversation gives it. What was
+evicted stays evicted. Where a policy prunes a prompt, it prunes the new image tokens, between the same two layers.
 
-Shapes: b rows (one, outside of tests), G key-value heads, D head size, I image tokens stored, n tokens of the window, Q new tokens.
+Shapes: b rows (one, outside of tests), G key-value heads, D head size, I image tokens stored, n tokens of the window, Q new tokens in the
+hidden states, M image tokens among them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -16,12 +19,14 @@ import torch
 from torch.nn.functional import pad
 
 from avl.cache.inspect import find
-from avl.cache.layout import Row, check_room, find_rows, ids_and_mask
-from avl.cache.ranking import best, lift, survivors
+from avl.cache.layout import Row, check_later_pictures, check_room, find_rows, ids_and_mask
+from avl.cache.prefill_state import PrefillState, PromptColumns
+from avl.cache.ranking import best, best_of_prompt, lift, survivors
 from avl.cache.recorder import Recorder
-from avl.cache.slots import LayerKV, WindowPlan
+from avl.cache.slots import LayerKV, RowBucket, WindowPlan
 from avl.kernels.window.types import FREE
 from avl.models.families import family_of
+from avl.policies import Policy
 from avl.policies.base import PastTurn
 
 if TYPE_CHECKING:
@@ -90,12 +95,19 @@ class Past:
     turn: PastTurn
     layers: list[Held | None]
 
-    def grown(self, new: int, said: int, pad: int) -> Row:
-        """Return the row's layout with the last answer's fed tokens and ``new`` ones behind them, of which it said the first ``said``."""
+    def grown(self, new: int, said: int, pad: int, image: Sequence[int]) -> Row:
+        """Return the row's layout with the last answer's fed tokens and ``new`` ones behind them.
+
+        Args:
+            new: number of new tokens.
+            said: how many of them, counted from the first, belong to the last answer.
+            pad: left padding.
+            image: those of them that are image tokens, from 0.
+        """
         first = self.row.length
-        end = first + self.turn.steps + said
+        begin, end = first + self.turn.steps, first + self.turn.steps + said
         answers = (*self.row.answers, *([(first, end)] if end > first else []))
-        return Row(pad, first + self.turn.steps + new, self.row.image, answers)
+        return Row(pad, begin + new, (*self.row.image, *(begin + place for place in image)), answers)
 
 
 @dataclass
@@ -105,14 +117,32 @@ class Turn:
     Attributes:
         pasts: of every row.
         new: tokens that each row is fed.
+        image: those of them that are image tokens, from 0, of each row.
         parts: a cache for each row, which :meth:`AdaptiveCache.merge` takes back; empty where the only row stays in its cache.
         ids: ``[B, L]`` of the whole conversation, left-padded, which the new tokens end; None where the caller has not told them.
+        where: positions ``[axes, B, columns]`` of the new tokens, where they are not simply counted on; None where they are.
+        ahead: ``[B, 1]``, what the pictures add to ``AdaptiveCache.ahead``; 0 where positions are counted on.
     """
 
     pasts: list[Past]
     new: list[int]
+    image: list[tuple[int, ...]]
     parts: list[AdaptiveCache] = field(default_factory=list)
     ids: torch.Tensor | None = None
+    where: torch.Tensor | None = None
+    ahead: torch.Tensor | int = 0
+
+    @property
+    def pictures(self) -> bool:
+        """Whether some row brings pictures."""
+        return any(self.image)
+
+    def prefill(self, pins_image: bool) -> PrefillState:
+        """Return the state of the pass: the new tokens of each row as a prompt."""
+        fed = zip(self.new, self.image, strict=True)
+        rows = tuple(Row(self.width - new, new, image) for new, image in fed)
+        before = [past.row.n_image for past in self.pasts]
+        return PrefillState(rows, [(number,) for number in range(len(rows))], pins_image, before)
 
     @property
     def nbytes(self) -> int:
@@ -154,7 +184,9 @@ def park(cache: AdaptiveCache, row: int) -> None:
     cache.parked[row] = past
 
 
-def begin_turn(cache: AdaptiveCache, new: list[int], said: list[int], max_new_tokens: int) -> None:
+def begin_turn(
+    cache: AdaptiveCache, new: list[int], said: list[int], max_new_tokens: int, image: list[tuple[int, ...]] | None = None
+) -> None:
     """Lay a cache out for a later turn in which every row is fed ``new`` tokens; see :meth:`AdaptiveCache.extend`.
 
     A turn that has begun and not run may begin anew, with other tokens. Several rows get a cache each, because each is fed other tokens and
@@ -172,16 +204,20 @@ def begin_turn(cache: AdaptiveCache, new: list[int], said: list[int], max_new_to
         raise ValueError("this cache does not know the positions that its prompt had: let the model count them, or pass position_ids")
     if min(new) < 1:
         raise ValueError("the next turn brings no new tokens: add the next question")
+    image = image or [()] * len(new)
+    if model is not None and any(image):
+        check_later_pictures(family_of(model.config), new, image)
     before, rows = cache.turn, cache.batch_size
     pasts = before.pasts if before is not None else [take_past(cache, row) for row in range(rows)]
     lengths = [past.row.length + past.turn.steps + more for past, more in zip(pasts, new, strict=True)]
     check_room(cache.facts, max(lengths) + max_new_tokens, max_new_tokens)
     if before is None:
         _leave_tables(cache, pasts)
-    rows_now = zip(pasts, new, said, lengths, strict=True)
-    grown = tuple(past.grown(more, few, max(lengths) - length) for past, more, few, length in rows_now)
+    rows_now = zip(pasts, new, said, lengths, image, strict=True)
+    grown = tuple(past.grown(more, few, max(lengths) - length, places) for past, more, few, length, places in rows_now)
     cache.lay_out(grown, [past.turn for past in pasts], max_new_tokens)
-    cache.turn = Turn(pasts, new)
+    cache.turn = Turn(pasts, new, image)
+    cache.drop_prefill()
     cache.turns += before is None
     if rows > 1:
         cache.turn.parts = [_part(cache, number) for number in range(rows)]
@@ -195,8 +231,7 @@ def begin_turn(cache: AdaptiveCache, new: list[int], said: list[int], max_new_to
 def begin_generated_turn(cache: AdaptiveCache, inputs: Any, max_new_tokens: int) -> None:
     """Compare a whole conversation with what a cache has seen, and begin the turn that feeds the rest (``AdaptiveCache.next_turn``)."""
     ids, mask = ids_and_mask(inputs)
-    if inputs.get("pixel_values") is not None:
-        raise ValueError("the pictures are in the cache already: leave them out of the inputs; new ones need a conversation of their own")
+    token, shown = cache.facts.image_token_id, inputs.get("pixel_values") is not None
     if cache.looped or not cache.ids:
         raise ValueError(
             "this cache does not know the tokens that it has seen: run the conversation with model.generate, from input_ids on"
@@ -217,12 +252,56 @@ def begin_generated_turn(cache: AdaptiveCache, inputs: Any, max_new_tokens: int)
                 f"row {number} of the conversation differs at token {at} from what this cache has seen, {len(known)} tokens: keep prompt "
                 "and the answer as they were (a row that ended before others has been fed padding: continue such rows one by one)"
             )
-        fed.append(whole[len(known) :])
-        if cache.facts.image_token_id is not None and bool(torch.eq(fed[-1], cache.facts.image_token_id).any()):
-            raise ValueError(f"row {number} brings a new picture, which a later turn cannot: begin a conversation with all pictures")
-    begin_turn(cache, [len(new) for new in fed], [1] * len(fed), max_new_tokens)
+        fed.append(whole[len(known) :].tolist())
+    image = [tuple(place for place, one in enumerate(new) if token is not None and one == token) for new in fed]
+    _check_generated(cache, image, shown)
+    begin_turn(cache, [len(new) for new in fed], [1] * len(fed), max_new_tokens, image)
     assert cache.turn is not None
     cache.turn.ids = ids
+
+
+def _check_generated(cache: AdaptiveCache, image: list[tuple[int, ...]], shown: bool) -> None:
+    """Refuse pictures in a turn that ``generate`` runs.
+
+    Args:
+        cache: before the turn.
+        image: those of every row's new tokens that are image tokens; the first new token is the answer's last.
+        shown: whether there are pixels.
+
+    Raises:
+        ValueError: the pixels have no placeholders or these no pixels, an answer ends in one, or ``generate`` cannot count the positions.
+    """
+    if shown and not any(image):
+        raise ValueError(
+            "the pictures are in the cache already: leave them out of the inputs, and pass those that the next question brings"
+        )
+    if not any(image):
+        return
+    number = next(row for row, places in enumerate(image) if places)
+    if not shown:
+        raise ValueError(f"row {number} brings a new picture without its pixel_values: pass those of the new pictures, and of no others")
+    ended = [row for row, places in enumerate(image) if places[:1] == (0,)]
+    if ended:
+        raise ValueError(f"the last answer of row {ended[0]} ends in the placeholder of a picture, so that no picture can follow it")
+    model = cache.model()
+    if model is not None and family_of(model.config).own_positions:
+        raise ValueError(
+            f"row {number} brings a new picture, and generate counts the positions of {cache.facts.name} over all pictures of a "
+            "conversation at once: ask it of an avl.Conversation"
+        )
+
+
+def new_tokens(cache: AdaptiveCache, ids: torch.Tensor) -> torch.Tensor:
+    """Return the tokens ``[B, columns]`` of a later turn's pass that brings pictures, with no placeholder of earlier ones among them.
+
+    Rows that are fed fewer tokens than others have earlier ones before them, whose outputs nobody reads.
+    """
+    turn, token = cache.turn, cache.facts.image_token_id
+    if turn is None or not turn.pictures or ids.shape[1] != turn.width:
+        return ids
+    begins = torch.tensor([turn.width - new for new in turn.new], device=ids.device)
+    earlier = torch.arange(turn.width, device=ids.device) < begins[:, None]
+    return ids.masked_fill(earlier & (ids == token), 1 if token == 0 else 0)
 
 
 def _leave_tables(cache: AdaptiveCache, pasts: list[Past]) -> None:
@@ -242,7 +321,7 @@ def _part(cache: AdaptiveCache, row: int) -> AdaptiveCache:
     assert cache.turn is not None
     past = cache.turn.pasts[row]
     part = type(cache)(cache.model(), (cache.rows[row],), cache.policy, cache.max_new_tokens, cache.facts, [past.turn])
-    part.part, part.turn, part.turns = True, Turn([past], [cache.turn.new[row]]), cache.turns
+    part.part, part.turn, part.turns = True, Turn([past], [cache.turn.new[row]], [cache.turn.image[row]]), cache.turns
     part.seen = cache.rows[row].pad + cache.rows[row].length - cache.turn.new[row]
     part.take_counts(cache, row)
     return part
@@ -252,17 +331,24 @@ def end_turn(cache: AdaptiveCache) -> None:
     """Complete the first pass of a later turn, and make the slot tables."""
     turn = cache.turn
     assert turn is not None
+    if cache.ahead is not None:
+        cache.ahead = cache.ahead + (turn.ahead if isinstance(turn.ahead, int) else turn.ahead.to(cache.ahead.device))
+    state = cache.drop_prefill()
+    if state is not None:
+        state.finish()
     cache.turn, cache.in_pass = None, False
     cache.seen = cache.rows[0].pad + cache.rows[0].length
     if not turn.parts:
         cache.open_tables()
-        return
-    held = sum(part.allocated_bytes for part in turn.parts)
-    cache.peak_bytes = max(cache.peak_bytes, held + max(part.peak_bytes - part.allocated_bytes for part in turn.parts))
-    for part in turn.parts:
-        if part.turn is not None:
-            end_turn(part)
-    cache.merge(turn.parts)
+    else:
+        held = sum(part.allocated_bytes for part in turn.parts)
+        cache.peak_bytes = max(cache.peak_bytes, held + max(part.peak_bytes - part.allocated_bytes for part in turn.parts))
+        for part in turn.parts:
+            if part.turn is not None:
+                end_turn(part)
+        cache.merge(turn.parts)
+    if state is not None:
+        cache.note_pruned(state)
 
 
 def held_by(layer: AdaptiveLayer, past: Past) -> Held:
@@ -277,9 +363,10 @@ def held_by(layer: AdaptiveLayer, past: Past) -> Held:
 def commit_turn(
     layer: AdaptiveLayer,
     held: Places,
+    columns: PromptColumns,
     keys: torch.Tensor,
     values: torch.Tensor,
-    image_scores: torch.Tensor | None,
+    scores: torch.Tensor | None,
     gained: torch.Tensor | None,
 ) -> None:
     """Lay a layer out anew after the new tokens' pass.
@@ -287,38 +374,43 @@ def commit_turn(
     Args:
         layer: of a cache of one row.
         held: what it held before.
+        columns: where the new tokens are in the hidden states.
         keys: ``[1, G, I + n + Q, D]``, held and new ones after RoPE.
         values: likewise.
-        image_scores: ``[1, I]`` by the last query, None if they are not ranked.
-        gained: ``[1, 1 or G, n + Q]``, what the window's tokens gained in this pass, None if nothing accumulates.
+        scores: ``[1, I + n + Q]`` by the last query, None if no image tokens are ranked.
+        gained: ``[1, 1 or G, n + Q]``, what all but the image tokens that were held gained in this pass, None if that ranks nothing.
     """
     (bucket,) = layer.owner.buckets
     window, device = bucket.windows[layer.number], keys.device
-    image, stored = held.image_idx.shape[1], held.token_idx.shape[2]
-    new = keys.shape[2] - image - stored
+    old, stored = held.image_idx.shape[1], held.token_idx.shape[2]
+    image_idx, image = _images(layer, held, columns, scores)  # [1, image], and their columns of keys
+    entering = columns.window - columns.pad  # [1, new]
+    new, behind = entering.shape[1], old + stored
     fresh = torch.arange(window.prompt - new, window.prompt, device=device).expand(*held.token_idx.shape[:2], new)
-    tokens, sums = torch.cat([held.token_idx, fresh], dim=2), gained
-    if gained is not None and held.sums is not None:
-        sums = gained + pad(held.sums, (0, new))
-    stay = _stay(window, tokens, sums)  # [1, 1 or G, start]
+    tokens, sums = torch.cat([held.token_idx, fresh], dim=2), None
+    places = torch.cat([torch.arange(old, behind, device=device), behind + entering[0]]).expand(tokens.shape)  # columns of keys
+    if gained is not None:
+        sums = gained.gather(2, (places - old).expand(-1, gained.shape[1], -1))
+        sums = sums if held.sums is None else sums + pad(held.sums, (0, new))
+    stay = _stay(window, tokens, sums, new)  # [1, 1 or G, start]
     free = window.capacity - window.start
-    columns = torch.cat([torch.arange(image, device=device).expand(1, stay.shape[1], -1), image + pad(stay, (0, free))], dim=2)
-    by_head = [_picked(states, columns) for states in (keys, values)]
+    source = torch.cat([image[:, None].expand(-1, stay.shape[1], -1), places.gather(2, pad(stay, (0, free)))], dim=2)
+    by_head = [_picked(states, source) for states in (keys, values)]
     flat_keys, flat_values = (states.transpose(1, 2).contiguous().flatten(0, 1) for states in by_head)
     layer.flat = flat_keys, flat_values
     core, index, weights = layer.owner.policy.select(layer.number, bucket.shape), None, None
     if core is not None:
-        assert image_scores is not None, "a policy that reads some image tokens ranks them"
-        weights = bucket.cover.of(layer.number, held.image_idx, core=True)
-        behind = image + torch.arange(window.capacity, device=device).expand(1, -1)
-        index = torch.cat([best(lift(image_scores, weights), core), behind], dim=1)
+        assert scores is not None, "a policy that reads some image tokens ranks them"
+        weights = bucket.cover.of(layer.number, image_idx, core=True)
+        slots = image.shape[1] + torch.arange(window.capacity, device=device).expand(1, -1)
+        index = torch.cat([best(lift(scores.gather(1, image), weights), core), slots], dim=1)
     layer.kvs = [
         LayerKV(
             keys=flat_keys.view(1, -1, *flat_keys.shape[1:]),
             values=flat_values.view(1, -1, *flat_values.shape[1:]),
-            image_idx=held.image_idx,
+            image_idx=image_idx,
             token_idx=pad(tokens.gather(2, stay), (0, free), value=FREE),
-            sums=None if sums is None else pad(sums.gather(2, stay), (0, free)),
+            sums=None if sums is None or not window.accumulates else pad(sums.gather(2, stay), (0, free)),
             index=index,
             window=window,
             weights=weights,
@@ -326,14 +418,69 @@ def commit_turn(
     ]
 
 
-def _stay(window: WindowPlan, tokens: torch.Tensor, sums: torch.Tensor | None) -> torch.Tensor:
-    """Return the places ``[1, 1 or G, start]``, ascending, of the tokens that stay where the weakest leave one after another."""
+def _images(layer: AdaptiveLayer, held: Places, columns: PromptColumns, scores: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the image tokens ``[1, image]`` that a layer stores from now on, those it held first, and the columns of keys they are in."""
+    (bucket,) = layer.owner.buckets
+    policy, old = layer.owner.policy, held.image_idx.shape[1]
+    kept = torch.arange(old, device=held.image_idx.device).expand(1, -1)
+    if not policy.pins_image or not columns.image.shape[1]:
+        return held.image_idx, kept
+    fresh, image_idx = old + held.token_idx.shape[2] + columns.image - columns.pad, columns.image_idx
+    count = policy.store(layer.number, bucket.shape).image - old
+    if count < fresh.shape[1]:
+        assert scores is not None, "a policy that drops image tokens ranks them"
+        chosen = best(lift(scores.gather(1, fresh), bucket.cover.of(layer.number, image_idx, core=False)), count)
+        fresh, image_idx = fresh.gather(1, chosen), image_idx.gather(1, chosen)
+    return torch.cat([held.image_idx, image_idx], dim=1), torch.cat([kept, fresh], dim=1)
+
+
+def chooses_new(policy: Policy, bucket: RowBucket, layer: int) -> bool:
+    """Return whether the scores of ``layer`` choose among the image tokens that a later turn brings."""
+    if not bucket.shape.new_image or not policy.pins_image:
+        return False
+    here, stored = policy.present(layer, bucket.shape), policy.store(layer, bucket.shape).image - policy.left(layer, bucket.shape)
+    return stored < here or policy.present(layer + 1, bucket.shape) < here
+
+
+def _stay(window: WindowPlan, tokens: torch.Tensor, sums: torch.Tensor | None, new: int) -> torch.Tensor:
+    """Return the places ``[1, 1 or G, start]``, ascending, of the tokens that stay of ``tokens``, of which the last ``new`` are new ones.
+
+    As after a prompt: the weakest of all leave one after another; or, where only a prompt's scores count, the weakest new ones.
+    """
     count = tokens.shape[2]
     if window.start == count:
         return torch.arange(count, device=tokens.device).expand(tokens.shape)
+    if window.observation is not None and not window.observation.decode:
+        assert sums is not None, "what the scores of a prompt choose is ranked"
+        stay = window.start - (count - new)
+        before = torch.arange(count - new, device=tokens.device).expand(*tokens.shape[:2], -1)
+        return torch.cat([before, count - new + best_of_prompt(window, sums[..., count - new :], stay)], dim=2)
     scores = tokens.double() if sums is None else sums  # without scores, the oldest leave
     safe = (tokens >= window.prompt - window.recent) | (tokens < window.sinks)
     return survivors(scores, safe, window.start)
+
+
+def place_pictures(model: Any, cache: AdaptiveCache, ids: torch.Tensor, pictures: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Note where the tokens of a later turn stand that brings pictures, and return what the model takes beside its tokens.
+
+    Args:
+        model: the model.
+        cache: of one row, extended.
+        ids: ``[1, Q]`` new tokens.
+        pictures: what the processor made of the new pictures, without anything that is one for each token; empty for none.
+    """
+    turn, family = cache.turn, family_of(model.config)
+    if turn is None or not pictures:
+        return {}
+    begin = cache.seen if family.two_way else 0  # where tokens may see later ones, the model makes its mask of all that it has seen
+    kinds = ids.new_zeros(1, begin + ids.shape[1])
+    kinds[0, [begin + place for place in turn.image[0]]] = 1
+    found = {**pictures} if family.token_types is None else {**pictures, family.token_types: kinds}
+    own = family.later_positions(model, ids, found)
+    if own is not None and cache.ahead is not None:
+        where, turn.ahead = own
+        turn.where = where + cache.rows[0].length - turn.new[0] + cache.ahead.to(where.device)
+    return found
 
 
 def note_ids(cache: AdaptiveCache, ids: torch.Tensor | None) -> None:
@@ -347,8 +494,13 @@ def note_ids(cache: AdaptiveCache, ids: torch.Tensor | None) -> None:
 
 
 def positions(cache: AdaptiveCache, length: int) -> torch.Tensor | None:
-    """Return the positions ``[B, length]`` of the tokens that a pass feeds in a later turn; None where the model counts them itself."""
+    """Return the positions ``[B, length]`` or ``[axes, B, length]`` of the tokens that a pass feeds in a later turn.
+
+    None where the model counts them itself.
+    """
     if cache.turns == 1 or cache.looped or cache.ahead is None:
         return None
+    if cache.turn is not None and cache.turn.where is not None:
+        return cache.turn.where
     ends = torch.tensor([[row.length + cache.t] for row in cache.rows], device=cache.ahead.device) + cache.ahead
     return (ends + torch.arange(-length, 0, device=ends.device)).clamp(min=0)

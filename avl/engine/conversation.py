@@ -1,4 +1,4 @@
-"""A conversation: further questions about the same pictures, asked of what each policy has kept.
+"""A conversation: further questions about the same pictures, and about new ones, asked of what each policy has kept.
 
 Every policy has a line of its own: its answers are its history, and its cache goes on from turn to turn (avl/cache/turns.py). A turn is a
 run like any other, with the events of avl/trace. Beside the kept lines a turn may *re-read*: the whole conversation, pictures included, is
@@ -12,36 +12,45 @@ from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Self
 
+import torch
+
 from avl.cache.cache import AdaptiveCache
-from avl.cache.layout import Row, check_room, find_rows, ids_and_mask
+from avl.cache.layout import Row, check_later_pictures, check_room, find_rows, ids_and_mask
 from avl.engine.decoder import Stopped
 from avl.engine.devices import made_on
 from avl.engine.generation import Settings
 from avl.engine.lanes import Job, Lane, Later
-from avl.engine.lines import Line, Plan, Said, Turn, whole_inputs
+from avl.engine.lines import Fed, Line, Plan, Said, Turn, whole_inputs
 from avl.engine.replay import replay
 from avl.engine.request import GenerationRequest, check_stop
 from avl.engine.runner import Runner
 from avl.engine.scheduler import events_of
-from avl.engine.start import make_arm, make_start, ready, texts_of
+from avl.engine.start import grids_of, make_arm, make_start, ready, texts_of
 from avl.engine.timing import Clock
 from avl.kernels import resolve_impl
 from avl.models.dialog import following_ids, following_text
-from avl.models.inputs import prepare
+from avl.models.families import family_of
+from avl.models.images import open_image
+from avl.models.inputs import LaterPictures, prepare
 from avl.policies import Policy, labels
 from avl.policies.base import shown
 from avl.trace import End, Error, Event, Prefill, Start, Warning
 
 
 class Conversation:
-    """Questions about the same pictures, one after another, under one policy or several.
+    """Questions about pictures, one after another, under one policy or several.
 
     A first question runs exactly as :func:`avl.stream` or :func:`avl.race` run it. Of a later one the new tokens are fed in one pass: the
     last answer's unfed tokens, and what the model's chat template writes between an answer and the next. They read all image tokens that
     are stored, the text window, and causally one another. The last one's scores choose a new core among what is stored; evicted tokens stay
     evicted. Text accumulates attention over the pass, and the window is then cut as after a prompt, to ``T`` % of all text of the
     conversation plus this turn's ``max_new_tokens``: it grows with the conversation. H2O and StreamingLLM do the same with their shares of
-    the whole conversation; SnapKV, PyramidKV and FastV keep all new tokens. Update steps count from the beginning of each turn.
+    the whole conversation; SnapKV, PyramidKV and FastV keep all new text. Update steps count from the beginning of each turn.
+
+    A later question may bring pictures. They are evicted as those of a first prompt, among themselves, and what was stored before stays:
+    ``S`` % of the new image tokens are stored, ``P`` % of them stay in the hidden states, ``spread`` is a lattice of its own; the core is
+    ``C`` % of all image tokens of the conversation. FastV prunes them alike. SnapKV and PyramidKV take what such a turn feeds for a prompt
+    of its own. For H2O and StreamingLLM they are tokens like others.
 
     A generator that is closed, or a ``stop`` that is set, interrupts an answer; the next question follows what was said until then. A run
     that fails breaks the conversation and frees its memory: :meth:`resumed` goes on from :attr:`history`.
@@ -49,7 +58,7 @@ class Conversation:
     Args:
         model: from ``avl.load``.
         processor: from ``avl.load``.
-        images: an image or a list of images (PIL, path, bytes, array), asked about in every turn.
+        images: an image or a list of images (PIL, path, bytes, array), which the first question and all later ones are about.
         policies: what to store and read; one policy, or several, each with its own answers and cache.
         options: the other fields of :class:`GenerationRequest`, for every turn: max_new_tokens, mode, temperature, top_p, seed, …
 
@@ -68,6 +77,7 @@ class Conversation:
         self._lines = [Line(policy) for policy in self._asked.policies]
         self._questions: list[str] = []
         self._said: list[Said] = []
+        self._shown: list[tuple[tuple[Any, ...], dict[str, Any], int]] = []  # of every turn: pictures, their inputs, their tokens
         self._inputs: dict[str, Any] = {}
         self._row: Row | None = None
         self._over: str | None = None
@@ -77,7 +87,7 @@ class Conversation:
     def resumed(
         cls, model: Any, processor: Any, images: Any, policies: Policy | Iterable[Policy], history: Iterable[Said], **options: Any
     ) -> Self:
-        """Return a conversation that goes on after ``history``, from :attr:`history` of one with the same pictures and policies.
+        """Return a conversation that goes on after ``history``, from :attr:`history` of one with the same first pictures and policies.
 
         Nothing runs before the next question: it then builds each cache again, token by token, and a Warning event says how long that took.
 
@@ -88,15 +98,15 @@ class Conversation:
         for said in history:
             if len(said.answers) != len(chat._lines):
                 raise ValueError(f"the history has answers of {len(said.answers)} policies, this conversation has {len(chat._lines)}")
-            plan = chat._plan(said.question, {"max_new_tokens": said.max_new_tokens})
-            for line, new, tokens in zip(chat._lines, plan.new, said.answers, strict=True):
-                line.take(new, plan.request.max_new_tokens, tokens, plan.settings, processor.tokenizer)
+            plan = chat._plan(said.question, {"max_new_tokens": said.max_new_tokens}, said.images)
+            for line, fed, tokens in zip(chat._lines, plan.fed, said.answers, strict=True):
+                line.take(fed, plan.request.max_new_tokens, tokens, plan.settings, processor.tokenizer)
             chat._note(plan, tuple(map(tuple, said.answers)))
         return chat
 
     @property
     def history(self) -> tuple[Said, ...]:
-        """The turns so far, to resume from: questions and the tokens of every answer."""
+        """The turns so far, to resume from: questions, the pictures of later ones, and the tokens of every answer."""
         return tuple(self._said)
 
     @property
@@ -147,24 +157,33 @@ class Conversation:
         return found[0] if self._single and len(found) == 1 else found
 
     def stream(
-        self, question: str, stop: threading.Event | None = None, *, reread: bool | Sequence[int] = False, **options: Any
+        self,
+        question: str,
+        stop: threading.Event | None = None,
+        *,
+        images: Any = None,
+        reread: bool | Sequence[int] = False,
+        **options: Any,
     ) -> Iterator[Event]:
         """Ask the next question and yield the events of its run; checks everything immediately.
 
         Arms are the policies in order, then those that re-read. An answer that still runs is interrupted.
 
         Args:
-            question: a plain question; the first may be a whole prompt, which later ones continue as ``avl.Prompt``.
+            question: a plain question; the first may be a whole prompt, which later ones continue as ``avl.Prompt``, with a placeholder for
+                each of their own pictures.
             stop: when set, the run ends before its next step.
+            images: pictures that a later question brings (an image or a list of them), which precede it.
             reread: which policies, by number, also answer from the whole conversation as a fresh prompt; True for all. Not in a first turn.
             options: fields of :class:`GenerationRequest` that differ in this turn.
 
         Raises:
-            ValueError: bad input, the model's context is exceeded, or the conversation is over; raised before anything runs.
+            ValueError: bad input, the model's context is exceeded, the model takes no pictures in later turns, or the conversation is over;
+                raised before anything runs.
         """
         check_stop(stop)
         self._interrupt()
-        plan = self._plan(question, options, reread)
+        plan = self._plan(question, options, images, reread)
         jobs, start = self._make(plan)
         self._run = self._events(plan, jobs, start, stop or threading.Event())
         return made_on(self._model.device, self._run)
@@ -192,37 +211,48 @@ class Conversation:
         except ValueError:  # generator already executing
             raise ValueError("an answer of this conversation runs in another thread: set its stop, and wait for its end") from None
 
-    def _plan(self, question: str, options: dict[str, Any], reread: bool | Sequence[int] = False) -> Plan:
+    def _plan(self, question: str, options: dict[str, Any], images: Any = None, reread: bool | Sequence[int] = False) -> Plan:
         """Check a turn and return what it runs; changes nothing."""
         if self._over is not None:
             raise ValueError(self._over)
-        fixed = [name for name in ("images", "policies", "batch", "question") if name in options]
+        fixed = [name for name in ("policies", "batch", "question") if name in options]
         if fixed:
             raise ValueError(f"{fixed[0]} cannot differ between the turns of a conversation: begin another one")
         request = replace(self._asked, question=question, **options)
         settings = Settings.of(self._model, self._processor.tokenizer, request)
-        again = self._again(reread)
+        again, family = self._again(reread), family_of(self._model.config)
+        opened = () if images is None else tuple(open_image(one) for one in (images if isinstance(images, list | tuple) else [images]))
+        pictures: dict[str, torch.Tensor] = {}
         if not self._questions:
+            if opened:
+                raise ValueError("a first question is about the pictures that the conversation was made with: pass them to Conversation")
             if again:
                 raise ValueError("a first question is read for the first time: reread begins with the second")
             inputs, text = prepare(self._model, self._processor, request.images, request.question)
             (row,) = find_rows(*ids_and_mask(inputs), self._facts.image_token_id)
-            new = [inputs["input_ids"][0, row.pad :].tolist()] * len(self._lines)
+            fed = [Fed(tuple(inputs["input_ids"][0, row.pad :].tolist()), row.image)] * len(self._lines)
         else:
             for name, alone in (("repeats", 1), ("agreement", False)):
                 if getattr(request, name) != alone:
                     raise ValueError(f"{name}={getattr(request, name)} is possible in a first turn only: later ones continue what it left")
             assert self._row is not None
-            inputs, row, text, new = self._inputs, self._row, "", []
+            inputs, row, text, fed = self._inputs, self._row, "", []
+            asked = [*self._questions, request.question]
+            counts = [*(len(said.images) for said in self._said[1:]), len(opened)]
+            seen = LaterPictures(self._model, self._processor, opened) if opened else None
+            encode = None if seen is None else seen.ids
             for line in self._lines:
-                asked = [*self._questions, request.question]
-                text = following_text(self._model.config, self._processor, asked, line.answers, len(request.images))
-                new.append([*line.unfed, *following_ids(self._processor.tokenizer, text, line.end, settings.eos)])
+                text = following_text(self._model.config, self._processor, asked, line.answers, len(self._asked.images), counts)
+                ids = following_ids(self._processor.tokenizer, text, line.end, settings.eos, encode)
+                pictures = {} if seen is None else seen.tensors
+                fed.append(line.follow(ids, self._facts.image_token_id, pictures, family.picture_axis))
         limit, layers = request.max_new_tokens, self._facts.layers
-        laid = [line.layout(row, len(more), limit, layers) for line, more in zip(self._lines, new, strict=True)]
+        laid = [line.layout(row, one, limit, layers) for line, one in zip(self._lines, fed, strict=True)]
         rows, shapes = tuple(row for row, _ in laid), tuple(shape for _, shape in laid)
+        for one in fed if self._questions else []:
+            check_later_pictures(family, [len(one.new)], [one.image])
         check_room(self._facts, max(one.length for one in rows) + limit, limit)
-        return Plan(request, settings, inputs, text, row, new, again, rows, shapes)
+        return Plan(request, settings, inputs, text, row, fed, opened, pictures, again, rows, shapes)
 
     def _again(self, reread: Any) -> tuple[int, ...]:
         """Return the numbers of the policies that also re-read."""
@@ -236,24 +266,32 @@ class Conversation:
     def _make(self, plan: Plan) -> tuple[list[Job], Start]:
         """Return the job of every arm and the first event of the run."""
         lines, model, processor = self._lines, self._model, self._processor
-        later, kept = bool(self._questions), list(range(len(lines)))
-        request = replace(plan.request, policies=tuple(lines[number].policy for number in [*kept, *plan.reread]))
+        later, kept, family = bool(self._questions), list(range(len(lines))), family_of(model.config)
+        new_tokens = plan.rows[0].n_image - sum(count for *_, count in self._shown)
+        shown = [*self._shown, (plan.images, plan.pictures, new_tokens) if later else (plan.request.images, plan.inputs, new_tokens)]
+        policies = tuple(lines[number].policy for number in [*kept, *plan.reread])
+        request = replace(plan.request, policies=policies, images=tuple(one for images, *_ in shown for one in images))
         names = labels([line.policy for line in lines])
         implementation = resolve_impl(model.device, dtype=model.dtype, head_size=self._facts.head_dim)
         jobs, arms = [], []
         for arm, number in enumerate([*kept, *plan.reread]):
             line, row, shape, fresh = lines[number], plan.rows[number], plan.shapes[number], arm >= len(kept)
-            ids = [*line.ids, *plan.new[number][len(line.unfed) :]] if later else plan.new[number]
-            jobs.append(Job(model, processor, whole_inputs(plan.inputs, ids) if later else plan.inputs, request, plan.settings))
+            fed, inputs = plan.fed[number], plan.inputs
+            ids = [*line.ids, *fed.new[len(line.unfed) :]] if later else list(fed.new)
+            if later:
+                inputs = whole_inputs(inputs, ids, row, family.token_types)
+            if fresh:
+                inputs |= line.all_pictures(plan.inputs, fed, family.picture_axis)
+            jobs.append(Job(model, processor, inputs, request, plan.settings))
             more: dict[str, Any] = {}
             if later:
                 more = {
-                    "answers": tuple(line.answers), "reread": fresh, "new_tokens": row.length if fresh else len(plan.new[number]),
+                    "answers": tuple(line.answers), "reread": fresh, "new_tokens": row.length if fresh else len(fed.new),
                     "n_text": row.n_text, "spans": row.spans, "text": texts_of(processor, row, ids),
                 }  # fmt: skip
             if fresh:
                 shape = replace(shape, past=None)
-                if sum(token == self._facts.image_token_id for token in ids) != plan.row.n_image:
+                if sum(token == self._facts.image_token_id for token in ids) != row.n_image:
                     raise ValueError("an earlier answer holds the placeholder of a picture, so the conversation cannot be read again")
             if fresh or not later:
                 jobs[-1].make_cache(line.policy)  # allocates nothing, but raises if anything does not fit
@@ -262,7 +300,7 @@ class Conversation:
         ids = jobs[0].inputs["input_ids"][0, plan.row.pad :].tolist()
         start = make_start(
             model, processor, request, plan.inputs, plan.text, plan.rows[0], ids, tuple(arms),
-            single=self._single and len(arms) == 1, questions=tuple(self._questions),
+            single=self._single and len(arms) == 1, questions=tuple(self._questions), grids=grids_of(model, processor, shown),
         )  # fmt: skip
         return jobs, start
 
@@ -315,8 +353,9 @@ class Conversation:
                         f"the cache was built again from what was said, which took {clock.stop():.0f} ms and is in no time of this run",
                         number,
                     )
-                line.cache.extend([len(plan.new[number])], plan.request.max_new_tokens, [line.said])
-                later = Later(line.cache, tuple(plan.new[number]), line.said, again)
+                fed = plan.fed[number]
+                line.cache.extend([len(fed.new)], plan.request.max_new_tokens, [line.said], [fed.image])
+                later = Later(line.cache, fed.new, line.said, fed.image, fed.pictures, again)
             lanes.append(Lane(number, line.policy, jobs[number], later, keep))
         for place, number in enumerate(plan.reread, len(lanes)):
             # kept too, and then forgotten, so that both ways report their steps alike
@@ -337,16 +376,19 @@ class Conversation:
         for number, line in enumerate(self._lines):
             cache, tokens = done.get(number, (line.cache, []))
             line.cache = cache if cache is None or cache.tables or cache.turn is not None else None
-            line.take(plan.new[number], plan.request.max_new_tokens, tokens, plan.settings, self._processor.tokenizer)
+            line.take(plan.fed[number], plan.request.max_new_tokens, tokens, plan.settings, self._processor.tokenizer)
         self._note(plan, tuple(tuple(done[number][1]) if number in done else () for number in range(len(self._lines))))
 
     def _note(self, plan: Plan, answers: tuple[tuple[int, ...], ...]) -> None:
         self._inputs, self._row = plan.inputs, plan.row
+        images, inputs = (plan.images, plan.pictures) if self._questions else (plan.request.images, plan.inputs)
+        self._shown.append((images, inputs, plan.rows[0].n_image - sum(count for *_, count in self._shown)))
         self._questions.append(plan.request.question)
-        self._said.append(Said(plan.request.question, plan.request.max_new_tokens, answers))
+        self._said.append(Said(plan.request.question, plan.request.max_new_tokens, answers, plan.images))
 
     def _break(self, message: str) -> None:
         self._over = self._over or message
-        self._inputs = {}
+        self._inputs, self._shown = {}, []
         for line in self._lines:
-            line.cache = None
+            line.cache, line.pictures = None, {}
+            line.passed.clear()

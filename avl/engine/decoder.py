@@ -11,7 +11,7 @@ import torch
 
 from avl.attention.exact import lse_backend
 from avl.cache.cache import AdaptiveCache
-from avl.cache.turns import end_turn, positions
+from avl.cache.turns import end_turn, place_pictures, positions
 from avl.engine.compiled import CompiledStep, why_not_compiled
 from avl.engine.fused import FusedLayers, UnfusableError
 from avl.engine.pieces import Stopped, in_pieces
@@ -108,8 +108,18 @@ class Decoder:
         self._begin_answer()
         return logits
 
-    def extend(self, new: Sequence[Sequence[int]], stop: threading.Event | None = None) -> torch.Tensor:
+    def extend(
+        self,
+        new: Sequence[Sequence[int]],
+        stop: threading.Event | None = None,
+        pictures: Sequence[dict[str, torch.Tensor]] | None = None,
+    ) -> torch.Tensor:
         """Feed the tokens of a later turn, for which the cache was extended, row by row; return logits ``[B, V]`` of the last ones.
+
+        Args:
+            new: tokens of every row.
+            stop: ends it before anything runs.
+            pictures: what the processor made of every row's new pictures, empty where it brings none; by default none does.
 
         Raises:
             Stopped: ``stop`` was set before anything ran.
@@ -120,12 +130,15 @@ class Decoder:
         if stop is not None and stop.is_set():
             raise Stopped
         found = []
-        for part, ids in zip(turn.caches(cache), new, strict=True):
+        for part, ids, seen in zip(turn.caches(cache), new, pictures or [{}] * len(new), strict=True):
             cache.in_pass = part is not cache  # broken until all rows have run
-            given, where = torch.tensor([ids], device=self._model.device), positions(part, len(ids))
+            given = torch.tensor([ids], device=self._model.device)
+            more = place_pictures(self._model, part, given, seen)
+            where = positions(part, len(ids))
             assert where is not None, "a later turn knows its positions"
-            inputs = {"input_ids": given, "position_ids": where.to(given.device)}
-            found.append(self._causal(**inputs, past_key_values=part, use_cache=True, logits_to_keep=1).logits[:, -1])
+            inputs = {"input_ids": given, "position_ids": where.to(given.device), **more}
+            runs = self._model if seen else self._causal
+            found.append(runs(**inputs, past_key_values=part, use_cache=True, logits_to_keep=1).logits[:, -1])
         if turn.parts:
             end_turn(cache)
         self._begin_answer()

@@ -49,12 +49,16 @@ class Later:
         cache: extended by as many tokens as are new.
         new: those tokens.
         said: how many of them, counted from the first, belong to the answer before.
+        image: those of them that are image tokens, from 0.
+        pictures: what the processor made of the pictures that they show.
         again: makes the same cache again, not extended, and records attention from its first pass on.
     """
 
     cache: AdaptiveCache
     new: tuple[int, ...]
     said: int
+    image: tuple[int, ...]
+    pictures: dict[str, torch.Tensor]
     again: Callable[[threading.Event | None], AdaptiveCache]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -24,12 +24,16 @@ class Passed:
         said: how many of them, counted from the first, belong to the answer before.
         steps: tokens of its decode steps.
         limit: most tokens of its answer.
+        image: those of its first pass that are image tokens, from 0.
+        pictures: what the processor made of the pictures that it brought; of the first turn, those are in the prompt's inputs.
     """
 
     new: tuple[int, ...]
     said: int
     steps: tuple[int, ...]
     limit: int
+    image: tuple[int, ...] = ()
+    pictures: dict[str, torch.Tensor] = field(default_factory=dict, compare=False, repr=False)
 
 
 def replay(
@@ -58,10 +62,10 @@ def replay(
         cache.record()
     for number, turn in enumerate(passed):
         if number:
-            cache.extend([len(turn.new)], turn.limit, [turn.said])
+            cache.extend([len(turn.new)], turn.limit, [turn.said], [turn.image])
         decoder = Decoder(model, cache) if record else make_decoder(model, cache)
         if number:
-            decoder.extend([turn.new], stop)
+            decoder.extend([turn.new], stop, [turn.pictures])
         else:
             decoder.prefill(inputs, stop)
         for token in turn.steps:

@@ -129,7 +129,10 @@ class Runner:
         """Run the first pass, choose token 0, and yield their events; end the run where ``stop`` is set between two pieces of a prompt."""
         self._clock.start()
         try:
-            logits = self.decoder.prefill(self.job.inputs, stop) if self.later is None else self.decoder.extend([self.later.new], stop)
+            if self.later is None:
+                logits = self.decoder.prefill(self.job.inputs, stop)
+            else:
+                logits = self.decoder.extend([self.later.new], stop, [self.later.pictures])
         except Stopped:
             yield from self.stop()
             return
@@ -353,7 +356,7 @@ def attention(runner: Runner, listed: int | None = None, stop: threading.Event |
             cache.record()
         else:
             cache = later.again(stop)
-            cache.extend([len(later.new)], job.request.max_new_tokens, [later.said])
+            cache.extend([len(later.new)], job.request.max_new_tokens, [later.said], [later.image])
     except Stopped:
         return
     recorder, decoder = cache.recorder, Decoder(job.model, cache)
@@ -363,7 +366,10 @@ def attention(runner: Runner, listed: int | None = None, stop: threading.Event |
             decoder.step(runner.fed[t - 1])
         else:
             try:
-                decoder.prefill(job.inputs, stop) if later is None else decoder.extend([later.new], stop)
+                if later is None:
+                    decoder.prefill(job.inputs, stop)
+                else:
+                    decoder.extend([later.new], stop, [later.pictures])
             except Stopped:
                 return
         layers = recorder.layers()

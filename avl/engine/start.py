@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from avl._compat import commit_hash
@@ -18,7 +19,7 @@ from avl.policies import Policy, PromptShape
 from avl.policies.base import shown
 from avl.policies.cost import pruned_from, step_cost
 from avl.telemetry import machine_card
-from avl.trace import Arm, Start, pack_bits
+from avl.trace import Arm, Grid, Start, pack_bits
 
 
 def ready(model: Any, processor: Any) -> Facts:
@@ -63,6 +64,7 @@ def make_start(
     *,
     single: bool = False,
     questions: tuple[str, ...] = (),
+    grids: tuple[Grid, ...] | None = None,
 ) -> Start:
     """Return the first event of a run.
 
@@ -77,6 +79,7 @@ def make_start(
         arms: the policies.
         single: whether the trace shows a single generation, not a race.
         questions: of the turns before.
+        grids: of the image tokens; by default those of the pictures of one prompt.
     """
     facts, sizes = describe(model), [image.size for image in request.images]
     return Start(
@@ -101,7 +104,7 @@ def make_start(
         n_text=row.n_text,
         spans=row.spans,
         images=tuple(sizes),
-        grids=image_grids(model.config, processor, sizes, inputs, row.n_image),
+        grids=image_grids(model.config, processor, sizes, inputs, row.n_image) if grids is None else grids,
         layers=facts.layers,
         token_bytes=facts.token_bytes(model.dtype.itemsize),
         batch=request.batch,
@@ -113,6 +116,25 @@ def make_start(
         turn=len(questions) + 1,
         questions=questions,
     )
+
+
+def grids_of(model: Any, processor: Any, shown: Sequence[tuple[Sequence[Any], dict[str, Any], int]]) -> tuple[Grid, ...]:
+    """Return the grids of the pictures that several turns brought; none where some are not known.
+
+    Args:
+        model: from ``avl.load``.
+        processor: from ``avl.load``.
+        shown: of every turn its pictures, what the processor made of them, and how many image tokens they are.
+    """
+    found: list[Grid] = []
+    image = token = 0
+    for images, inputs, count in shown:
+        some = image_grids(model.config, processor, [one.size for one in images], inputs, count) if images else ()
+        if images and not some:
+            return ()
+        found += [replace(grid, image=grid.image + image, first=grid.first + token) for grid in some]
+        image, token = image + len(images), token + count
+    return tuple(found)
 
 
 def texts_of(processor: Any, row: Row, ids: Sequence[int]) -> tuple[str, ...]:

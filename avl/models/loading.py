@@ -12,6 +12,7 @@ import torch
 
 from avl._compat import name_or_path, set_commit_hash
 from avl.models.families import describe, family_of, supported
+from avl.models.families.base import Family
 from avl.models.families.refusals import remote
 from avl.models.files import check_present, check_report, check_texts, check_weights
 from avl.models.memory import check_memory
@@ -58,8 +59,6 @@ def load(
         TypeError: the checkpoint's class is not supported, lists the supported ones; or an argument has a wrong type.
         ValueError: the dtype, the device or the device map is unknown, or does not hold the model; or a large one would run on a CPU.
     """
-    import transformers
-
     source = find_source(name, revision)
     target = _device(device)
     kind = _dtype(dtype, target)
@@ -67,19 +66,69 @@ def load(
     if source.local:
         check_texts(source, Path(source.place))
     config = _config(source)
-    try:
-        family = family_of(config)
-    except TypeError as error:
-        raise TypeError(f"{source.label} cannot be used: {error}") from None
+    family = _family(source, config)
     if not family.pictures:
         raise TypeError(
             f"{source.label} cannot be used: {family.model_class} takes no pictures, and avl.load takes {supported()}: load it with "
             "transformers and pass it to avl.attach"
         )
+    _check_sizes(source, config, device, target, dtype, kind, device_map)
+    processor = _processor(source, config)
+    return _whole(source, family, target, kind, device_map, progress), processor
+
+
+def load_language(
+    name: str | Path, *, device: str | torch.device = "auto", dtype: str | torch.dtype = "auto", revision: str | None = None
+) -> tuple[Any, Any] | None:
+    """Load a language model that takes no pictures, and its tokenizer, with left padding; None where the model does take pictures.
+
+    Args:
+        name: as in :func:`load`, for which the short names are.
+        device: as in :func:`load`.
+        dtype: as in :func:`load`.
+        revision: as in :func:`load`.
+
+    Returns:
+        (model, tokenizer), or None.
+
+    Raises:
+        OSError, TypeError, ValueError: as in :func:`load`.
+    """
+    import transformers
+
+    source = find_source(name, revision)
+    target = _device(device)
+    kind = _dtype(dtype, target)
+    config = _config(source)
+    family = _family(source, config)
+    if family.pictures:
+        return None
+    _check_sizes(source, config, device, target, dtype, kind, None)
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(source.place, revision=source.revision, padding_side="left")
+    except Exception as error:
+        raise source.broken(f"has a tokenizer that cannot be read ({source.quoted(error)})") from error
+    return _whole(source, family, target, kind, None, None), tokenizer
+
+
+def _family(source: Source, config: Any) -> Family:
+    try:
+        return family_of(config)
+    except TypeError as error:
+        raise TypeError(f"{source.label} cannot be used: {error}") from None
+
+
+def _check_sizes(source: Source, config: Any, device: Any, target: torch.device, dtype: Any, kind: torch.dtype, device_map: Any) -> None:
+    """Refuse what is quantized and what does not fit, before weights are fetched."""
     if getattr(config, "quantization_config", None) is not None:
         raise TypeError(f"{source.label} is a quantized checkpoint: pass one in float32, bfloat16 or float16")
     check_memory(source, config, device, target, dtype, kind, device_map)
-    processor = _processor(source, config)
+
+
+def _whole(source: Source, family: Family, target: torch.device, kind: torch.dtype, device_map: Any, progress: Report | None) -> Any:
+    """Return the model on its device, checked."""
+    import transformers
+
     if source.local:
         check_weights(source, Path(source.place))
     with reported(progress) as hooked:
@@ -91,7 +140,7 @@ def load(
     describe(model)
     if not source.local and source.folder is not None:
         set_commit_hash(model.config, source.folder.name)
-    return model.eval(), processor
+    return model.eval()
 
 
 def _config(source: Source) -> Any:

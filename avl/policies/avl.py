@@ -18,6 +18,9 @@ class AVL(Policy):
 
     Based on Zhang et al., "A-VL: Adaptive Attention for Large Vision-Language Models", arXiv 2409.14846; Table 1 names the parameters.
 
+    In a conversation, S, P and spread act on the pictures of each turn alone, when the turn brings them, and what earlier turns stored
+    stays; C and T are shares of all image tokens and of all text of the conversation.
+
     Args:
         S: secondary tokens: % of the image tokens that a layer stores, ranked by the last prompt token's attention.
         C: core tokens: % of the image tokens that a core step reads, at most S; None (or S) reads all secondary tokens at every step.
@@ -63,10 +66,10 @@ class AVL(Policy):
             raise ValueError(f"spread={self.spread!r} is out of range: spread tokens are stored ones, so spread is at most S={self.S!r}")
 
     def prune(self, layer: int, shape: PromptShape) -> int | None:
-        return share(self.P, shape.n_image) if layer == PRUNED_BEFORE and self.P is not None else None
+        return share(self.P, shape.new_image) if layer == PRUNED_BEFORE and self.P is not None else None
 
     def store(self, layer: int, shape: PromptShape) -> KVBudget:
-        image = min(share(self.S, shape.n_image), self.present(layer, shape))
+        image = self.left(layer, shape) + min(share(self.S, shape.new_image), self.present(layer, shape))
         if self.T is None:
             return KVBudget(image=image)
         window = share(self.T, shape.n_text + shape.max_new_tokens)
@@ -80,7 +83,14 @@ class AVL(Policy):
     def cover(self, layer: int, shape: PromptShape) -> Coverage | None:
         if self.spread is None:
             return None
-        return Coverage(lattice(shape.n_image, share(self.spread, shape.n_image), layer), share(self.spread / 2, shape.n_image))
+        core: list[int] = []
+        others: list[int] = []
+        first = 0
+        for count in shape.arrivals:  # a lattice for the pictures of each turn
+            places = [first + token for token in lattice(count, share(self.spread, count), layer)]
+            read = share(self.spread / 2, count)
+            core, others, first = core + places[:read], others + places[read:], first + count
+        return Coverage((*core, *others), len(core))
 
     def is_update(self, t: int) -> bool:
         return t % (self.K if self.update == "every" else self.K + 1) == 0

@@ -28,7 +28,7 @@ class PromptShape:
     """Sizes of one row: image and text tokens of its prompt, max new tokens, and the model's decoder layers.
 
     In a later turn of a conversation the prompt is all that came before the turn's answer, and ``past`` says what of it the turn before has
-    left in the cache.
+    left in the cache. What the turn itself brings, pictures included, is what its first pass feeds.
     """
 
     n_image: int
@@ -46,6 +46,17 @@ class PromptShape:
     def new(self) -> int:
         """Tokens that the first pass of this turn feeds: the whole prompt, or what follows the turn before."""
         return self.length if self.past is None else self.length - self.past.shape.length - self.past.steps
+
+    @property
+    def new_image(self) -> int:
+        """Image tokens that the first pass of this turn feeds: all of them, or those of the pictures that a later turn brings."""
+        return self.n_image if self.past is None else self.n_image - self.past.shape.n_image
+
+    @property
+    def arrivals(self) -> tuple[int, ...]:
+        """Image tokens that every turn brought, this one's last."""
+        before = () if self.past is None else self.past.shape.arrivals
+        return (*before, self.new_image)
 
 
 @dataclass(frozen=True)
@@ -66,6 +77,7 @@ class KVBudget:
         recent: newest tokens of the window that are never evicted.
         sinks: oldest tokens of the window that are never evicted.
         prompt: most prompt tokens in the window after prefill, None for as many as ``window`` allows.
+        turn: of what a later turn of a conversation feeds, most tokens in the window after that pass, likewise.
     """
 
     image: int
@@ -73,6 +85,7 @@ class KVBudget:
     recent: int = 0
     sinks: int = 0
     prompt: int | None = None
+    turn: int | None = None
 
     def start(self, tokens: int) -> int:
         """Return how many of the window's ``tokens`` prompt tokens are stored after prefill."""
@@ -230,11 +243,14 @@ class Policy:
         return cls._params
 
     def prune(self, layer: int, shape: PromptShape) -> int | None:
-        """Return how many image tokens, ranked by the scores of ``layer - 1``, enter ``layer`` in prefill; None for all that remain."""
+        """Return how many of a turn's new image tokens, ranked by the scores of ``layer - 1``, enter ``layer`` in its first pass.
+
+        None for all that remain.
+        """
         return None
 
     def store(self, layer: int, shape: PromptShape) -> KVBudget:
-        """Return the budget of ``layer`` after its prefill."""
+        """Return the budget of ``layer`` after its prefill, or after the first pass of a later turn: what earlier turns left included."""
         return KVBudget(image=shape.n_image)
 
     def select(self, layer: int, shape: PromptShape) -> int | None:
@@ -257,9 +273,16 @@ class Policy:
         """Raise ValueError if the parameters are invalid for a model with ``n_layers`` decoder layers."""
 
     def present(self, layer: int, shape: PromptShape) -> int:
-        """Return the number of image tokens in the hidden states at ``layer`` in prefill."""
+        """Return the number of image tokens in the hidden states at ``layer`` in the turn's first pass."""
         kept = (self.prune(index, shape) for index in range(layer + 1))
-        return min((count for count in kept if count is not None), default=shape.n_image)
+        return min((count for count in kept if count is not None), default=shape.new_image)
+
+    def left(self, layer: int, shape: PromptShape) -> int:
+        """Return the number of pinned image tokens that ``layer`` stores of the turns before."""
+        past = shape.past
+        while past is not None and past.shape.past is not None and not past.shape.new_image:
+            past = past.shape.past  # a turn without pictures leaves what it found
+        return self.store(layer, past.shape).image if past is not None and self.pins_image else 0
 
     def at_stored(self, fraction: float, n_image: int, n_text: int, n_layers: int) -> Self:
         """Return this policy with its budget set to store ``fraction`` (0 to 1) of a full cache of ``n_image + n_text`` tokens per layer.

@@ -54,7 +54,10 @@ def _layers(policy: Policy, shape: PromptShape) -> tuple[_Layer, ...]:
     for layer in range(shape.n_layers):
         budget, observation = policy.store(layer, shape), policy.observe(layer, shape)
         accumulates = observation is not None and observation.decode
-        seen = policy.present(layer, shape) + shape.n_text if shape.past is None else budget.image + _arriving(policy, layer, shape)
+        arriving = shape.n_text if shape.past is None else _arriving(policy, layer, shape)
+        # the last query of the first pass sees all of its tokens, whatever is stored of them; where the window holds all, it counts them
+        fed = policy.present(layer, shape) if shape.past is None or policy.pins_image else 0
+        seen = policy.left(layer, shape) + fed + arriving
         found.append(_Layer(seen, window_start(policy, layer, shape), budget, policy.select(layer, shape), accumulates))
     return tuple(found)
 
@@ -76,6 +79,8 @@ def window_start(policy: Policy, layer: int, shape: PromptShape) -> int:
     if shape.past is None:
         return budget.start(window_tokens(policy, shape))
     arriving = _arriving(policy, layer, shape)
+    if budget.turn is not None:
+        arriving -= max(0, _entering(policy, shape) - budget.turn)
     return arriving if budget.window is None else min(arriving, budget.window)
 
 
@@ -84,8 +89,12 @@ def _arriving(policy: Policy, layer: int, shape: PromptShape) -> int:
     past = shape.past
     assert past is not None
     left, size = window_start(policy, layer, past.shape) + past.steps, policy.store(layer, past.shape).window
-    new = window_tokens(policy, shape) - window_tokens(policy, past.shape) - past.steps
-    return (left if size is None else min(left, size)) + new
+    return (left if size is None else min(left, size)) + _entering(policy, shape)
+
+
+def _entering(policy: Policy, shape: PromptShape) -> int:
+    """Return how many tokens of the first pass of a later turn belong to the window."""
+    return shape.new - (shape.new_image if policy.pins_image else 0)
 
 
 def _counts(layer: _Layer, t: int, update: bool) -> tuple[int, int, int]:
@@ -145,5 +154,10 @@ def allocated_tokens(policy: Policy, shape: PromptShape) -> int:
 
 
 def pruned_from(policy: Policy, shape: PromptShape) -> int | None:
-    """Return the first layer whose prompt lacks image tokens; None where every layer sees all of them."""
-    return next((layer for layer in range(shape.n_layers) if policy.present(layer, shape) < shape.n_image), None)
+    """Return the first layer whose prompt, in any turn so far, lacks image tokens; None where every layer sees all of them."""
+    turns, past = [shape], shape.past
+    while past is not None:
+        turns.append(past.shape)
+        past = past.shape.past
+    found = (layer for turn in turns for layer in range(turn.n_layers) if policy.present(layer, turn) < turn.new_image)
+    return min(found, default=None)

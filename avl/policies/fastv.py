@@ -13,6 +13,7 @@ class FastV(Policy):
     """After ``layer`` decoder layers, keep the ``keep`` % of the image tokens that the last prompt token attends to most.
 
     As in the A-VL paper's comparison: image tokens are pruned in prefill only, and every step reads the whole cache that prefill leaves.
+    The pictures that a later turn of a conversation brings are pruned alike, among themselves.
 
     Args:
         layer: number of decoder layers that see all image tokens; the last one's scores rank them.
@@ -30,10 +31,10 @@ class FastV(Policy):
     budget: ClassVar[str | None] = "keep"
 
     def prune(self, layer: int, shape: PromptShape) -> int | None:
-        return share(self.keep, shape.n_image) if layer == self.layer else None
+        return share(self.keep, shape.new_image) if layer == self.layer else None
 
     def store(self, layer: int, shape: PromptShape) -> KVBudget:
-        return KVBudget(image=self.present(layer, shape))
+        return KVBudget(image=self.left(layer, shape) + self.present(layer, shape))
 
     def check_model(self, n_layers: int) -> None:
         if self.layer >= n_layers:

@@ -34,7 +34,7 @@ class PyramidKV(SnapKV):
     title: ClassVar[str] = "PyramidKV"
 
     def prompt_budget(self, layer: int, shape: PromptShape) -> int:
-        return _budgets(super().prompt_budget(layer, shape), self.window, self.beta, shape.length, shape.n_layers)[layer]
+        return _budgets(super().prompt_budget(layer, shape), self.window, self.beta, shape.new, shape.n_layers)[layer]
 
 
 @lru_cache(maxsize=64)

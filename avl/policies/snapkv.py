@@ -13,7 +13,8 @@ class SnapKV(Policy):
     """Keep the last ``window`` prompt tokens and, per key-value head, the earlier tokens they attend to most. Ignores modalities.
 
     The attention weights of those last tokens are summed per earlier token and max-pooled over positions, so that neighbors of an attended
-    token are kept too. All new tokens are kept.
+    token are kept too. All generated tokens are kept. A later turn of a conversation that brings pictures is a prompt of its own: ``keep``
+    % of its new tokens stay, ranked among themselves; of one that brings none, all do. What was kept before stays.
 
     Args:
         keep: prompt tokens stored, in % of the prompt's length, including the observation window.
@@ -34,12 +35,15 @@ class SnapKV(Policy):
     budget: ClassVar[str | None] = "keep"
 
     def prompt_budget(self, layer: int, shape: PromptShape) -> int:
-        """Return how many prompt tokens ``layer`` keeps."""
-        return share(self.keep, shape.length)
+        """Return how many tokens ``layer`` keeps of a prompt, or of what a later turn feeds with its pictures."""
+        return share(self.keep, shape.new)
 
     def store(self, layer: int, shape: PromptShape) -> KVBudget:
-        prompt = self.prompt_budget(layer, shape)
-        return KVBudget(image=0, prompt=prompt, recent=min(self.window, prompt))
+        most = self.prompt_budget(layer, shape)
+        recent = min(self.window, most)
+        if shape.past is not None:
+            return KVBudget(image=0, turn=most if shape.new_image else None, recent=recent)
+        return KVBudget(image=0, prompt=most, recent=recent)
 
     def observe(self, layer: int, shape: PromptShape) -> Observation | None:
         return Observation("kv", queries=self.window, pool=self.pool, decode=False)

@@ -94,7 +94,8 @@ class Start(Event):
     "instruction", and "between" for text with image tokens on both sides. ``n_image``/``n_text``: prompt tokens of row 0. ``images``:
     (width, height) of each image. ``limit``: max new tokens. ``text``: what each text token of the prompt says, in order; a special token
     by its name; empty in old recordings. ``turn``: number of the question in its conversation, from 1; ``questions``: the earlier ones.
-    In a later turn the prompt is all that came before this turn's answer, earlier answers ("generated" in ``spans``) included.
+    In a later turn the prompt is all that came before this turn's answer, earlier answers ("generated" in ``spans``) included; ``images``,
+    ``grids`` and ``n_image`` count the pictures of all turns so far, in order.
     """
 
     kind: ClassVar[str] = "start"

@@ -15,8 +15,9 @@ from tiny_families import MODELS
 import avl
 from avl.cache.layout import Row
 from avl.cache.recorder import MODALITIES, Recorder
-from avl.evaluation import figures as analysis
-from avl.evaluation.figures import ppci, top_share
+from avl.evaluation.figures import attention as analysis
+from avl.evaluation.figures import summary as summaries
+from avl.evaluation.figures.attention import ppci, top_share
 from avl.trace import End, Scores, Start, Step, Trace, codec, listed_tokens, pack_scores, scores_bytes, unpack_scores
 
 POLICIES = policy_cases.POLICIES
@@ -114,26 +115,26 @@ def test_a_budget_keeps_the_prompt_whole_and_the_highest_of_later_passes(small, 
 def test_divergence_is_at_the_first_token_that_differs(small):
     trace = Trace(list(avl.race(*small, picture(3), "what is here ?", [avl.Full(), avl.AVL(S=10)], max_new_tokens=8)))
     ends = [end.tokens for end in sorted(trace.of(End), key=lambda end: end.arm)]
-    found = analysis.divergence(trace)
+    found = summaries.divergence(trace)
     assert ends[0][: found.common] == ends[1][: found.common]
     assert not found.same
     assert ends[0][found.common] != ends[1][found.common]
     assert found.first[0] != found.first[1]
     same = Trace(list(avl.race(*small, picture(3), "what is here ?", [avl.Full(), avl.AVL(S=100)], max_new_tokens=8)))
-    assert analysis.divergence(same).same
+    assert summaries.divergence(same).same
 
 
 def test_of_several_answers_each_is_compared_with_full_attentions(small):
     policies = [avl.AVL(S=10), avl.AVL(S=100), avl.Full(), avl.AVL(S=100)]
     trace = Trace(list(avl.race(*small, picture(3), "what is here ?", policies, max_new_tokens=6, scores=True)))
-    found = [analysis.summary(trace, arm) for arm in range(4)]
+    found = [summaries.summary(trace, arm) for arm in range(4)]
     assert [one["other"] for one in found] == ["Full attention"] * 2 + [avl.AVL(S=10).label] + ["Full attention"]
     assert [one["divergence"]["same"] for one in found] == [False, True, False, True]
-    words = [list(analysis.tables(one))[-1] for one in found]
+    words = [list(summaries.tables(one))[-1] for one in found]
     assert words[1] == "The answer is the same as under Full attention."
     assert words[0] == f"The answer is the same for {found[0]['divergence']['common']} tokens as under Full attention."
     alone = trace_of(small, avl.Full(), scores=True)
-    assert analysis.summary(alone)["divergence"] is None
+    assert summaries.summary(alone)["divergence"] is None
 
 
 def test_ppci_and_top_share_by_hand():

@@ -8,7 +8,7 @@ import gc
 import policy_cases
 import pytest
 import torch
-from random_models import CONTEXT, RAGGED, build_model, encode, shared_processor
+from random_models import CONTEXT, RAGGED, build_model, encode, request, shared_processor
 
 import avl
 
@@ -60,7 +60,8 @@ def test_what_does_not_go_on_says_so_and_loses_nothing(model):
         (asked(ids[:, 1:], 50), LIMIT, "row 0 of the conversation differs at token 0"),
         (asked(ids[:, :-3]), LIMIT, f"differs at token {ids.shape[1] - 3} from what this cache has seen, {ids.shape[1] - 1} tokens"),
         (asked(ids[:, :-1]), LIMIT, "brings no new tokens"),
-        (asked(ids, 4), LIMIT, "row 0 brings a new picture"),
+        (asked(ids, 4), LIMIT, "row 0 brings a new picture without its pixel_values"),
+        (asked(ids[:, :-1], 4, 50, 4) | {"pixel_values": torch.zeros(1)}, LIMIT, "the last answer of row 0 ends in the placeholder"),
         (good | {"pixel_values": torch.zeros(1)}, LIMIT, "the pictures are in the cache already"),
         (asked(ids.expand(2, -1), 50), LIMIT, "holds 1 rows, the inputs have 2"),
         (good, CONTEXT, f"the model's context has {CONTEXT}"),
@@ -78,6 +79,29 @@ def test_what_does_not_go_on_says_so_and_loses_nothing(model):
     with pytest.raises(ValueError, match="the pictures are in the cache already"):
         model(**good, pixel_values=torch.zeros(1), past_key_values=cache)
     assert model.generate(**good, past_key_values=cache, **GREEDY).shape[1] == ids.shape[1] + 2 + LIMIT
+
+
+@pytest.mark.parametrize("policy", policy_cases.POLICIES, ids=policy_cases.name_of)
+@torch.inference_mode()
+def test_pictures_go_on(model, policy):
+    """A copy goes on alike; without its pixels a turn does not run; and one layer at a time holds its new tokens whole."""
+    cache, ids = begun(model, policy)
+    part = request(7, sizes=((44, 30), (28, 28)), before=2, after=9)
+    given = shared_processor("next-mistral")(images=list(part.images), text=[part.text], return_tensors="pt", add_special_tokens=False)
+    text = asked(ids, *given["input_ids"][0].tolist())
+    pictures = {name: given[name] for name in ("pixel_values", "image_sizes")}
+    held, cache.peak_bytes = cache.allocated_bytes, 0
+    cache.next_turn({**text, **pictures}, LIMIT)
+    with pytest.raises(ValueError, match="this turn brings pictures, and the model got none"):
+        model.generate(**text, past_key_values=cache, **GREEDY)
+    twin = copy.deepcopy(cache)
+    out = [model.generate(**text, **pictures, past_key_values=one, **GREEDY) for one in (cache, twin)]
+    assert torch.equal(*out)
+    assert cache.image_sets() == twin.image_sets()
+    layer = max(flat.nbytes for layer in cache.layers for flat in layer.flat) * 2 + (1 + given["input_ids"].shape[1]) * cache._token_bytes
+    assert max(held, cache.allocated_bytes) <= cache.peak_bytes <= max(held, cache.allocated_bytes) + 2 * layer
+    cache.next_turn(more := asked(out[0], 50, 51), LIMIT)
+    assert model.generate(**more, past_key_values=cache, **GREEDY).shape[1] == out[0].shape[1] + 2 + LIMIT
 
 
 @torch.inference_mode()

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from avl import cli
 from avl.cli import tables
 from avl.trace import Trace
 
-SCENE = Path(__file__).resolve().parents[2] / "assets" / "gallery" / "scene-9.png"
+GALLERY = Path(__file__).resolve().parents[2] / "assets" / "gallery"
+SCENE, OTHER = GALLERY / "scene-9.png", GALLERY / "scene-4.png"
 
 
 def test_the_second_question_misses_what_the_first_one_evicted(tmp_path, capsys):
@@ -24,6 +27,32 @@ def test_the_second_question_misses_what_the_first_one_evicted(tmp_path, capsys)
     assert [[word for word in row if word.startswith("$")] for row in rows] == [["$24"], ["$4"], ["$24"], ["$24"]]
     assert [row[-1] for row in rows] == ["yes", "no", "–", "–"]
     assert second.start.questions == ("What is on the sign?",)
+
+
+def test_a_later_question_brings_a_picture(tmp_path, capsys):
+    """The second question is about another scene, whose price is another one; its trace has both pictures and grids for both."""
+    out = tmp_path / "talk.json"
+    asked = ["What is on the sign?", f"/image {OTHER}", "What is the price?"]
+    assert cli.main(["chat", str(SCENE), *asked, "-T", "60", "--max-new-tokens", "4", "--out", str(out)]) == 0
+    assert "written to" in capsys.readouterr().out
+    first, second = (Trace.from_json((tmp_path / f"talk-{number}.json").read_text("utf-8")) for number in (1, 2))
+    assert (len(first.images), len(second.images)) == (1, 2)
+    assert (second.start.n_image, [grid.image for grid in second.start.grids]) == (2 * first.start.n_image, [0, 1])
+    assert second.start.arms[0].new_tokens > first.start.n_image > second.start.arms[0].new_tokens - 40
+
+
+@pytest.mark.parametrize(
+    ("questions", "sentence"),
+    [
+        (["/image x.png", "What?"], "comes before the first question: pass more pictures of a first question as --more-pictures"),
+        (["What?", "/image x.png"], "'/image x.png' has no question behind it"),
+        (["What?", "/image ", "And?"], "names no file"),
+        (["What?", "/image none.png", "And?"], "none.png"),
+    ],
+)
+def test_pictures_without_a_place(questions, sentence, capsys):
+    assert cli.main(["chat", str(SCENE), *questions]) == 1
+    assert sentence in capsys.readouterr().err
 
 
 def test_what_it_refuses(tmp_path, capsys):

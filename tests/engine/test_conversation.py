@@ -266,10 +266,13 @@ def test_refusals_lose_nothing(model, processor, chat):
     before = [cache.stored_bytes for cache in chat.caches]
     for asked, options, sentence in (
         ("what ?", {"max_new_tokens": CONTEXT}, f"the model's context has {CONTEXT}: shorten the question"),
-        ("<image> what ?", {}, "a later turn cannot bring a new picture"),
+        ("<image> what ?", {}, "has 1 placeholders <image> for 0 new pictures: pass the pictures with the question"),
+        (avl.Prompt("what ?"), {"images": picture(2)}, "has 0 placeholders <image> for 1 new pictures"),
+        ("what ?", {"images": [b"no picture"]}, "not a picture"),
+        ("what ?", {"images": [picture(seed, 60, 60) for seed in range(6)]}, f"the model's context has {CONTEXT}: shorten"),
         (" ", {}, "the question is empty"),
         ("what ?", {"batch": 2}, "batch cannot differ between the turns"),
-        ("what ?", {"images": []}, "images cannot differ"),
+        ("what ?", {"policies": []}, "policies cannot differ"),
         ("what ?", {"repeats": 2}, "repeats=2 is possible in a first turn only"),
         ("what ?", {"agreement": True}, "agreement=True is possible in a first turn only"),
         ("what ?", {"reread": [3]}, "names no policies: use their numbers, 0 to 2"),
@@ -282,6 +285,8 @@ def test_refusals_lose_nothing(model, processor, chat):
     chat.ask(QUESTIONS[1])
     with pytest.raises(ValueError, match="reread begins with the second"):
         avl.Conversation(model, processor, picture(1), PAPER).stream("what ?", reread=True)
+    with pytest.raises(ValueError, match="pass them to Conversation"):
+        avl.Conversation(model, processor, picture(1), PAPER).stream("what ?", images=picture(2))
     with pytest.raises(ValueError, match="batch=2 is not possible"):
         avl.Conversation(model, processor, picture(1), PAPER, batch=2)
     with pytest.raises(ValueError, match="answers of 1 policies, this conversation has 3"):

@@ -9,7 +9,7 @@ from transformers import AutoTokenizer
 import avl
 from avl._paths import ASSETS
 from avl.models.dialog import following_ids, following_text
-from avl.models.prompt import Prompt
+from avl.models.prompt import Prompt, Question
 
 TINY = ASSETS / "tiny"
 HEAD = "{% for m in messages %}"
@@ -19,6 +19,7 @@ CHATML = (
     HEAD + "{{ '<|im_start|>' + m['role'] + '\n' }}" + SAY + "{{ '<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
+CHATML_NEXT = "<|im_end|>\n<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
 INST = (
     HEAD
     + "{% if m['role'] == 'user' %}{{ '[INST] ' }}"
@@ -63,6 +64,20 @@ def test_the_template_writes_what_follows(template, expected):
         assert follows(template, QUESTIONS[:count]) == expected.format(QUESTIONS[count - 1])
 
 
+def test_pictures_precede_their_question():
+    """Of every turn its own; without a template in the model's own form; and a template that writes too few is refused."""
+    config, processor = made(CHATML)
+    text = following_text(config, processor, QUESTIONS, ANSWERS, 1, [1, 2])
+    assert text == CHATML_NEXT.format("<image><image>" + QUESTIONS[2])
+    assert following_text(config, processor, QUESTIONS, ANSWERS, 1, [1, 0]) == CHATML_NEXT.format(QUESTIONS[2])
+    assert following_text(config, processor, (*QUESTIONS[:2], "<image> so ?"), ANSWERS, 1, [0, 1]) == "<image> so ?"
+    processor.chat_template = CHATML.replace("'<image>'", "'<image>' if loop.first")
+    with pytest.raises(ValueError, match=r"writes 1 placeholders <image> for 2 new images"):
+        following_text(config, processor, QUESTIONS, ANSWERS, 1, [1, 2])
+    processor.chat_template = processor.tokenizer.chat_template = None
+    assert following_text(config, processor, QUESTIONS, ANSWERS, 1, [0, 1]) == " USER: <image>\nwhy ? ASSISTANT:"
+
+
 def test_a_template_may_take_an_answer_for_what_it_is():
     assert follows(THINKS) == follows(CHATML)
     with pytest.raises(ValueError, match="changes an earlier answer, which the cache holds as it was given"):
@@ -75,8 +90,9 @@ def test_a_template_may_take_an_answer_for_what_it_is():
         (FORGETS, QUESTIONS, "writes the earlier turns otherwise once a question follows"),
         (DROPS, QUESTIONS, "writes the earlier turns otherwise"),
         (FAILS, QUESTIONS, r"fails with a second question \(one question only\)"),
-        (CHATML, ("what ?", "<image> what ?"), "cannot bring a new picture"),
-        (CHATML, ("what ?", Prompt("<image>")), "cannot bring a new picture"),
+        (CHATML, ("what ?", "<image> what ?"), "1 placeholders <image> for 0 new pictures"),
+        (CHATML, ("what ?", Prompt("<image>")), "1 placeholders <image> for 0 new pictures"),
+        (CHATML, ("what ?", Question("<image> what ?")), "the question holds <image>"),
         (CHATML, (Prompt("<image> what ?"), "what ?"), "an earlier turn was a whole prompt"),
         (CHATML, ("<image> what ?", "what ?"), "an earlier turn was a whole prompt"),
         (CHATML, ("what ?", "what </s> ?"), "the question holds </s>"),

@@ -45,6 +45,8 @@ class Family(ABC):
         placeholders: whether a prompt says where its pictures stand; if not, the processor puts the one picture before the text.
         pictures: whether its models take pictures.
         token_types: name of the input ``[B, L]`` that is 1 where a token belongs to a picture, None where the model takes none.
+        picture_axis: of what the processor makes of a row's pictures, the axis along which they follow one another.
+        own_positions: whether an image token's position is not simply that of the token before and one more.
         picture_last: whether a prompt may end in one; if not, ``generate`` and the model disagree about the positions that follow.
     """
 
@@ -57,6 +59,8 @@ class Family(ABC):
     placeholders: ClassVar[bool] = True
     pictures: ClassVar[bool] = True
     token_types: ClassVar[str | None] = None
+    picture_axis: ClassVar[int] = 0
+    own_positions: ClassVar[bool] = False
     picture_last: ClassVar[bool] = True
 
     @property
@@ -117,6 +121,25 @@ class Family(ABC):
         """Return why a conversation cannot go on with what was stored of it, as the end of a sentence; None where it can."""
         if self.bidirectional:
             return "every token of its prompt sees every other, so that a later turn would change what the earlier ones hold"
+        return None
+
+    def no_later_pictures(self) -> str | None:
+        """Return why a later turn of a conversation cannot bring a picture, as the end of a sentence; None where it can."""
+        if not self.placeholders:
+            return "which takes one picture, before all text"
+        return None
+
+    def later_positions(self, model: Any, ids: torch.Tensor, pictures: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Return the positions of what a later turn feeds with its pictures, where they are not one each.
+
+        Args:
+            model: the model.
+            ids: ``[1, Q]``, pictures included.
+            pictures: what the processor made of them.
+
+        Returns:
+            ``[axes, 1, Q]`` counted from 0, and ``[1, 1]`` by how much the next one exceeds Q; None where positions are one for each token.
+        """
         return None
 
     @abstractmethod

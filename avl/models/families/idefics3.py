@@ -17,6 +17,7 @@ class Idefics3(Family):
 
     model_type: ClassVar[str] = "idefics3"
     prefix: ClassVar[str] = "Idefics3"
+    picture_axis: ClassVar[int] = 1
 
     def decoder(self, model: Any) -> Any:
         return model.model.text_model

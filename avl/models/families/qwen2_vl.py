@@ -19,6 +19,7 @@ class Qwen2VL(Family):
     prefix: ClassVar[str] = "Qwen2VL"
     texts: ClassVar[tuple[str, ...]] = ("qwen2_vl_text",)
     token_types: ClassVar[str | None] = "mm_token_type_ids"
+    own_positions: ClassVar[bool] = True
     # generate counts on from the last position in each dimension, the model itself (rope_deltas) from the largest
     picture_last: ClassVar[bool] = False
 
@@ -28,6 +29,10 @@ class Qwen2VL(Family):
 
     def ahead(self, model: Any, pictures: bool) -> torch.Tensor | int:
         return model.model.rope_deltas if pictures else 0  # without pictures, those of an earlier prompt
+
+    def later_positions(self, model: Any, ids: torch.Tensor, pictures: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor] | None:
+        where, ahead = model.model.get_rope_index(ids, pictures["mm_token_type_ids"], image_grid_thw=pictures["image_grid_thw"])
+        return where, ahead
 
     def grids(
         self, config: Any, processor: Any | None, sizes: Sequence[tuple[int, int]], inputs: dict[str, Any] | None = None
