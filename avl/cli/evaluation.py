@@ -22,7 +22,7 @@ def _spec(text: str) -> str:
     return text if text == NONE else policy_spec(text)
 
 
-def _percent(text: str) -> str:
+def percent(text: str) -> str:
     try:
         return text if text == NONE else f"{float(text):g}"
     except ValueError:
@@ -130,7 +130,7 @@ def sweep(
     shares: Annotated[list[float] | None, typer.Option(metavar="PERCENT...", help="values of S; default: 100 down to 5")] = None,
     spreads: Annotated[
         list[str] | None,
-        typer.Option(parser=_percent, metavar="PERCENT...|none", help="shares of S that are spread; default: a third, two thirds and all"),
+        typer.Option(parser=percent, metavar="PERCENT...|none", help="shares of S that are spread; default: a third, two thirds and all"),
     ] = None,
     others: Annotated[
         list[str] | None,
@@ -148,6 +148,7 @@ def sweep(
     """Score A-VL over S, with and without spread, and draw the curves; one JSON line last."""
     from avl.charts import require_matplotlib
     from avl.evaluation import sweep as sweeping
+    from avl.evaluation.tasks import TASKS
 
     require_matplotlib()
     names = OTHERS if others is None else chosen(others)
@@ -159,5 +160,6 @@ def sweep(
         for part in (None, *parts):
             sweeping.adaptive(value, part)
     measured = _measured(source, samples, seed, batch, out / "sweep.json")
-    sweeping.plot(sweeping.sweep(measured, values, parts, names), out / "sweep.png")
+    curves = sweeping.sweep(measured, values, parts, names)
+    sweeping.plot(dict.fromkeys(TASKS, curves), out / "sweep.png")
     print(json_format.dumps(measured.rows.record()))

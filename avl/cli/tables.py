@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from avl.evaluation.figures import divergence
+from avl.evaluation.figures.summary import divergence
 from avl.trace import Agreement, End, Prefill, Repeat, Trace, Warning
 
 WIDTH = 120

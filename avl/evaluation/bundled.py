@@ -8,9 +8,10 @@ from typing import Any
 
 from avl.evaluation.cells import Answer
 from avl.evaluation.evaluate import MAX_NEW_TOKENS, answer
-from avl.evaluation.memory import batches
+from avl.evaluation.memory import batches, workload
 from avl.evaluation.tasks import TASKS, held_out, score
 from avl.policies import Policy
+from avl.policies.equal_memory import Workload
 
 
 class Bundled:
@@ -53,3 +54,7 @@ class Bundled:
     def scores(self, texts: Mapping[int, str]) -> dict[int, float]:
         """Return the score of each answer, 0 to 1."""
         return {number: score(self.samples[number].question, text) for number, text in texts.items()}
+
+    def steps(self, numbers: Sequence[int]) -> Workload:
+        """Return the decode steps of right answers to these samples, over which policies are set to a stored share."""
+        return workload(self._model, self._processor, [self.samples[number] for number in numbers], self._batch, MAX_NEW_TOKENS)

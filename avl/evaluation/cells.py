@@ -28,7 +28,7 @@ class Answer:
     Attributes:
         number: of the sample in its task.
         text: the answer.
-        stored: tokens stored, summed over layers and decode steps; an even part of its batch's.
+        stored: tokens stored, summed over layers and decode steps; its own, or an even part of its batch's.
         read: tokens read, likewise.
         full: tokens of a full cache, likewise.
         seconds: an even part of its batch's time.
@@ -111,6 +111,10 @@ class Cell:
                     out.write(json.dumps({"cell": self.identity}) + "\n")
                 out.writelines(json.dumps(asdict(answer)) + "\n" for answer in new)
         self._answers.update((answer.number, answer) for answer in new)
+
+    def take(self, answers: Iterable[Answer]) -> None:
+        """Take answers that another process has written where this one need not see it."""
+        self._answers.update((answer.number, answer) for answer in answers)
 
     def missing(self, numbers: Iterable[int]) -> list[int]:
         """Return which of the samples have no answer yet."""

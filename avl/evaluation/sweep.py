@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from avl import charts
 from avl.evaluation.evaluate import Measured
 from avl.evaluation.rows import Row
-from avl.evaluation.tasks import TASKS
 from avl.policies import AVL, POLICIES, Full, Policy, parse_policy
 
 SHARES = (100.0, 80.0, 60.0, 45.0, 30.0, 20.0, 10.0, 5.0)
@@ -78,9 +77,14 @@ def curve(spread: float) -> str:
     return f"A-VL, {spread:g} % of S spread"
 
 
-def plot(results: dict[str, list[Row]], path: Path) -> None:
-    """Draw one panel a task, share of the full cache stored against score, as a PNG: A-VL bold, the other policies thin and dashed."""
-    spreads = [name for name in results if name not in POLICIES]
+def plot(panels: Mapping[str, Mapping[str, Sequence[Row]]], path: Path) -> None:
+    """Draw share of the full cache stored against score as a PNG: A-VL bold, the other policies thin and dashed.
+
+    Args:
+        panels: task, a panel each -> name of a curve (a registered policy, or of :func:`curve`) -> its rows; ``Full`` is a level line.
+        path: of the picture.
+    """
+    spreads = list(dict.fromkeys(name for curves in panels.values() for name in curves if name not in POLICIES))
     looks: dict[str, dict[str, Any]] = {}
     for place, name in enumerate(POLICIES):
         thin = {} if name == "AVL" else {"linestyle": (0, (4, 2)), "linewidth": 1.3, "markersize": 4.5}
@@ -88,18 +92,22 @@ def plot(results: dict[str, list[Row]], path: Path) -> None:
     for place, name in enumerate(spreads):
         color, marker = _SPREAD_LOOKS[place % len(_SPREAD_LOOKS)]
         looks[name] = charts.style(place) | {"color": color, "marker": marker, "label": name, "linewidth": 2.6, "zorder": 4}
-    with charts.figure(13.2, 5.2, len(TASKS)) as (figure, panels):
-        for panel, task in zip(panels, TASKS, strict=True):
-            values = [100 * row.scores[task] for rows in results.values() for row in rows if task in row.scores]
-            bottom = max(0, 10 * (min(values, default=0) // 10) - 5)
-            panel.set(title=TITLES[task], xlim=(0, 102), ylim=(bottom, 101.5), xlabel="stored share of the full cache in %")
-            full = results["Full"][0].scores.get(task, 0.0)
+    width = max(6.6, 4.4 * len(panels))
+    with charts.figure(width, 5.2, len(panels)) as (figure, drawn):
+        for panel, (task, curves) in zip(drawn, panels.items(), strict=True):
+            values = [100 * row.scores[task] for rows in curves.values() for row in rows if task in row.scores]
+            bottom, most = max(0, 10 * (min(values, default=0) // 10) - 5), max(values, default=0)
+            top = 101.5 if most <= 100 else 1.05 * most  # captions may score more
+            panel.set(title=TITLES.get(task, task), xlim=(0, 102), ylim=(bottom, top), xlabel="stored share of the full cache in %")
+            full = curves["Full"][0].scores.get(task, 0.0)
             panel.axhline(100 * full, color=charts.INK, linestyle=":", linewidth=1.5, label="full attention")
             for name in ("AVL", *spreads, *(one for one in POLICIES if one not in ("Full", "AVL"))):
-                points = sorted((100 * row.stored, 100 * row.scores[task]) for row in results.get(name, []) if task in row.scores)
+                points = sorted((100 * row.stored, 100 * row.scores[task]) for row in curves.get(name, []) if task in row.scores)
                 if points:
                     panel.plot(*zip(*points, strict=True), **looks[name])
-        panels[0].set_ylabel("score in %")
-        handles, labels = panels[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower left", ncols=-(-len(labels) // 2), frameon=False)
+        drawn[0].set_ylabel("score in %")
+        found = {label: handle for panel in drawn for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)}
+        figure.legend(
+            found.values(), found.keys(), loc="outside lower left", ncols=min(-(-len(found) // 2), int(width / 2.4)), frameon=False
+        )
         charts.save(figure, path)

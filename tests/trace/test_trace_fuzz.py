@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from avl.evaluation import figures
+from avl.evaluation.figures import summary as figures
 from avl.trace import Trace
 from avl.ui import report
 

@@ -104,7 +104,7 @@ def plot(found: dict[str, Any], path: Path) -> None:
             panel.set(xscale="log", xlabel="decode step")
             panel.set_xticks(places, [str(first) for first, _ in found["bins"]])
             panel.minorticks_off()
-            panel.legend(frameon=False, fontsize="small", loc="lower left")
+            panel.legend(frameon=False, fontsize="small", loc="upper left" if panel is panels[1] else "lower left")
         charts.save(figure, path)
 
 

@@ -1,8 +1,4 @@
-"""What the paper's figures 1, 3, 4 and 5 show, and where two answers part, from traces alone.
-
-Needs a trace recorded with ``scores=True`` (one Scores event per pass), best of the full-attention arm: a policy's scores are 0 where it
-reads nothing.
-"""
+"""One recorded run in tables, and where its answer parts from another's: ``avl figures TRACE.json``."""
 
 from __future__ import annotations
 
@@ -14,79 +10,8 @@ import numpy as np
 from rich.table import Table
 
 from avl.cache.recorder import MODALITIES
-from avl.policies.base import share
-from avl.trace import End, Scores, Trace, unpack_scores
-
-
-def top_share(scores: np.ndarray, mass: float = 0.8) -> float:
-    """Share of the tokens, the most attended first, that together receive ``mass`` of the attention (the paper's sparsity statistic)."""
-    ordered = np.sort(np.asarray(scores, dtype=np.float64))[::-1]
-    if ordered.size == 0 or ordered.sum() <= 0:
-        raise ValueError("top_share needs at least one positive score")
-    return float(np.searchsorted(np.cumsum(ordered), mass * ordered.sum() * (1 - 1e-12)) + 1) / ordered.size
-
-
-def ppci(first: np.ndarray, second: np.ndarray, p: float) -> float:
-    """p-percentile concordance index of two score vectors ``[N]``: shared part of their top p % (Eq. 2). In [0, 1]."""
-    if first.shape != second.shape or first.ndim != 1:
-        raise ValueError(f"ppci compares two score vectors of one length, not {first.shape} and {second.shape}")
-    count = share(p, first.size)
-    if not 0 < count <= first.size:
-        raise ValueError(f"p must be above 0 and at most 100, not {p!r}")
-    tops = [set(np.argsort(-scores, kind="stable")[:count].tolist()) for scores in (first, second)]
-    return len(tops[0] & tops[1]) / count
-
-
-def _scores(trace: Trace, arm: int) -> list[Scores]:
-    events = trace.of(Scores, arm)
-    if not events:
-        raise ValueError(f"this trace holds no scores of arm {arm}: record it with scores=True")
-    return events
-
-
-def image_scores(trace: Trace, arm: int = 0) -> np.ndarray:
-    """Scores over the image tokens, ``[passes, layers, N]``; pass 0 is the prompt's last query (Figure 3).
-
-    Raises:
-        ValueError: the trace holds no scores of that arm, or lists only the highest of each layer.
-    """
-    n = trace.start.n_image
-    scores = np.stack([np.stack([unpack_scores(layer, n) for layer in event.image]) for event in _scores(trace, arm)])
-    fewest = n - int(np.isnan(scores).sum(axis=2).max())
-    if fewest < n:
-        raise ValueError(
-            f"this trace lists the {fewest} highest of {n} scores per layer, as the page records them, and these figures need all: record "
-            "it with avl compare --scores --out FILE.json"
-        )
-    return scores
-
-
-def modality_shares(trace: Trace, arm: int = 0) -> np.ndarray:
-    """Attention on system, image, instruction, generated and in-between tokens per pass, mean over layers, ``[passes, 5]`` (Figure 1)."""
-    rows = [[(*layer, 0.0)[:5] for layer in event.shares] for event in _scores(trace, arm) if event.shares is not None]
-    if not rows:
-        raise ValueError(f"the scores of arm {arm} come without shares of the modalities ({', '.join(MODALITIES)})")
-    return np.asarray(rows).mean(axis=1)
-
-
-def layer_concordance(trace: Trace, p: float, arm: int = 0) -> np.ndarray:
-    """PPCI of every layer with the first, mean over the passes, ``[layers]`` (Figure 4)."""
-    scores = image_scores(trace, arm)
-    return np.array([[ppci(step[0], layer, p) for layer in step] for step in scores]).mean(axis=0)
-
-
-def step_concordance(trace: Trace, p: float, arm: int = 0) -> np.ndarray:
-    """PPCI of every pass with the first of the same layer, ``[passes, layers]`` (Figure 5)."""
-    scores = image_scores(trace, arm)
-    return np.array([[ppci(first, now, p) for first, now in zip(scores[0], step, strict=True)] for step in scores])
-
-
-def sparsity(trace: Trace, mass: float = 0.8, arm: int = 0) -> np.ndarray:
-    """Share of the image tokens that hold ``mass`` of the attention on the image, per pass and layer ``[passes, layers]``.
-
-    The paper finds 22.88 % of the tokens with over 80 % of the attention (LLaVA-1.5-7B on OCRVQA).
-    """
-    return np.array([[top_share(layer, mass) for layer in step] for step in image_scores(trace, arm)])
+from avl.evaluation.figures.attention import image_scores, layer_concordance, modality_shares, sparsity, step_concordance
+from avl.trace import End, Trace
 
 
 @dataclass(frozen=True)
