@@ -33,6 +33,7 @@ class Board:
     """What was measured of one task.
 
     Attributes:
+        full: full attention's row.
         curves: name of a curve -> (stored share that was asked for, its row), by rising share.
         left_out: why a policy has no point at a share.
     """

@@ -78,6 +78,12 @@ def main() -> None:
     shutil.rmtree(folder / "broken")
     if sys.argv[3] == "captions":
         found["cider"] = captions(folder, answers, model, processor)
+    (folder / "torn.yaml").write_text("include: nowhere.yaml\ntask: torn\n", encoding="utf-8")
+    try:
+        load_task("local_docvqa", folder)
+    except ValueError as error:
+        found["torn"] = str(error)
+    (folder / "torn.yaml").unlink()
     try:
         load_task("docvqa_val")  # no token, no network
     except OSError as error:

@@ -87,3 +87,14 @@ def test_settings_of_a_task():
     for bad in ({"do_sample": True}, {"temperature": 0.7}, {"num_beams": 5}, {"guidance": 2}):
         with pytest.raises(ValueError, match=f"the task sets {next(iter(bad))}="):
             Settings.of(bad)
+
+
+@pytest.mark.parametrize("architecture", ["next-llama"])
+def test_pictures_of_other_tiles_share_a_batch(architecture: str, model: Any, processor: Any):
+    """LLaVA-1.6 makes more tokens of a large picture: rows of other lengths, padded on the left."""
+    asked = [chat(Image.effect_noise(size, 80), "what is it") for size in ((28, 28), (60, 30), (28, 60))]
+    batch = replies(model, processor, asked, POLICY, Settings(6))
+    assert len({one.asked for one in batch}) == 3
+    for one, messages in zip(batch, asked, strict=True):
+        (alone,) = replies(model, processor, [messages], POLICY, Settings(6))
+        assert replace(one, seconds=0) == replace(alone, seconds=0)

@@ -80,12 +80,14 @@ def _manager(names: Sequence[str], include: Path | None) -> Any:
     _quiet()
     here = Path(lmms_eval.tasks.__file__).parent
     paths = [] if include is None else [str(include)]
-    near = lmms_eval.tasks.TaskManager(
-        "WARNING", include_path=[*paths, *(str(here / one) for one in FOLDERS.values())], include_defaults=False
-    )
-    if all(name in near.all_subtasks for name in names):
-        return near
-    return lmms_eval.tasks.TaskManager("WARNING", include_path=paths, include_defaults=True)
+    folders = [*paths, *(str(here / one) for one in FOLDERS.values())]
+    try:
+        near = lmms_eval.tasks.TaskManager("WARNING", include_path=folders, include_defaults=False)
+        if all(name in near.all_subtasks for name in names):
+            return near
+        return lmms_eval.tasks.TaskManager("WARNING", include_path=paths, include_defaults=True)
+    except Exception as error:  # a task file is a program too
+        raise ValueError(f"{include or here} holds a task file that cannot be read ({' '.join(str(error).split())[:300]})") from error
 
 
 def cause(error: BaseException) -> BaseException:

@@ -164,7 +164,8 @@ def two_stages(tuner: Tuner, grid: Grid) -> Tried | None:
     """Try a grid as the A-VL paper did: S, C and K first (and spread), then P and T at the best of those.
 
     Returns:
-        The best setting, None where none keeps enough; then there is no second stage.
+        The best setting of both stages, the first of which runs without P and T; None where none of them keeps enough, and then there is
+        no second stage.
     """
     settings, _, _ = grid.first()
     chosen = best([tuner.measure(policy, 1) for policy in settings], tuner.keep)
