@@ -202,17 +202,17 @@ def test_half_precision_agrees_with_itself(dtype):
 def test_divergence_by_hand():
     """p = (1/2, 1/4, 1/4) and q = (1/4, 1/2, 1/4): KL is ln 2 / 4."""
     p, q = torch.tensor([0.5, 0.25, 0.25]).log(), torch.tensor([0.25, 0.5, 0.25]).log() + 7
-    top, divergence, surprise = agreement._compare(p, q, 0)
+    top, divergence, surprise = agreement.compare(p, q, 0)
     assert top == 1
     assert divergence == pytest.approx(math.log(2) / 4, rel=1e-3)
     assert surprise == pytest.approx(math.log(4), rel=1e-3)
-    assert agreement._compare(p, p, 0)[:2] == (0, 0.0)
+    assert agreement.compare(p, p, 0)[:2] == (0, 0.0)
     # a token that only one of them rules out
     ruled_out = torch.tensor([0.0, -math.inf, 0.0])
-    assert agreement._compare(ruled_out, p, 2)[1] == pytest.approx(math.log(2) / 2, rel=1e-3)
-    assert agreement._compare(p, ruled_out, 1)[1:] == (MOST_NATS, MOST_NATS)
+    assert agreement.compare(ruled_out, p, 2)[1] == pytest.approx(math.log(2) / 2, rel=1e-3)
+    assert agreement.compare(p, ruled_out, 1)[1:] == (MOST_NATS, MOST_NATS)
     far = torch.tensor([0.0, -2000.0, -math.inf])
-    assert agreement._compare(far, torch.tensor([0.0, -math.inf, -1.0]), 0)[1] == pytest.approx(math.log(1 + math.exp(-1)), rel=1e-3)
+    assert agreement.compare(far, torch.tensor([0.0, -math.inf, -1.0]), 0)[1] == pytest.approx(math.log(1 + math.exp(-1)), rel=1e-3)
     event = Agreement(0, None, (1,), ("a",), (None,), (None,), (MOST_NATS,), (MOST_NATS,), (0.0,))
     assert math.isfinite(event.perplexity)
 

@@ -1,6 +1,6 @@
 """What the page costs with a model of LLaVA-1.6-13B's size, attention recorded for 256 tokens: bytes, freezes, processor time in Chromium.
 
-Processor time is the main thread's own (CDP, threadTicks); neighbours that share its caches and its core lengthen it all the same, by up to
+Processor time is the main thread's own (CDP, threadTicks); neighbors that share its caches and its core lengthen it all the same, by up to
 half, so the quietest of several passes counts. What a clock measures may take as much longer as the machine has more work than cores.
 """
 
@@ -36,7 +36,7 @@ BY_PROCESSOR = {"scrubbing: main thread, ms per step"}
 IDLE_SECONDS = 11
 SCRUBBED, PASSES = 20, 5
 SHARED_CORE = 1.5
-"""How much more processor time the same work takes beside busy neighbours."""
+"""How much more processor time the same work takes beside busy neighbors."""
 
 SCRUB = """async ([steps, last]) => {
   const slider = document.querySelector("#avl-player [data-id=step]");
