@@ -108,7 +108,7 @@ def test_what_the_wheel_holds(built, capsys):
     assert wheel.stat().st_size < LIMIT
     outside = {name for name in names if not name.startswith(("avl/", "avl-"))}
     assert not outside, "nothing lies at the top: the name kernels is Hugging Face's"
-    for folder in ("tests", "screenshots", "bench/bench", "figures", "__pycache__"):
+    for folder in ("tests", "screenshots", "bench/bench", "_assets/figures", "__pycache__"):
         assert not [name for name in names if f"/{folder}/" in f"/{name}"], folder
     for name in ("draw.py", "train_log.jsonl", "sweep.json", "app.py"):
         assert not [one for one in names if one.endswith(name)], name

@@ -190,11 +190,11 @@ def test_agreement_at_real_scale():
     tokens = torch.randint(0, 500, (6,), generator=torch.Generator().manual_seed(0)).tolist()
     full, same, preset = ([*agreement._logits(job, one, 0, tokens, threading.Event())] for one in request.policies)
     for of_full, of_same, of_preset, token in zip(full, same, preset, tokens, strict=True):
-        best, divergence, surprise = agreement._compare(of_full, of_same, token)
+        best, divergence, surprise = agreement.compare(of_full, of_same, token)
         assert best == int(of_full.argmax())
         assert divergence <= 1e-8
-        assert surprise == pytest.approx(agreement._compare(of_full, of_full, token)[2], rel=1e-3)
-        assert agreement._compare(of_full, of_preset, token)[1] > divergence
+        assert surprise == pytest.approx(agreement.compare(of_full, of_full, token)[2], rel=1e-3)
+        assert agreement.compare(of_full, of_preset, token)[1] > divergence
 
 
 @pytest.mark.slow
