@@ -17,6 +17,8 @@ import torch
 
 from avl.cache import inspect, joined
 from avl.cache.counts import Counted
+from avl.cache.generated_turns import begin_generated_turn
+from avl.cache.held import Past, Turn
 from avl.cache.layer import NOT_ATTACHED, AdaptiveLayer
 from avl.cache.layout import Row, check_image_tokens, check_images, check_mask, check_room, find_rows, ids_and_mask
 from avl.cache.parts import make_tables, merge
@@ -24,7 +26,7 @@ from avl.cache.prefill_state import PrefillState
 from avl.cache.readback import Readback
 from avl.cache.recorder import Recorder
 from avl.cache.slots import RowBucket, SlotTable
-from avl.cache.turns import BROKEN, Past, Turn, begin_generated_turn, begin_turn, end_turn
+from avl.cache.turns import BROKEN, begin_turn, end_turn
 from avl.models.families import Facts, describe, family_of, language_model
 from avl.policies import Policy, check_policy
 from avl.policies.base import PastTurn, whole

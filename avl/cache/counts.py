@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from transformers.cache_utils import Cache
 
+from avl.cache.held import Turn
 from avl.cache.layer import AdaptiveLayer
 from avl.cache.slots import RowBucket
-from avl.cache.turns import Turn
 
 
 class Counted(Cache):

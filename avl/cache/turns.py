@@ -11,16 +11,15 @@ hidden states, M image tokens among them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn.functional import pad
 
+from avl.cache.held import Held, Past, Places, Turn, picked
 from avl.cache.inspect import find
-from avl.cache.layout import Row, check_later_pictures, check_room, find_rows, ids_and_mask
-from avl.cache.prefill_state import PrefillState, PromptColumns
+from avl.cache.layout import check_later_pictures, check_room
+from avl.cache.prefill_state import PromptColumns
 from avl.cache.ranking import best, best_of_prompt, lift, survivors
 from avl.cache.recorder import Recorder
 from avl.cache.slots import LayerKV, RowBucket, WindowPlan
@@ -34,137 +33,7 @@ if TYPE_CHECKING:
     from avl.cache.layer import AdaptiveLayer
 
 
-class Places(NamedTuple):
-    """Which tokens a layer holds of one row between two turns, in order of position and without free slots.
-
-    Attributes:
-        image_idx: ``[1, I]``.
-        token_idx: ``[1, 1 or G, n]``.
-        sums: shaped like ``token_idx``, accumulated scores; None if nothing accumulates.
-    """
-
-    image_idx: torch.Tensor
-    token_idx: torch.Tensor
-    sums: torch.Tensor | None
-
-
-class Held(NamedTuple):
-    """What a layer holds of one row: keys and values ``[1, G, I + n, D]``, image tokens first, and their places."""
-
-    keys: torch.Tensor
-    values: torch.Tensor
-    places: Places
-
-    @classmethod
-    def of(cls, kv: LayerKV, place: int) -> Held:
-        """Copy what ``kv`` holds of its ``place``-th row."""
-        one = slice(place, place + 1)
-        image_idx, by_image = kv.image_idx[one].sort(dim=1)
-        token_idx, by_token = kv.token_idx[one].sort(dim=2)
-        token_idx, by_token = token_idx[..., : kv.count], by_token[..., : kv.count]  # a free slot's index is larger than any token's
-        slots = torch.cat([by_image[:, None].expand(-1, by_token.shape[1], -1), kv.image + by_token], dim=2)
-        keys, values = (_picked(stored[one].transpose(1, 2), slots) for stored in (kv.keys, kv.values))
-        return cls(keys, values, Places(image_idx, token_idx, None if kv.sums is None else kv.sums[one].gather(2, by_token)))
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of keys and values."""
-        return self.keys.nbytes + self.values.nbytes
-
-
-def _picked(states: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
-    """Return columns ``[1, 1 or G, m]`` of ``states [1, G, L, D]``, a copy."""
-    heads, size = states.shape[1], states.shape[3]
-    return states.gather(2, columns.expand(-1, heads, -1)[..., None].expand(-1, -1, -1, size))
-
-
 BROKEN = "a pass of this cache broke off, so what it holds is not whole: make a new one with avl.make_cache"
-
-
-@dataclass
-class Past:
-    """One row as the turns before have left it.
-
-    Attributes:
-        row: its layout when the last turn began.
-        turn: the last turn.
-        layers: what each layer holds, None where it still lies in the cache's own storage.
-    """
-
-    row: Row
-    turn: PastTurn
-    layers: list[Held | None]
-
-    def grown(self, new: int, said: int, pad: int, image: Sequence[int]) -> Row:
-        """Return the row's layout with the last answer's fed tokens and ``new`` ones behind them.
-
-        Args:
-            new: number of new tokens.
-            said: how many of them, counted from the first, belong to the last answer.
-            pad: left padding.
-            image: those of them that are image tokens, from 0.
-        """
-        first = self.row.length
-        begin, end = first + self.turn.steps, first + self.turn.steps + said
-        answers = (*self.row.answers, *([(first, end)] if end > first else []))
-        return Row(pad, begin + new, (*self.row.image, *(begin + place for place in image)), answers)
-
-
-@dataclass
-class Turn:
-    """A turn whose first pass has not run yet.
-
-    Attributes:
-        pasts: of every row.
-        new: tokens that each row is fed.
-        image: those of them that are image tokens, from 0, of each row.
-        parts: a cache for each row, which :meth:`AdaptiveCache.merge` takes back; empty where the only row stays in its cache.
-        ids: ``[B, L]`` of the whole conversation, left-padded, which the new tokens end; None where the caller has not told them.
-        where: positions ``[axes, B, columns]`` of the new tokens, where they are not simply counted on; None where they are.
-        ahead: ``[B, 1]``, what the pictures add to ``AdaptiveCache.ahead``; 0 where positions are counted on.
-    """
-
-    pasts: list[Past]
-    new: list[int]
-    image: list[tuple[int, ...]]
-    parts: list[AdaptiveCache] = field(default_factory=list)
-    ids: torch.Tensor | None = None
-    where: torch.Tensor | None = None
-    ahead: torch.Tensor | int = 0
-
-    @property
-    def pictures(self) -> bool:
-        """Whether some row brings pictures."""
-        return any(self.image)
-
-    def prefill(self, pins_image: bool) -> PrefillState:
-        """Return the state of the pass: the new tokens of each row as a prompt."""
-        fed = zip(self.new, self.image, strict=True)
-        rows = tuple(Row(self.width - new, new, image) for new, image in fed)
-        before = [past.row.n_image for past in self.pasts]
-        return PrefillState(rows, [(number,) for number in range(len(rows))], pins_image, before)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of keys and values that are in no layer of the cache itself."""
-        parts = sum(part.allocated_bytes for part in self.parts)
-        return parts or sum(held.nbytes for past in self.pasts for held in past.layers if held is not None)
-
-    def check_ids(self, ids: torch.Tensor | None) -> None:
-        """Refuse tokens ``[B, columns]`` other than those that the turn was begun with (``ValueError``)."""
-        if self.ids is None or ids is None:
-            return
-        if ids.shape[1] != self.width or not torch.equal(ids, self.ids[:, -self.width :].to(ids.device)):
-            raise ValueError("the model got other tokens than next_turn was given: pass it the same inputs")
-
-    @property
-    def width(self) -> int:
-        """Columns of the pass, where rows run together."""
-        return max(self.new)
-
-    def caches(self, own: AdaptiveCache) -> list[AdaptiveCache]:
-        """Return the cache of each row."""
-        return self.parts or [own]
 
 
 def take_past(cache: AdaptiveCache, row: int) -> Past:
@@ -226,69 +95,6 @@ def begin_turn(
     if cache.recorder is not None:
         cache.recorder = Recorder(cache.rows[0], len(cache.layers))
         cache.turn.caches(cache)[0].recorder = cache.recorder
-
-
-def begin_generated_turn(cache: AdaptiveCache, inputs: Any, max_new_tokens: int) -> None:
-    """Compare a whole conversation with what a cache has seen, and begin the turn that feeds the rest (``AdaptiveCache.next_turn``)."""
-    ids, mask = ids_and_mask(inputs)
-    token, shown = cache.facts.image_token_id, inputs.get("pixel_values") is not None
-    if cache.looped or not cache.ids:
-        raise ValueError(
-            "this cache does not know the tokens that it has seen: run the conversation with model.generate, from input_ids on"
-        )
-    rows = find_rows(ids, mask, cache.facts.image_token_id)
-    if len(rows) != cache.batch_size:
-        raise ValueError(f"this cache holds {cache.batch_size} rows, the inputs have {len(rows)}: pass all of them, in their order")
-    seen = torch.cat([some.to(ids.device) for some in cache.ids], dim=1)
-    pads = [row.pad for row in (cache.rows if cache.turn is None else [past.row for past in cache.turn.pasts])]
-    fed = []
-    for number, (row, pad_before) in enumerate(zip(rows, pads, strict=True)):
-        whole, known = ids[number, row.pad :], seen[number, pad_before:]
-        count = min(len(whole), len(known))
-        differ = torch.ne(whole[:count], known[:count]).nonzero()
-        if len(differ) or len(whole) < len(known):
-            at = int(differ[0]) if len(differ) else len(whole)
-            raise ValueError(
-                f"row {number} of the conversation differs at token {at} from what this cache has seen, {len(known)} tokens: keep prompt "
-                "and the answer as they were (a row that ended before others has been fed padding: continue such rows one by one)"
-            )
-        fed.append(whole[len(known) :].tolist())
-    image = [tuple(place for place, one in enumerate(new) if token is not None and one == token) for new in fed]
-    _check_generated(cache, image, shown)
-    begin_turn(cache, [len(new) for new in fed], [1] * len(fed), max_new_tokens, image)
-    assert cache.turn is not None
-    cache.turn.ids = ids
-
-
-def _check_generated(cache: AdaptiveCache, image: list[tuple[int, ...]], shown: bool) -> None:
-    """Refuse pictures in a turn that ``generate`` runs.
-
-    Args:
-        cache: before the turn.
-        image: those of every row's new tokens that are image tokens; the first new token is the answer's last.
-        shown: whether there are pixels.
-
-    Raises:
-        ValueError: the pixels have no placeholders or these no pixels, an answer ends in one, or ``generate`` cannot count the positions.
-    """
-    if shown and not any(image):
-        raise ValueError(
-            "the pictures are in the cache already: leave them out of the inputs, and pass those that the next question brings"
-        )
-    if not any(image):
-        return
-    number = next(row for row, places in enumerate(image) if places)
-    if not shown:
-        raise ValueError(f"row {number} brings a new picture without its pixel_values: pass those of the new pictures, and of no others")
-    ended = [row for row, places in enumerate(image) if places[:1] == (0,)]
-    if ended:
-        raise ValueError(f"the last answer of row {ended[0]} ends in the placeholder of a picture, so that no picture can follow it")
-    model = cache.model()
-    if model is not None and family_of(model.config).own_positions:
-        raise ValueError(
-            f"row {number} brings a new picture, and generate counts the positions of {cache.facts.name} over all pictures of a "
-            "conversation at once: ask it of an avl.Conversation"
-        )
 
 
 def new_tokens(cache: AdaptiveCache, ids: torch.Tensor) -> torch.Tensor:
@@ -395,7 +201,7 @@ def commit_turn(
     stay = _stay(window, tokens, sums, new)  # [1, 1 or G, start]
     free = window.capacity - window.start
     source = torch.cat([image[:, None].expand(-1, stay.shape[1], -1), places.gather(2, pad(stay, (0, free)))], dim=2)
-    by_head = [_picked(states, source) for states in (keys, values)]
+    by_head = [picked(states, source) for states in (keys, values)]
     flat_keys, flat_values = (states.transpose(1, 2).contiguous().flatten(0, 1) for states in by_head)
     layer.flat = flat_keys, flat_values
     core, index, weights = layer.owner.policy.select(layer.number, bucket.shape), None, None
