@@ -40,8 +40,7 @@ def test_accessibility(serve: Any, tab: Any, scheme: str) -> None:
         assert ours == []
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.parametrize(("width", "scheme"), [(390, "dark"), (1280, "light")])
 def test_no_sideways_scrolling(serve: Any, tab: Any, width: int, scheme: str) -> None:
     server = serve("--pace", "0.005")
     one = tab(server.url, width=width, color_scheme=scheme).open()
