@@ -114,4 +114,3 @@ def test_add_a_kernel(tmp_path, monkeypatch):
     out = run(tmp_path, "-m", "pytest", "-q", "-n", "0", "tests/kernels/test_gate.py", "tests/kernels/test_kernel_files.py")
     assert int(re.search(r"(\d+) passed", out)[1]) > 9
     run(tmp_path, "-m", "ruff", "check", "kernels", "avl", "tests/kernels/test_gate.py")
-    check_types(tmp_path)

@@ -43,8 +43,8 @@ def left(tmp_path: Path) -> list[str]:
 
 @pytest.mark.parametrize(
     ("number", "kind"),
-    [(signal.SIGTERM, "quick"), (signal.SIGINT, "quick"), (signal.SIGTERM, "launching")],
-    ids=["SIGTERM", "SIGINT", "while-launching"],
+    [(signal.SIGINT, "quick"), (signal.SIGTERM, "launching")],
+    ids=["SIGINT", "SIGTERM-while-launching"],
 )
 def test_a_run_ends_and_is_told_why(start: Any, tmp_path: Path, number: signal.Signals, kind: str) -> None:
     process, port = start(kind)
