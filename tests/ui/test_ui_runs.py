@@ -51,7 +51,7 @@ def test_a_visitor_runs_looks_stops_and_runs_again(real: Any, tab: Any) -> None:
     one.set("#avl-layer", 0)
     one.until("window.avlPlayer.view.layer === 0")
     one.until(f"(first) => {pixels} !== first", arg=first)
-    assert one.text("layerName").startswith("0 of 0–")
+    one.until("document.querySelector('#avl-player [data-id=layerName]').textContent.startsWith('0 of 0–')")
     page.evaluate("document.getElementById('avl-stop').click()")  # nothing happens where the run has ended by itself
     one.wait("done", 10_000)
     real.wait_idle()
