@@ -106,8 +106,12 @@ def test_policies_agree_as_the_engine_says(small):
     assert set(found[0].stored) == set(found[0].read) == {1.0}
     assert max(found[1].stored) < 0.8
     assert max(found[1].kl) > 0
-    assert report.continuity(attention.LongAnswer([], 50, {"prompt": [0.5] * 40, "3": [0.9] * 31 + [0.81] * 9}))["holds"] is False
-    assert report.continuity(attention.LongAnswer([], 50, {"prompt": [0.5] * 40, "3": [0.9] * 31 + [0.83] * 9}))["holds"] is True
+
+
+@pytest.mark.parametrize(("first", "last", "holds"), [(0.9, 0.81, False), (0.9, 0.83, True), (0.54, 0.54, None), (0.5, 0.9, None)])
+def test_continuity_is_measured_against_chance(first, last, holds):
+    answer = attention.LongAnswer([], 50, {"prompt": [0.5] * 40, "3": [first] * 31 + [last] * 9})
+    assert report.continuity(answer)["holds"] is holds
 
 
 def test_a_record_is_plain_and_its_table_shows_gaps(answered):

@@ -16,6 +16,9 @@ from avl.evaluation.lengths.documents import Behind
 HOLDS = 0.8
 """Continuity holds where concordance exceeds chance at the end of an answer by at least this much of what it does at the beginning."""
 
+LEAST = 0.05
+"""Concordance less above chance than this is none."""
+
 
 def record(made: dict[str, Any], answer: LongAnswer, policies: Sequence[Along], documents: Sequence[Behind] = ()) -> dict[str, Any]:
     """Return everything as plain values: means by bin of decode steps; a bin without values has None.
@@ -49,13 +52,17 @@ def _finite(value: Any) -> Any:
 
 
 def continuity(answer: LongAnswer) -> dict[str, Any]:
-    """Return whether the important image tokens change as slowly at the end of the answer as at its beginning, and the rule."""
+    """Return whether the important image tokens change as slowly at the end of the answer as at its beginning, and the rule.
+
+    ``holds`` is None where they are about as far as chance apart from the beginning, so that there is nothing to hold.
+    """
     chance = answer.p / 100
     lag = max((name for name in answer.concordance if name != "prompt"), key=int)
     by_bin = means(answer.concordance[lag])
     first, last = by_bin[0], by_bin[-1]
     rule = f"concordance with {lag} steps before, less {chance:.0%} of chance: in the last bin at least {HOLDS:.0%} of the first"
-    return {"rule": rule, "chance": chance, "first": first, "last": last, "holds": bool(last - chance >= HOLDS * (first - chance))}
+    holds = bool(last - chance >= HOLDS * (first - chance)) if first - chance >= LEAST else None
+    return {"rule": rule, "chance": chance, "first": first, "last": last, "holds": holds}
 
 
 def table(found: dict[str, Any]) -> str:
@@ -74,7 +81,7 @@ def table(found: dict[str, Any]) -> str:
         cells = [] if values is None else ["–" if one is None else f"{one:.3f}" if "perplexity" in name else f"{one:.1%}" for one in values]
         lines.append(f"{name:34}" + "".join(f"{cell:>11}" for cell in cells))
     said = found["continuity"]
-    holds = "holds" if said["holds"] else "does not hold"
+    holds = "holds" if said["holds"] else "cannot be told from chance" if said["holds"] is None else "does not hold"
     lines += ["", f"Continuity {holds}: {said['first']:.1%}, at the end {said['last']:.1%} ({said['rule']})."]
     if found["documents"]:
         lines += ["", f"{'behind a document of … tokens':48}{'tokens':>8}{'score':>8}{'difference':>18}{'stored':>9}{'read':>8}"]
