@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from avl._files import write_whole
 from avl._paths import ASSETS
 from avl.cli.options import Json, Source, grouped, policy_names, read_file
 from avl.models.checkpoints import RANDOM_WEIGHTS
@@ -147,9 +148,7 @@ def _widths(
 def _keep(result: dict[str, Any], file: Path | None) -> None:
     """Write a result whole, so that whatever ends the run leaves the last one."""
     if file is not None:
-        part = file.with_name(f"{file.name}.part")
-        part.write_text(json_format.dumps(result, indent=1) + "\n")
-        part.replace(file)
+        write_whole(file, json_format.dumps(result, indent=1) + "\n")
 
 
 def _result(file: Path) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from avl._files import write_whole
 from avl.cli.options import NONE, Source, chosen, grouped, policy_names, policy_spec
 from avl.policies import parse_policy
 
@@ -81,7 +82,6 @@ def lengths(
     whole = report.record(made, answer, found, texts)
     print(report.table(whole))
     if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "lengths.json").write_text(json_format.dumps(whole, indent=1) + "\n", encoding="utf-8")
+        write_whole(out / "lengths.json", json_format.dumps(whole, indent=1) + "\n")
         report.plot(whole, out / "lengths.png")
     print(json_format.dumps(whole))

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
 import json as json_format
-import os
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
+from avl._files import write_whole
 from avl.cli.evaluation import Batch, Seed, percent
 from avl.cli.options import Source, chosen, grouped, policy_name, policy_names, policy_spec
 from avl.evaluation.tune.grid import DEFAULT, parse_grid
@@ -28,27 +27,21 @@ CELLS = Path("runs/cells")
 
 def opened(source: Source, folder: Path) -> tuple[tuple[Any, Any], Any, dict[str, Any]]:
     """Load the model. Returns (model, processor), the cells of it, and what a record says about model and machine."""
-    from avl._compat import commit_hash
     from avl.attention.attachment import attach
-    from avl.evaluation.cells import Cells
+    from avl.evaluation.cells import Cells, identity
     from avl.evaluation.rows import today
     from avl.telemetry import machine_card
 
     model, processor = source.load()
     attach(model)
-    machine = machine_card()
-    made = {"model": source.model, "revision": commit_hash(model.config)}
-    made |= {"device": model.device.type, "dtype": str(model.dtype).removeprefix("torch.")}
-    versions = {"avl": importlib.import_module("avl").__version__, **{name: machine[name] for name in ("torch", "transformers")}}
-    return (model, processor), Cells(folder, made | versions), {"machine": machine, "date": today(), **made}
+    made = identity(source.model, model)
+    said = {name: made[name] for name in ("model", "revision", "device", "dtype")}
+    return (model, processor), Cells(folder, made), {"machine": machine_card(), "date": today(), **said}
 
 
 def write(record: dict[str, Any], file: Path) -> None:
-    """Write a record, whole or not at all."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_name(file.name + ".part")
-    part.write_text(json_format.dumps(record, indent=1) + "\n", encoding="utf-8")
-    os.replace(part, file)
+    """Write a record."""
+    write_whole(file, json_format.dumps(record, indent=1) + "\n")
 
 
 Grid = Annotated[

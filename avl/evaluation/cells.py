@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -14,8 +15,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from avl._compat import commit_hash
 from avl.evaluation.rows import Row, today
 from avl.policies import Policy
+from avl.telemetry import machine_card
 
 EVERY = 50
 """Samples asked at a time: what an interruption costs at most."""
@@ -145,12 +148,31 @@ def _cut_torn_line(file: Path) -> None:
         held.truncate(text.rfind(b"\n") + 1)
 
 
+def identity(name: str, model: Any) -> dict[str, Any]:
+    """Return what all answers of a model depend on here, for :class:`Cells`: commands with the same model share their cells by it.
+
+    Args:
+        name: the model's, as the user wrote it.
+        model: as loaded.
+    """
+    machine = machine_card()
+    return {
+        "model": name,
+        "revision": commit_hash(model.config),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "device": model.device.type,
+        "avl": importlib.import_module("avl").__version__,
+        "torch": machine["torch"],
+        "transformers": machine["transformers"],
+    }
+
+
 class Cells:
     """The cells of one model in a folder.
 
     Args:
         folder: where they are kept; None keeps them in memory.
-        made: what all answers depend on besides policy and task: model, revision, dtype, device, versions.
+        made: what all answers depend on besides policy and task, of :func:`identity`.
         part: of several processes, the number of this one.
     """
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from avl._files import write_whole
 from avl.policies import Policy
 
 DRAWS = 10_000
@@ -128,10 +128,7 @@ class Rows:
         """Write the file, whole or not at all."""
         if self._file is None:
             return
-        self._file.parent.mkdir(parents=True, exist_ok=True)
-        part = self._file.with_name(self._file.name + ".part")
-        part.write_text(json.dumps(self.record(), indent=1) + "\n", encoding="utf-8")
-        os.replace(part, self._file)
+        write_whole(self._file, json.dumps(self.record(), indent=1) + "\n")
 
 
 def _plain(row: Row, full: Row | None) -> dict[str, Any]:

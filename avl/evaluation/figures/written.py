@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
+from avl._files import write_whole
 from avl.evaluation.figures.made import Figure
 from avl.evaluation.figures.statements import Statement
 
@@ -50,7 +50,7 @@ class Written:
         statements = [one.to_dict() for one in figure.statements]
         record = {"figure": figure.number, "title": figure.title, **self._made, "statements": statements, "data": figure.data}
         figure.draw(self._folder / f"{name}.svg", figure.title, figure.description)
-        _replace(self._folder / f"{name}.json", json.dumps(record, ensure_ascii=False) + "\n")
+        write_whole(self._folder / f"{name}.json", json.dumps(record, ensure_ascii=False) + "\n")
         self._figures[figure.number] = figure
         self._index()
 
@@ -96,8 +96,8 @@ class Written:
         return "\n".join(lines) + "\n"
 
     def _index(self) -> None:
-        _replace(self._folder / "figures.json", json.dumps(self.record(), indent=1, ensure_ascii=False) + "\n")
-        _replace(self._folder / "figures.md", self.markdown())
+        write_whole(self._folder / "figures.json", json.dumps(self.record(), indent=1, ensure_ascii=False) + "\n")
+        write_whole(self._folder / "figures.md", self.markdown())
 
 
 def table(statements: list[Statement]) -> list[str]:
@@ -107,10 +107,3 @@ def table(statements: list[Statement]) -> list[str]:
         verdict = one.agrees if not one.reason else f"{one.agrees}: {one.reason}"
         lines.append(f"| {one.figure} | {one.claim} | {one.quantity}: {one.here} ({len(one.values)} {one.over}) | {verdict} |")
     return lines
-
-
-def _replace(path: Path, text: str) -> None:
-    """Write a file, whole or not at all."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)

@@ -14,9 +14,9 @@ import torch
 from avl.cache.cache import make_cache
 from avl.cache.recorder import Recorder
 from avl.engine.cuda_graphs import make_decoder
+from avl.evaluation.figures.attention import shared, tops
 from avl.evaluation.lengths.bins import means
 from avl.policies import Full
-from avl.policies.base import share
 
 SINKS = 4
 """First tokens of a sequence; they draw attention whatever they say (StreamingLLM), so that they are counted apart from old text."""
@@ -87,21 +87,21 @@ def long_answer(
     """
     cache = make_cache(model, inputs, Full(), max_new_tokens=steps + 1)
     row = cache.rows[0]
-    count, image = share(p, row.n_image), np.zeros(row.length + steps + 1, bool)
+    image = np.zeros(row.length + steps + 1, bool)
     image[list(row.image)] = True
     recorder, decoder, ends = cache.record(), make_decoder(model, cache), ends_of(model)
     found = LongAnswer([], p, {"prompt": [], **{str(lag): [] for lag in back}})
     logits = decoder.prefill(inputs)
-    first = _tops(recorder, count)
+    first = _tops(recorder, p)
     before: deque[np.ndarray] = deque([first], maxlen=max(back))
     for step in range(1, steps + 1):
         logits[:, ends] = -torch.inf
         found.tokens.append(int(logits[0].argmax()))
         logits = decoder.step(torch.tensor(found.tokens[-1:], device=logits.device))
-        now = _tops(recorder, count)
-        found.concordance["prompt"].append(_shared(first, now, count))
+        now = _tops(recorder, p)
+        found.concordance["prompt"].append(_shared(first, now))
         for lag in back:
-            found.concordance[str(lag)].append(_shared(before[-lag], now, count) if lag <= len(before) else float("nan"))
+            found.concordance[str(lag)].append(_shared(before[-lag], now) if lag <= len(before) else float("nan"))
         before.append(now)
         on_image, by_age = _ages(recorder, image)
         found.image.append(on_image)
@@ -112,16 +112,13 @@ def long_answer(
     return found
 
 
-def _tops(recorder: Recorder, count: int) -> np.ndarray:
-    """Return which image tokens have the ``count`` highest scores in each layer, ``[layers, N]``."""
-    scores = np.stack([layer.image for layer in recorder.layers()])
-    tops = np.zeros(scores.shape, bool)
-    np.put_along_axis(tops, np.argsort(-scores, axis=1, kind="stable")[:, :count], True, axis=1)
-    return tops
+def _tops(recorder: Recorder, p: float) -> np.ndarray:
+    """Return which image tokens are the top ``p`` % in each layer, ``[layers, N]``."""
+    return tops(np.stack([layer.image for layer in recorder.layers()]), p)
 
 
-def _shared(one: np.ndarray, other: np.ndarray, count: int) -> float:
-    return float((one & other).sum() / (count * len(one)))
+def _shared(one: np.ndarray, other: np.ndarray) -> float:
+    return float(shared(one, other).mean())
 
 
 def _ages(recorder: Recorder, image: np.ndarray) -> tuple[float, list[float]]:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from avl._files import write_whole
 from avl.evaluation.paper.filling import Place
 from avl.evaluation.paper.methods import TABLES, Method
 from avl.evaluation.paper.published import BENCHMARKS, MIXED, MODELS, OURS, SCALE
@@ -158,8 +158,5 @@ def _share(ours: float, paper: int | None) -> str:
 
 def write(found: Mapping[str, Any], folder: Path) -> None:
     """Write a record as results.json and table.md, each whole or not at all."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, text in ((RESULTS, json.dumps(found, indent=1, ensure_ascii=False) + "\n"), (TABLE, markdown(found))):
-        part = folder / f"{name}.part"
-        part.write_text(text, encoding="utf-8")
-        os.replace(part, folder / name)
+    write_whole(folder / RESULTS, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+    write_whole(folder / TABLE, markdown(found))

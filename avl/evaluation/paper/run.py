@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from avl._compat import commit_hash
 from avl.attention.attachment import attach
-from avl.evaluation.cells import Cells
+from avl.evaluation.cells import Cells, identity
 from avl.evaluation.paper import report
 from avl.evaluation.paper.evaluator import VERSION
 from avl.evaluation.paper.filling import Place, check_fresh, filled, places
@@ -79,20 +77,13 @@ def measure(
     model, processor = load()
     attach(model)
     tasks = [LmmsTask(held[name], name, model, processor, table.limit, table.batch, table.max_new_tokens) for name in table.tasks]
-    machine = machine_card()
-    made = {
-        "model": table.model,
-        "revision": commit_hash(model.config),
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "device": model.device.type,
-    }
-    made |= {"avl": importlib.import_module("avl").__version__, "torch": machine["torch"], "transformers": machine["transformers"]}
+    made = identity(table.model, model)
     cells = Cells(out / "answers", made, processes.rank)
     asked = places(table.methods, tasks)
     if not resume:
         check_fresh(cells, asked, processes)
     facts = {**made, "evaluator": f"lmms-eval {VERSION}", "asked": list(table.asked), "paper_model": paper_model(table.model)}
-    facts |= {"processes": processes.world, "batch": table.batch, "machine": machine}
+    facts |= {"processes": processes.world, "batch": table.batch, "machine": machine_card()}
     conditions = {
         task.name: {**task.made, "metric": task.metric, "n": task.size, "of": task.of, "first prompt": task.prompt()} for task in tasks
     }
