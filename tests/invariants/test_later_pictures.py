@@ -9,7 +9,7 @@ from observed import assert_within, converse, reductions, snapshot, words
 from pairwise import pairwise
 from random_models import ARCHITECTURES, RAGGED, build_model, encode, request, shared_processor
 from test_conversation_families import real, whole
-from test_conversation_laws import CASES, LIMIT
+from test_conversation_laws import CASES, LIMIT, check_half_precision
 from test_oracle import check_sets
 
 import avl
@@ -55,24 +55,12 @@ def test_every_pass_is_the_oracles(architecture, case, row, model, processor):
 @pytest.mark.slow
 @torch.inference_mode()
 def test_half_precision_logits_given_the_sets():
-    """In half precision two scores may change places, so the oracle is given the library's sets and the logits must agree."""
-    dtype, processor, parameters = torch.bfloat16, shared_processor("next-mistral"), {"S": 90, "C": 30, "K": 3, "P": 60, "T": 50}
-    model = avl.attach(build_model("next-mistral", dtype=dtype))
+    dtype = torch.bfloat16
     turns = [
         (new, limit, *({**some, "pixel_values": some["pixel_values"].to(dtype)} for some in given))
-        for new, limit, *given in asked(processor)
+        for new, limit, *given in asked(shared_processor("next-mistral"))
     ]
-    inputs, feed = encode(processor, RAGGED[1:2]).to(dtype), words(6, 1, PASSES)[0]
-    (prompt,) = oracle.rows(model, inputs)
-    observed = converse(model, inputs, avl.AVL(**parameters), LIMIT, feed, turns)
-    imposed = [state.sets[0] for state in observed.states]
-    runs = [
-        oracle.run(model, prompt, oracle.AVL(**parameters), LIMIT, feed=feed, turns=turns, dtype=kind, imposed=imposed)
-        for kind in (torch.float64, dtype)
-    ]
-    ours = torch.stack([logits[0] for logits in observed.logits]).flatten()
-    stick, plain = (torch.stack(run.logits).flatten() for run in runs)
-    assert_within(ours, stick, plain, dtype, reductions(model, prompt.length + 200))
+    check_half_precision(dtype, turns, 200)
 
 
 @pytest.mark.parametrize("case", CASES)
